@@ -1,0 +1,55 @@
+"""The theory of deep learning, executable: instruments, studies of claims, and a report."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name → module that defines it. Imported on first use, so that `import theorylab` and the command line do not pay for torch.
+_PUBLIC = {
+    "Problem": "core.problem",
+    "Operator": "core.operator",
+    "Estimate": "core.estimate",
+    "Source": "core.source",
+    "Claim": "core.claim",
+    "Finding": "core.claim",
+    "Verdict": "core.claim",
+    "Equals": "core.claim",
+    "Within": "core.claim",
+    "AtMost": "core.claim",
+    "AtLeast": "core.claim",
+    "Orders": "core.claim",
+    "Scales": "core.claim",
+    "Series": "core.series",
+    "Stage": "core.series",
+    "Scale": "core.scale",
+    "Config": "core.config",
+    "setting": "core.config",
+    "study": "core.study",
+    "instrument": "core.instrument",
+    "instruments": "core.instrument",
+    "hessian": "instruments.curvature",
+    "ggn": "instruments.curvature",
+    "sharpness": "instruments.curvature",
+    "eigs": "linalg.lanczos",
+    "spectrum": "linalg.spectrum",
+    "trace": "linalg.trace",
+    "solve": "linalg.solve",
+    "Population": "learning.population",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'theorylab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"theorylab.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,240 @@
+"""A study's result on disk: what ran, what it found, and enough to know whether it is still valid."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from theorylab.core.claim import Claim, Finding, Verdict
+from theorylab.core.series import Line, Series
+
+SCHEMA = 1
+"""Raised when the layout changes; records of another schema are computed again."""
+
+VERSIONED = ("theorylab", "torch", "numpy", "scipy", "scikit-learn")
+"""The packages whose versions can change a number."""
+
+
+class RecordError(Exception):
+    """A record that cannot be read: missing parts, not JSON, of another schema, or not matching its own checksum."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """All that a result depends on; its digest is the key of the record."""
+
+    study: str
+    config: dict[str, Any]
+    source: str  # digest of the study's source and of every module of its package that it imports
+    versions: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits that name the record."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def differs_from(self, other: Provenance) -> str:
+        """What changed, in words: the reason for computing a study again."""
+        changed = [f"{k}: {other.config.get(k)} → {v}" for k, v in self.config.items() if other.config.get(k) != v]
+        changed += [f"{k} {other.versions.get(k)} → {v}" for k, v in self.versions.items() if other.versions.get(k) != v]
+        if self.source != other.source:
+            changed.append("its source or a module that it imports")
+        return ", ".join(changed) or "nothing"
+
+
+@dataclass
+class Record:
+    """One run of a study, finished or failed.
+
+    ``error`` is "" for a finished run, else the traceback. ``text`` is the study's docstring. ``module`` and ``path`` (relative to the
+    folder of its top-level package) locate the source for the report. ``seconds`` is wall time, ``peak_bytes`` the worker's peak RSS.
+    """
+
+    provenance: Provenance
+    scale: str
+    title: str
+    text: str
+    module: str
+    path: str
+    claims: list[dict[str, Any]]
+    findings: list[Finding] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    error: str = ""
+    started: str = ""  # ISO 8601, UTC
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    machine: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def study(self) -> str:
+        """The study's key."""
+        return self.provenance.study
+
+    def verdict(self, claim: str, role: str = "claim") -> Verdict | None:
+        """The verdict of all checks of a claim together, or None where the run did not get to it."""
+        verdicts = [f.verdict for f in self.findings if f.claim == claim and f.role == role]
+        return Verdict.worst(verdicts) if verdicts else None
+
+
+def claim_dict(claim: Claim) -> dict[str, Any]:
+    """A claim as JSON: its texts, source (with url), and relation in words."""
+    source = dataclasses.asdict(claim.source) | {"url": claim.source.url}
+    return dataclasses.asdict(claim) | {"source": source, "relation": claim.relation.describe()}
+
+
+def machine() -> dict[str, str]:
+    """Where this process runs, as far as a reader of a report may want to know."""
+    return {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version(), "cores": str(os.cpu_count())}
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """The installed versions that can change a number."""
+    return {name: metadata.version(name) for name in VERSIONED}
+
+
+@lru_cache
+def imported_files(module: str) -> frozenset[Path]:
+    """The source files of ``module`` and of all modules of its top-level package, and of theorylab, that it imports, however deep."""
+    roots = (module.partition(".")[0], "theorylab")
+    seen: dict[str, Path] = {}
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        if name in seen or name.partition(".")[0] not in roots:
+            continue
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
+            continue
+        if spec is None or spec.origin is None:
+            continue
+        seen[name] = path = Path(spec.origin)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                queue += [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                queue += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+    return frozenset(seen.values())
+
+
+def source_digest(module: str) -> str:
+    """Digest of the text of `imported_files`: it changes when any code that the study runs changes."""
+    digest = hashlib.sha256()
+    for text in sorted(path.read_bytes() for path in imported_files(module)):
+        digest.update(hashlib.sha256(text).digest())
+    return digest.hexdigest()[:16]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def folder_of(runs: Path, provenance: Provenance) -> Path:
+    """Where a record lies: ``runs/<topic>/<study>/<key>``."""
+    return runs / provenance.study / provenance.key
+
+
+def save(record: Record, runs: Path) -> Path:
+    """Write a record: ``series.npz`` first, then ``record.json``, which holds its checksum and so makes it valid."""
+    folder = folder_of(runs, record.provenance)
+    arrays: dict[str, np.ndarray] = {}
+    series = []
+    for i, s in enumerate(record.series):
+        lines = []
+        for j, line in enumerate(s.lines):
+            for part in ("x", "y", "low", "high"):
+                if getattr(line, part) is not None:
+                    arrays[f"{i}.{j}.{part}"] = getattr(line, part)
+            lines.append({"label": line.label, "role": line.role, "mark": line.mark})
+        series.append({k: v for k, v in vars(s).items() if k != "lines"} | {"lines": lines})
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    write_atomically(folder / "series.npz", buffer.getvalue())
+    body = (
+        {"schema": SCHEMA}
+        | vars(record)
+        | {
+            "provenance": dataclasses.asdict(record.provenance),
+            "findings": [_encode(f) for f in record.findings],
+            "series": series,
+            "series_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        }
+    )
+    text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "record.json", text.encode())
+    return folder
+
+
+def load(folder: Path) -> Record:
+    """Read a record back.
+
+    Raises:
+        RecordError: it is incomplete, damaged or of another schema; the message names the file and the reason.
+    """
+    path = folder / "record.json"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body.pop("schema") != SCHEMA:
+            raise ValueError("it was written by another version of theorylab")
+        packed = (folder / "series.npz").read_bytes()
+        if hashlib.sha256(packed).hexdigest() != body.pop("series_sha256"):
+            raise ValueError("series.npz does not match its checksum")
+        arrays = np.load(io.BytesIO(packed), allow_pickle=False)
+        body["series"] = [
+            Series(
+                **{k: v for k, v in s.items() if k != "lines"},
+                lines=[
+                    Line(**line, **{p: arrays[f"{i}.{j}.{p}"] for p in ("x", "y", "low", "high") if f"{i}.{j}.{p}" in arrays})
+                    for j, line in enumerate(s["lines"])
+                ],
+            )
+            for i, s in enumerate(body["series"])
+        ]
+        body["findings"] = [_decode(f) for f in body["findings"]]
+        return Record(**body | {"provenance": Provenance(**body["provenance"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} cannot be read ({error}); the study will be computed again.") from error
+
+
+def _encode(finding: Finding) -> dict[str, Any]:
+    # JSON knows no infinity: an open end of a region is null
+    return dataclasses.asdict(finding) | {"region": [v if np.isfinite(v) else None for v in finding.region]}
+
+
+def _decode(body: dict[str, Any]) -> Finding:
+    low, high = body["region"]
+    region = (-np.inf if low is None else low, np.inf if high is None else high)
+    return Finding(**body | {"region": region, "verdict": Verdict(body["verdict"]), "samples": tuple(body["samples"])})
+
+
+def stored(runs: Path) -> Iterator[Path]:
+    """The folders of all records under ``runs``, readable or not."""
+    yield from sorted(p.parent for p in runs.glob("*/*/*/record.json"))

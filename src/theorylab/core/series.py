@@ -1,0 +1,82 @@
+"""Curves that a study leaves for its figures and tables, and the stages it reports while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from theorylab.core.estimate import as_samples
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of progress: what the study does now. Yielded by a study, shown live, not stored."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: ``y`` over ``x``, with an optional band from ``low`` to ``high``.
+
+    ``role`` tells the figure how to draw it: what was *measured*, what was *predicted*, or the *control*.
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    role: Literal["measured", "predicted", "control"] = "measured"
+    mark: Literal["line", "points"] = "line"
+
+
+@dataclass
+class Series:
+    """A figure's data: named lines over one pair of axes.
+
+    Args:
+        key: Short name within the study, ``"sharpness"``; names the figure's anchor and its CSV.
+        title: What the figure shows, in one sentence.
+        x: Label of the horizontal axis, with its unit.
+        y: Label of the vertical axis, with its unit.
+        claim: Key of the claim that the figure belongs to, or "" for the study as a whole.
+        x_scale: ``"linear"`` or ``"log"``.
+        y_scale: The same for the vertical axis.
+
+    Example:
+        >>> s = Series("decay", "Loss falls", x="step", y="loss [nats]", y_scale="log")
+        >>> s.line("GD", [0, 1, 2], [1.0, 0.5, 0.25]).lines[0].label
+        'GD'
+    """
+
+    key: str
+    title: str
+    x: str
+    y: str
+    claim: str = ""
+    x_scale: Literal["linear", "log"] = "linear"
+    y_scale: Literal["linear", "log"] = "linear"
+    lines: list[Line] = field(default_factory=list)
+
+    def line(
+        self,
+        label: str,
+        x: Any,
+        y: Any,
+        *,
+        low: Any = None,
+        high: Any = None,
+        role: Literal["measured", "predicted", "control"] = "measured",
+        mark: Literal["line", "points"] = "line",
+    ) -> Series:
+        """Add a curve and return self; all vectors must be finite and of one length."""
+        vectors = {"x": x, "y": y, "low": low, "high": high}
+        arrays = {k: None if v is None else as_samples(v, name=f"{self.key}, line {label!r}, {k}") for k, v in vectors.items()}
+        sizes = {k: a.size for k, a in arrays.items() if a is not None}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"{self.key}, line {label!r}: x, y, low and high must have one length, got {sizes}.")
+        self.lines.append(Line(label, role=role, mark=mark, **arrays))  # pyright: ignore[reportArgumentType]
+        return self

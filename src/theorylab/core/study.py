@@ -1,0 +1,237 @@
+"""A study: the claims it declares, its settings at each scale, and the run that confronts prediction with measurement."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from theorylab.core import claim as claim_module
+from theorylab.core.claim import Claim, Finding
+from theorylab.core.config import Config
+from theorylab.core.scale import Scale
+from theorylab.core.series import Series, Stage
+from theorylab.core.source import Source
+
+ENTRY_POINTS = "theorylab.studies"
+"""Installed packages announce their studies under this entry-point group, naming a package or a module."""
+
+Run = Callable[[Any], Iterator[Finding | Series | Stage]]
+
+
+class StudyError(Exception):
+    """A study broke its contract, could not be found, or could not be imported; the message says which and what to do."""
+
+
+@dataclass
+class Result:
+    """What one run of a study yielded, in order."""
+
+    findings: list[Finding] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A registered study; made by `study`, not by hand."""
+
+    key: str
+    claims: tuple[Claim, ...]
+    scales: Mapping[Scale, Config]
+    run: Run
+    module: str
+
+    def execute(self, config: Config, on_stage: Callable[[str], None] = lambda _: None) -> Result:
+        """Run and check the contract: a finding and a control for every declared claim, and nothing else.
+
+        Args:
+            config: Settings, of the study's own config class.
+            on_stage: Told the name of each stage as it begins.
+
+        Raises:
+            StudyError: a finding of an undeclared claim, or a claim without a finding or without its control.
+        """
+        expected = type(next(iter(self.scales.values())))
+        if not isinstance(config, expected):
+            raise TypeError(f"study {self.key}: config must be a {expected.__qualname__}, got {type(config).__qualname__}.")
+        declared = {c.key for c in self.claims}
+        result = Result()
+        for item in self.run(config):
+            if isinstance(item, Stage):
+                on_stage(item.name)
+            elif isinstance(item, Series):
+                result.series.append(item)
+            elif isinstance(item, Finding):
+                if item.claim not in declared:
+                    raise StudyError(f"study {self.key} yields a finding of {item.claim}, which it does not declare.")
+                result.findings.append(item)
+            else:
+                raise StudyError(f"study {self.key} yields a {type(item).__name__}; a study yields Finding, Series and Stage.")
+        for role in ("claim", "control"):
+            missing = declared - {f.claim for f in result.findings if f.role == role}
+            if missing:
+                raise StudyError(f"study {self.key} yields no {role} finding for {', '.join(sorted(missing))}.")
+        return result
+
+
+_registry: dict[str, Study] = {}
+
+
+def study(key: str, *, claims: Iterable[Claim], tiny: Config, small: Config, large: Config) -> Callable[[Run], Run]:
+    """Register a generator function as the study ``key`` ("topic/study").
+
+    The decorated function takes the config and yields `Finding`, `Series` and `Stage`. Its module's docstring is the study's text.
+
+    Args:
+        key: ``"topic/study"``, the place of the file under ``studies/``.
+        claims: Every claim that the run checks; their keys begin with ``key``.
+        tiny: Settings of the tests: a second or two.
+        small: Settings of a laptop: about ten seconds.
+        large: Settings of the paper, on a GPU or a cluster.
+
+    Raises:
+        ValueError: a key that another module took, a claim of another study, or configs of different classes.
+    """
+    claims = tuple(claims)
+    scales = {Scale.TINY: tiny, Scale.SMALL: small, Scale.LARGE: large}
+    if len({type(c) for c in scales.values()}) != 1:
+        raise ValueError(f"study {key}: tiny, small and large must be of one config class.")
+    if not claims:
+        raise ValueError(f"study {key} declares no claim.")
+    for c in claims:
+        if not c.key.startswith(f"{key}/"):
+            raise ValueError(f"study {key}: the key of claim {c.key!r} must begin with {key + '/'!r}.")
+
+    def register(run: Run) -> Run:
+        taken = _registry.get(key)
+        if taken is not None and taken.module != run.__module__:
+            raise ValueError(f"study {key} is registered by {taken.module} already; {run.__module__} must choose another key.")
+        _registry[key] = Study(key, claims, scales, run, run.__module__)
+        return run
+
+    return register
+
+
+@dataclass(frozen=True)
+class StudyCard:
+    """What can be said of a study without importing it (and torch): read from its source text."""
+
+    key: str
+    title: str
+    text: str
+    claims: tuple[Claim, ...]
+    module: str
+    path: Path
+
+
+_LITERALS: dict[str, Any] = {
+    name: value
+    for name, value in vars(claim_module).items()
+    if inspect.isclass(value) and issubclass(value, (Claim, claim_module.Relation))
+} | {"Source": Source}
+
+
+def read_card(path: Path, module: str) -> StudyCard | None:
+    """The card of the study in a source file, or None where the file registers none.
+
+    Raises:
+        StudyError: the file does not parse, or a claim in it is not a literal.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise StudyError(f"{module} cannot be read as Python: {error}.") from error
+    keys = [
+        d.args[0].value
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        for d in node.decorator_list
+        if isinstance(d, ast.Call)
+        and isinstance(d.func, ast.Name)
+        and d.func.id == "study"
+        and d.args
+        and isinstance(d.args[0], ast.Constant)
+    ]
+    if not keys:
+        return None
+    if len(keys) > 1:
+        raise StudyError(f"{module} registers {len(keys)} studies; a file holds one.")
+    claims = []
+    for node in tree.body:
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Claim":
+            try:
+                code = compile(ast.Expression(value), str(path), "eval")
+                claims.append(eval(code, {"__builtins__": {}, **_LITERALS}))
+            except Exception as error:
+                raise StudyError(f"{module}, line {node.lineno}: a claim must be written as a literal ({error}).") from error
+    text = inspect.cleandoc(ast.get_docstring(tree) or "")
+    return StudyCard(keys[0], text.split("\n")[0].rstrip("."), text, tuple(claims), module, path)
+
+
+def _files(entry: metadata.EntryPoint) -> Iterator[tuple[str, Path]]:
+    spec = importlib.util.find_spec(entry.module)
+    if spec is None:
+        raise StudyError(f"no module named {entry.module}")
+    if spec.submodule_search_locations is None:
+        yield entry.module, Path(str(spec.origin))
+        return
+    for root in map(Path, spec.submodule_search_locations):
+        for path in sorted(root.rglob("*.py")):
+            if not path.name.startswith("_"):
+                yield ".".join((entry.module, *path.relative_to(root).with_suffix("").parts)), path
+
+
+@lru_cache
+def find_studies() -> tuple[dict[str, StudyCard], tuple[str, ...]]:
+    """All installed studies by key, and one line for each package or file that could not be read.
+
+    Nothing of theorylab's own studies is imported. A broken package never hides the others.
+    """
+    cards: dict[str, StudyCard] = {}
+    problems: list[str] = []
+    for entry in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda e: (e.name != "theorylab", e.name)):
+        try:
+            files = list(_files(entry))
+        except Exception as error:  # an import of someone else's package may raise anything
+            problems.append(f"studies of package {entry.name!r} ({entry.value}) cannot be found: {type(error).__name__}: {error}")
+            continue
+        for module, path in files:
+            try:
+                card = read_card(path, module)
+                if card is not None and card.key in cards:
+                    raise StudyError(f"{module} registers {card.key}, which {cards[card.key].module} registers already.")
+            except StudyError as error:
+                problems.append(str(error))
+                continue
+            if card is not None:
+                cards[card.key] = card
+    return cards, tuple(problems)
+
+
+def load_study(key: str) -> Study:
+    """Import the module that registers ``key`` and return the study.
+
+    Raises:
+        StudyError: no such study, or its module raises on import.
+    """
+    if key not in _registry:
+        card = find_studies()[0].get(key)
+        if card is None:
+            raise StudyError(f"no study {key!r}; `theorylab syllabus` lists what there is.")
+        try:
+            importlib.import_module(card.module)
+        except Exception as error:
+            sys.modules.pop(card.module, None)
+            raise StudyError(f"study {key}: importing {card.module} raised {type(error).__name__}: {error}") from error
+        if key not in _registry:
+            raise StudyError(f"study {key}: importing {card.module} registered no such study.")
+    return _registry[key]

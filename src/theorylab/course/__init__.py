@@ -1,0 +1,1 @@
+"""The course: its syllabus, exercises and projects."""

@@ -1,0 +1,1 @@
+"""Measurements of a Problem: any PyTorch model, loss and data."""

@@ -1,0 +1,1 @@
+"""How networks are trained: populations, and the optimizers that drive them."""

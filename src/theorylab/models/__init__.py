@@ -1,0 +1,1 @@
+"""Reference networks and objectives, one class of model a file."""

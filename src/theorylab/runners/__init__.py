@@ -1,0 +1,1 @@
+"""Where studies run: local processes, or a cluster."""

@@ -1,0 +1,1 @@
+"""Intervals, fits and rank correlations beyond the mean interval of core."""

@@ -1,0 +1,1 @@
+"""Oct 8 and 19: what normalization layers do to optimization."""
