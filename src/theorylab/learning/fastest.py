@@ -57,13 +57,7 @@ def fastest_chunk(key: tuple, size: int, make: Callable[[int], Group]) -> int:
         return _cache[key]
     times = {0: seconds_per_step(make(0))}
     for chunk in sorted({size, *(c for c in CHUNKS if c < size)}):
-        try:
-            times[chunk] = seconds_per_step(make(chunk))
-        except RuntimeError as error:  # what vmap has no rule for, the loop can do
-            log.info(
-                "population: this model cannot run under vmap (%s); replicas are trained one after another.", str(error).split("\n")[0]
-            )
-            break
+        times[chunk] = seconds_per_step(make(chunk))
     best = _cache[key] = min(times, key=times.__getitem__)
     how = "one after another" if best == 0 else f"{best} at a time under vmap"
     measured = ", ".join(f"{'loop' if c == 0 else c}: {1e6 * t:.0f}" for c, t in times.items())

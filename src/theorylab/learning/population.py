@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise, zip_longest
@@ -20,6 +21,7 @@ from theorylab.learning.trajectory import Measured, Recorder, Trajectory
 if TYPE_CHECKING:
     from theorylab.core.problem import Problem
 
+log = logging.getLogger(__name__)
 CHECK_EVERY = 1000
 """Steps between looks for a loss that is no longer finite."""
 
@@ -50,8 +52,9 @@ class Population:
         trainable: Which parameters are trained, by name; all by default.
 
     Raises:
-        ValueError: an argument out of range, with what to do; layers that draw random numbers (dropout) under ``mode="vmap"``: one draw
-            for all would tie a replica's noise to the number of replicas, so such models train in a loop, each on its own stream.
+        ValueError: an argument out of range, with what to do; a model that vmap cannot run, under ``mode="vmap"``. Among these are layers
+            that draw random numbers (dropout): one draw for all would tie a replica's noise to the number of replicas, so such models
+            train in a loop, each replica on its own stream, which continues that of its seed after ``make_model()``.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -98,12 +101,13 @@ class Population:
         for name, p in module.named_parameters():
             p.requires_grad_(name in trained)
         group = Group(module, row_risk(loss), optimizer, trained, frozen, buffers, {}, rows, noise, stacked=mode != "loop")
-        draws = check_batch(group, loss, row_weights)
+        draws, obstacle = check_batch(group, loss, row_weights)
         if not draws:
             group.noise = None
-        elif mode == "vmap":
-            raise ValueError("the model draws random numbers in its forward pass (dropout?): use mode='loop' or 'auto', or model.eval().")
-        else:
+        if obstacle and mode == "vmap":
+            raise ValueError(f"the model cannot run under vmap: {obstacle} Use mode='loop' or 'auto'.")
+        if obstacle and mode == "auto":
+            log.info("population: the model cannot run under vmap, so replicas are trained one after another: %s", obstacle)
             self.mode, group.stacked = "loop", False
         try:
             group.state = optimizer.init(trained)
