@@ -254,6 +254,17 @@ def test_frozen_parameters_stay():
     assert all(torch.equal(p, before[name]) for name, p in pop.frozen.items())
 
 
+def test_parameters_that_need_no_gradient_are_frozen_by_default():
+    def net() -> nn.Module:
+        made = make()
+        made.get_parameter("1.weight").requires_grad_(False)
+        return made
+
+    pop = population(make_model=net)
+    assert set(pop.frozen) == {"1.weight"}
+    assert pop.problem(0).params.keys() == pop.params.keys()
+
+
 @pytest.mark.parametrize("mode", ["vmap", "loop"])
 def test_losses_and_gradients_against_autograd(mode):
     pop = population(mode=mode)

@@ -51,7 +51,7 @@ class Population:
         mode: ``"vmap"``, ``"loop"`` (one replica after another), or ``"auto"``, which times both for a few steps at the first `train`,
             takes the faster and says so in `mode` and by `logging`. The two differ by rounding. In long runs the step under vmap is
             recorded and repeated without vmap: forward pass and loss must stay the same functions while the population lives.
-        trainable: Which parameters are trained, by name; all by default.
+        trainable: Which parameters are trained, by name; by default those that require a gradient.
 
     Raises:
         ValueError: an argument out of range, with what to do; a model that vmap cannot run, under ``mode="vmap"``. Among these are layers
@@ -96,7 +96,7 @@ class Population:
         self.step_count = 0
         rows = make_rows(data, self.seeds, batch_size, row_weights, data_per_replica, dtype, self.device)
         module, params, buffers, noise = initialize(make_model, self.seeds, dtype, self.device)
-        trained = {k: p for k, p in params.items() if trainable is None or trainable(k)}
+        trained = {k: params[k] for k, p in module.named_parameters() if (p.requires_grad if trainable is None else trainable(k))}
         if not trained:
             raise ValueError(f"trainable must accept at least one parameter of {sorted(params)}.")
         frozen = {k: p for k, p in params.items() if k not in trained}
