@@ -32,7 +32,8 @@ def compare(make_model, batch: int, replicas: int, dtype: torch.dtype, which: st
     """Time of a loop over that of the population, a step of a replica each, and the way that the population chose.
 
     The loop is the ordinary one: cross entropy, backward, `zero_grad(set_to_none=True)`, and for Adam the ``fused`` update, the fastest of
-    PyTorch's three at these sizes (for SGD they are within a few percent); its row numbers are drawn beforehand. It trains two replicas a round, for its time does not depend on how many.
+    PyTorch's three at these sizes (for SGD they are within a few percent); its row numbers are drawn
+    beforehand. It trains two replicas a round, for its time does not depend on how many.
     """
     x, y = digits_like(dtype)
     optimizer: Optimizer = sgd(0.05) if which == "sgd" else adam(1e-3)
