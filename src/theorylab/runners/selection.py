@@ -47,7 +47,8 @@ def _matches(card: StudyCard, pattern: str) -> bool:
 
 def _near(pattern: str, cards: Iterable[StudyCard]) -> str:
     names = {name: card.key for card in cards for name in (card.key.partition("/")[0], card.key.partition("/")[2], card.key)}
-    near = [k if "/" in pattern else n for n, k in names.items() if n in difflib.get_close_matches(pattern, names, n=3, cutoff=0.6)]
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.6)  # the nearest first
+    near = [names[name] if "/" in pattern else name for name in close]
     advice = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "."
     return f"{advice} `theorylab syllabus` lists the studies."
 
