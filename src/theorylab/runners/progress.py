@@ -117,7 +117,9 @@ class LiveTable:
         table = Table("study", "stage", "elapsed", "verdict", box=None, pad_edge=False, header_style="bold")
         now = time.monotonic()
         with self._lock:
-            for study, (stage, elapsed, verdict) in self._rows.items():
+            # what runs stands on top, since a terminal shows only the beginning of a long table
+            rows = sorted(self._rows.items(), key=lambda row: row[0] not in self._started)
+            for study, (stage, elapsed, verdict) in rows:
                 running = f"{now - self._started[study]:.0f} s" if study in self._started else elapsed
                 table.add_row(study, stage, running, verdict, style="bold" if study in self._started else "")
         return table

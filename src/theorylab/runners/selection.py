@@ -118,8 +118,13 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
-    except Exception as error:  # AssertionError without CUDA, RuntimeError for a wrong name or index, NotImplementedError for others
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+        if kind == "cuda":  # without a tensor: its context would take memory here, and the device itself where it admits one process
+            if index >= torch.cuda.device_count():
+                raise RuntimeError(f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+        else:
+            torch.empty(1, device=device)
+    except Exception as error:  # RuntimeError for a wrong name, NotImplementedError for a device that this torch was not built for
         why = str(error).strip().split("\n")[0] or type(error).__name__
         raise UsageError(
             f"--device {device} cannot be used here ({why}); leave --device out for the CPU, or install a torch for it."
