@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from theorylab.core import study as study_module
 from theorylab.core.study import find_studies
 
 STUDY = '''"""A fake study named {name}."""
@@ -86,3 +90,13 @@ class FakeLab:
         (self.package / f"{name}.py").write_text(text + textwrap.dedent(top))
         find_studies.cache_clear()
         return self.key(name)
+
+
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLab]:
+    """A package on the path of this process, forgotten afterwards; the body of the fixture ``lab``."""
+    lab = FakeLab(folder)
+    monkeypatch.syspath_prepend(str(lab.folder))  # spawned workers inherit sys.path
+    yield lab
+    for key in [k for k in study_module._registry if k.startswith(lab.topic)]:
+        del study_module._registry[key]
+    find_studies.cache_clear()

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakelab import FakeLab
+from fakelab import FakeLab, installed
 
 from theorylab.cli import main
-from theorylab.core import study as study_module
 from theorylab.core.record import load
 from theorylab.core.scale import Scale
 from theorylab.core.study import find_studies, load_study
@@ -29,12 +28,7 @@ COMMANDS = ("syllabus", "run", "plan", "show", "config")
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLab]:
-    lab = FakeLab(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(lab.folder))
-    yield lab
-    for key in [k for k in study_module._registry if k.startswith(lab.topic)]:
-        del study_module._registry[key]
-    find_studies.cache_clear()
+    yield from installed(tmp_path / "site", monkeypatch)
 
 
 def start(*args: str, site: Path | None = None, code: str = "") -> subprocess.Popen[str]:

@@ -12,10 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakelab import FakeLab
+from fakelab import FakeLab, installed
 from rich.console import Console
 
-from theorylab.core import study as study_module
 from theorylab.core.claim import Claim, Equals, Verdict
 from theorylab.core.record import Record, folder_of, load, save
 from theorylab.core.scale import Scale
@@ -35,12 +34,7 @@ from theorylab.runners.selection import UsageError, assignments, configure, desc
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLab]:
-    lab = FakeLab(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(lab.folder))  # spawned workers inherit sys.path
-    yield lab
-    for key in [k for k in study_module._registry if k.startswith(lab.topic)]:
-        del study_module._registry[key]
-    find_studies.cache_clear()
+    yield from installed(tmp_path / "site", monkeypatch)
 
 
 class Watcher(Lines):
@@ -63,7 +57,7 @@ def jobs(*keys: str, scale: Scale = Scale.TINY, **settings: object) -> list[Job]
 
 def compute(todo: list[Job], runs: Path, *, processes: int = 1, **options: object) -> tuple[RunResult, Watcher]:
     watcher = Watcher()
-    with closing(LocalWorkers(processes, watcher.stage)) as workers:
+    with closing(LocalWorkers(processes, watcher.stage, watcher.output)) as workers:
         return run(todo, workers, runs, watcher, **options), watcher  # type: ignore[arg-type]
 
 
@@ -246,6 +240,14 @@ def test_workers_compute_in_one_thread_and_leave_our_environment_alone(
     assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
+def test_what_a_study_prints_and_warns_is_handed_on_by_line(lab: FakeLab, tmp_path: Path) -> None:
+    key = lab.add("talks", "import warnings\nprint('one')\nprint('two', end='')\nprint(' halves')\nwarnings.warn('beware')")
+    _, watcher = compute(jobs(key), tmp_path)
+    printed = watcher.text.getvalue()
+    for line in (f"{key}: | one\n", f"{key}: | two halves\n", "UserWarning: beware"):
+        assert line in printed
+
+
 def test_the_real_study_runs(tmp_path: Path) -> None:
     result, watcher = compute(jobs("optimization/saddle"), tmp_path)
     assert result.exit_status == 0, result.records[0].error
@@ -420,6 +422,8 @@ def test_a_terminal_gets_a_table_and_a_pipe_gets_lines(lab: FakeLab, tmp_path: P
         table.planned([decide(job, tmp_path, force=False) for job in (good, bad)])
         table.stage(good.study, "a [bold] stage")
         table.stage(bad.study, "begins")
+        table.output(bad.study, "[red] a warning")
+        assert f"{bad.study} | [red] a warning" in screen.file.getvalue()  # type: ignore[attr-defined]
         assert "a [bold] stage" in render(table)
         table.finished(good.study, record_with(good, [Verdict.HOLDS], [Verdict.FAILS]))
         table.finished(bad.study, empty_record(bad, "Traceback\nValueError: [red] no"))

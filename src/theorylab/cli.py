@@ -229,7 +229,9 @@ def run(options: Run) -> int:
     console = _console()
     progress = watch(console)
     workers = (
-        ClusterWorkers(options.cluster, progress.stage) if options.cluster else LocalWorkers(_processes(options, jobs), progress.stage)
+        ClusterWorkers(options.cluster, progress.stage)
+        if options.cluster
+        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output)
     )
     with contextlib.closing(workers), progress:
         result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())

@@ -27,6 +27,9 @@ class Progress(Protocol):
     def stage(self, study: str, name: str) -> None:
         """A study begins a stage."""
 
+    def output(self, study: str, line: str) -> None:
+        """A study printed or warned."""
+
     def finished(self, study: str, record: Record) -> None:
         """A study ended, well or with an error."""
 
@@ -69,6 +72,10 @@ class Lines:
         """Say how a study ended."""
         self._say(study, f"{verdict_line(record)} [{record.seconds:.1f} s, {record.peak_bytes / 2**20:.0f} MiB]")
 
+    def output(self, study: str, line: str) -> None:
+        """Hand on what a study printed."""
+        self._say(study, f"| {line}")
+
     def _say(self, study: str, text: str) -> None:
         self._console.print(f"{study}: {text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -108,6 +115,10 @@ class LiveTable:
         with self._lock:
             self._started.pop(study, None)
             self._rows[study] = ["failed" if record.error else "done", f"{record.seconds:.1f} s", self._verdict(record)]
+
+    def output(self, study: str, line: str) -> None:
+        """Print above the table what a study printed."""
+        self._live.console.print(f"{study} | {line}", markup=False, highlight=False, soft_wrap=True)
 
     @staticmethod
     def _verdict(record: Record) -> str:
