@@ -17,7 +17,7 @@ from theorylab.core.series import Series
 from theorylab.core.source import Source
 from theorylab.core.study import load_study
 
-HOSTILE = '<script>alert("x")</script> & <b>bold</b> \'quote\' $x_1$'
+HOSTILE = "<script>alert(\"x\")</script> & <b>bold</b> 'quote' $x_1$"
 
 SYLLABUS = tomllib.loads("""
 [course]
@@ -63,7 +63,15 @@ def claim(key: str, statement: str, formula: str, kind: str, relation: Any, cont
 
 
 def record(
-    study: str, title: str, text: str, claims: list[Claim], findings: list[Finding], series: list[Series], *, error: str = "", seconds: float = 4.2
+    study: str,
+    title: str,
+    text: str,
+    claims: list[Claim],
+    findings: list[Finding],
+    series: list[Series],
+    *,
+    error: str = "",
+    seconds: float = 4.2,
 ) -> Record:
     versions = {"theorylab": "0.1.0", "torch": "2.13.0", "numpy": "2.3.5", "scipy": "1.17.0", "scikit-learn": "1.9.1"}
     config = {"seeds": 8, "seed": 0, "device": "cpu", "dtype": "float64", "steps": (0.05, 0.5)}
@@ -91,9 +99,13 @@ def saddle() -> Record:
     config = study.scales[Scale.TINY]
     result = study.execute(config)
     text = inspect.cleandoc(sys.modules[study.module].__doc__ or "")
-    made = record("optimization/saddle", text.split("\n")[0].rstrip("."), "", list(study.claims), result.findings, result.series, seconds=0.31)
+    made = record(
+        "optimization/saddle", text.split("\n")[0].rstrip("."), "", list(study.claims), result.findings, result.series, seconds=0.31
+    )
     provenance = Provenance(study.key, config.as_dict(), source_digest(study.module), made.provenance.versions)
-    return dataclasses.replace(made, provenance=provenance, text=text, scale="tiny", module=study.module, path="theorylab/studies/optimization/saddle.py")
+    return dataclasses.replace(
+        made, provenance=provenance, text=text, scale="tiny", module=study.module, path="theorylab/studies/optimization/saddle.py"
+    )
 
 
 def worst_case() -> Record:
@@ -120,18 +132,31 @@ def worst_case() -> Record:
         locator="Theorem 2.2",
         ref="Prediction, Learning, and Games",
     )
-    findings = [tight.check(predicted=1 / (4 * n + 2), measured=(1 + e) / (4 * n + 2), setting=f"n = {n}") for n, e in ((1, 0), (5, 2e-16), (20, 7e-15), (100, -3e-14))]
+    findings = [
+        tight.check(predicted=1 / (4 * n + 2), measured=(1 + e) / (4 * n + 2), setting=f"n = {n}")
+        for n, e in ((1, 0), (5, 2e-16), (20, 7e-15), (100, -3e-14))
+    ]
     findings.append(tight.control_check(predicted=1 / 22, measured=3.8 / 22, setting="h = 1.9, n = 5"))
     rng = np.random.default_rng(0)
     findings.append(regret.check(predicted=33.93, measured=rng.uniform(3, 23, 200), setting="T = 1000, N = 10"))
     findings.append(regret.control_check(predicted=18.6, measured=500.0))
     t = np.arange(1, 1001)
-    regrets = Series("regret", "Regret of Hedge stays below its bound", x="round T", y="regret [loss]", claim=regret.key, x_scale="log", y_scale="log")
+    regrets = Series(
+        "regret", "Regret of Hedge stays below its bound", x="round T", y="regret [loss]", claim=regret.key, x_scale="log", y_scale="log"
+    )
     for name, size in (("random losses", 0.4), ("drifting losses", 0.6), ("alternating losses", 0.15)):
         regrets.line(name, t, size * np.sqrt(t), low=size * np.sqrt(t) * 0.7, high=size * np.sqrt(t) * 1.3)
     regrets.line("√(T ln N / 2)", t, np.sqrt(t * np.log(10) / 2), role="predicted").line("follow the leader", t, t / 2, role="control")
-    text = "Worst cases are *exact*: there is a function on which the bound is attained, with ``L`` its smoothness.\n\n- Huber functions for GD\n- a game for Hedge"
-    return record("optimization/worst_case", "The worst case of first-order methods is attained", text, [tight, regret], findings, [regrets], seconds=8.04)
+    text = "Worst cases are *exact*: on some function the bound is attained, with ``L`` its smoothness.\n\n- Huber functions for GD\n- a game for Hedge"
+    return record(
+        "optimization/worst_case",
+        "The worst case of first-order methods is attained",
+        text,
+        [tight, regret],
+        findings,
+        [regrets],
+        seconds=8.04,
+    )
 
 
 def edge() -> Record:
@@ -162,7 +187,14 @@ def edge() -> Record:
         gd.check(predicted=2 / eta, measured=2 / eta * rng.normal(mean, spread, 8), setting=f"η = {eta:g}")
         for eta, mean, spread in ((0.5, 1.03, 0.012), (0.25, 1.02, 0.01), (0.125, 0.97, 0.05))
     ]
-    findings += [gd.control_check(predicted=8.0, measured=rng.normal(3.7, 0.2, 8), setting="η = 0.25, batch 4", note="Batches of 32 come closer: 0.88 of the edge.")]
+    findings += [
+        gd.control_check(
+            predicted=8.0,
+            measured=rng.normal(3.7, 0.2, 8),
+            setting="η = 0.25, batch 4",
+            note="Batches of 32 come closer: 0.88 of the edge.",
+        )
+    ]
     findings += [rise.check(measured=rng.normal(6.6, 0.8, 8)), rise.control_check(measured=rng.normal(0, 1e-9, 8), setting="linear model")]
     steps = np.arange(2500)
     curves = Series("sharpness", "Sharpness rises to the edge and stays", x="step", y="λ₁ of the Hessian", claim=gd.key)
@@ -174,8 +206,16 @@ def edge() -> Record:
     curves.line("batch 4, η = 0.25", steps, 3.7 + rng.normal(0, 0.1, 2500), role="control")
     loss = Series("loss", "The loss falls, not monotonically", x="step", y="risk [nats]", y_scale="log")
     loss.line("η = 0.5", steps, np.exp(-steps / 600) * (1 + 0.3 * np.abs(rng.normal(size=2500))))
-    text = "Classical theory asks for a step below 2/λ₁. Networks do not stay where that holds: :math:`\\lambda_1` rises until it no longer does."
-    return record("optimization/edge_of_stability", "Gradient descent trains at the edge of stability", text, [gd, rise], findings, [curves, loss], seconds=13.7)
+    text = "Classical theory asks for a step below 2/λ₁. Networks do not stay there: :math:`\\lambda_1` rises until it fails."
+    return record(
+        "optimization/edge_of_stability",
+        "Gradient descent trains at the edge of stability",
+        text,
+        [gd, rise],
+        findings,
+        [curves, loss],
+        seconds=13.7,
+    )
 
 
 def bias() -> Record:
@@ -201,8 +241,13 @@ def bias() -> Record:
         ref="arXiv:1710.10345",
     )
     findings = [slope.check(measured=1.62), slope.control_check(measured=1.0)]
-    findings += [margin.check(predicted=1.0, measured=rng.normal(0.9991, 1e-4, 8)), margin.control_check(predicted=1.0, measured=rng.normal(0.9985, 2e-4, 8), setting="sign descent")]
-    return record("implicit_bias/balance", "What gradient descent conserves, and what it prefers", "", [slope, margin], findings, [], seconds=2.9)
+    findings += [
+        margin.check(predicted=1.0, measured=rng.normal(0.9991, 1e-4, 8)),
+        margin.control_check(predicted=1.0, measured=rng.normal(0.9985, 2e-4, 8), setting="sign descent"),
+    ]
+    return record(
+        "implicit_bias/balance", "What gradient descent conserves, and what it prefers", "", [slope, margin], findings, [], seconds=2.9
+    )
 
 
 def hostile() -> Record:
@@ -219,8 +264,18 @@ def hostile() -> Record:
         ref=f"A title with {HOSTILE}",
         reading=HOSTILE,
     )
-    d = claim("private_learning/hostile/numbers", "Small against large, with both signs.", r"0 = \text{<b>}0\,x < y", "statistical", Equals(atol=1e-3), "none")
-    findings = [c.check(predicted=0.0, measured=[0.1, -0.1, 0.05, 0.0], setting=HOSTILE, note=HOSTILE), c.control_check(predicted=0.0, measured=[1e9, 1.1e9], setting=HOSTILE)]
+    d = claim(
+        "private_learning/hostile/numbers",
+        "Small against large, with both signs.",
+        r"0 = \text{<b>}0\,x < y",
+        "statistical",
+        Equals(atol=1e-3),
+        "none",
+    )
+    findings = [
+        c.check(predicted=0.0, measured=[0.1, -0.1, 0.05, 0.0], setting=HOSTILE, note=HOSTILE),
+        c.control_check(predicted=0.0, measured=[1e9, 1.1e9], setting=HOSTILE),
+    ]
     findings += [d.check(predicted=p, measured=[p - 1e-5, p + 1e-5, p], setting=f"p = {p:g}") for p in (-100.0, 0.0, 1e6)]
     findings += [d.control_check(predicted=0.0, measured=[3.0, 3.1, 2.9])]
     series = Series(f"../{HOSTILE}", HOSTILE, x=HOSTILE, y=HOSTILE, claim=c.key, y_scale="log")
@@ -231,11 +286,36 @@ def hostile() -> Record:
 
 def broken() -> Record:
     """A study that broke off after its first check."""
-    first = claim("normalization/equilibrium/rate", "The effective learning rate settles at √(2ηλ).", r"\gamma_t \to \sqrt{2\eta\lambda}", "statistical", Equals(rtol=0.05), "no weight decay")
-    second = claim("normalization/equilibrium/time", "It takes 1/(4ηλ) steps.", r"T \approx \frac{1}{4\eta\lambda}", "statistical", Within(0.5, 2.0), "no normalization")
-    error = 'Traceback (most recent call last):\n  File "equilibrium.py", line 88, in equilibrium\n    raise ValueError("<lr> & co")\nValueError: measured must be finite, got nan at position 3 (2 of 8 are not finite).'
+    first = claim(
+        "normalization/equilibrium/rate",
+        "The effective learning rate settles at √(2ηλ).",
+        r"\gamma_t \to \sqrt{2\eta\lambda}",
+        "statistical",
+        Equals(rtol=0.05),
+        "no weight decay",
+    )
+    second = claim(
+        "normalization/equilibrium/time",
+        "It takes 1/(4ηλ) steps.",
+        r"T \approx \frac{1}{4\eta\lambda}",
+        "statistical",
+        Within(0.5, 2.0),
+        "no normalization",
+    )
+    error = (
+        'Traceback (most recent call last):\n  File "equilibrium.py", line 88, in equilibrium\n    raise ValueError("<lr> & co")\n'
+        "ValueError: measured must be finite, got nan at position 3 (2 of 8 are not finite)."
+    )
     findings = [first.check(predicted=0.1, measured=[0.099, 0.1, 0.101, 0.1])]
-    return record("normalization/equilibrium", "The effective learning rate finds its own level", "Weight decay and normalization balance.", [first, second], findings, [], error=error)
+    return record(
+        "normalization/equilibrium",
+        "The effective learning rate finds its own level",
+        "Weight decay and normalization balance.",
+        [first, second],
+        findings,
+        [],
+        error=error,
+    )
 
 
 def records() -> list[Record]:

@@ -19,7 +19,8 @@ MARGIN = 0.06
 class Axis:
     """A monotone map from numbers to percent of the width.
 
-    ``scale`` is ``linear``, ``log`` (numbers at or below ``linear_to`` are drawn at it, where the axis says 0) or ``symlog`` (linear within ±``linear_to``).
+    ``scale`` is ``linear``, ``log`` (numbers at or below ``linear_to`` are drawn at it, where the axis says 0) or ``symlog`` (linear within
+    ±``linear_to``).
     """
 
     scale: str
@@ -98,8 +99,8 @@ def distance_axis(values: Sequence[float]) -> Axis:
 def choose(rows: Sequence[Sequence[float]], rest: Sequence[float]) -> Axis:
     """The axis for a claim's own ``rows`` of numbers (region, prediction, measurement) and its controls' (``rest``), all finite.
 
-    Linear if the claim's numbers, the core, stay legible on it; else logarithmic or symmetric-logarithmic if it does so there; else the window of the core, with the
-    controls beyond its edges.
+    Linear if the claim's numbers, the core, stay legible on it; else logarithmic or symmetric-logarithmic if they do so there; else the
+    window of the core, with the controls beyond its edges.
 
     Example:
         >>> choose([[0.9, 1.1]], [3.0]).scale, choose([[0.01, 1.0]], [900.0]).scale, choose([[20.3, 20.7]], [880.0]).high < 30

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import io
-import re
 import textwrap
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from theorylab.core.series import Line, Series
+from theorylab.report.inline_svg import COLOUR, MEASURED, inlined
 from theorylab.report.numbers import number, power_of_ten
-
-POINTS = 500
-"""Points of a curve that are drawn; of a longer one, the extremes of equal stretches of its axis, so that no spike is lost."""
-
-MEASURED = 6
-"""Colours of measured curves; the page's CSS names them --c1, --c2, ... (Okabe and Ito's, shaded for light and dark)."""
+from theorylab.report.thinning import POINTS, select, thin
 
 _MARKERS = "os^Dvp"
 _DASHES = ((4.5, 2.5), (7, 2, 1.5, 2), (2.5, 1.5), (9, 3), (5, 2, 1, 2, 1, 2))
-# Colours that stand in for the page's variables: matplotlib writes them out as they are, and they are replaced in the text.
-_STAND_INS = {f"#0101{k:02x}": f"var(--c{k})" for k in range(1, MEASURED + 1)} | {
-    "#020201": "var(--ink)",
-    "#020202": "var(--ink-2)",
-    "#020203": "var(--rule)",
-    "#020204": "var(--paper)",
-    "#020205": "var(--control)",
-}
-_COLOUR = {name: key for key, name in _STAND_INS.items()}
 
 
 @dataclass(frozen=True)
@@ -78,36 +64,6 @@ def styles(lines: list[Line]) -> list[Style]:
     return result
 
 
-def thin(line: Line, points: int = POINTS, *, log: bool = False) -> Line:
-    """At most ``points`` points of a curve: the first, last, lowest and highest of equal stretches of its axis.
-
-    Example:
-        >>> spike = np.zeros(10_000)
-        >>> spike[1234] = 1.0
-        >>> kept = thin(Line("spike", np.arange(10_000.0), spike))
-        >>> kept.y.max(), kept.y.size <= POINTS
-        (np.float64(1.0), True)
-    """
-    n = line.x.size
-    if n <= points:
-        return line
-    ascending = bool(np.all(np.diff(line.x) >= 0)) and line.x[0] < line.x[-1]
-    along = (np.log(line.x) if log and line.x[0] > 0 else line.x) if ascending else np.arange(n, dtype=float)
-    stretches = np.minimum(((along - along[0]) / (along[-1] - along[0]) * (points // 4)).astype(int), points // 4 - 1)
-    starts = np.flatnonzero(np.diff(stretches, prepend=-1))
-    keep = set()
-    for start, end in zip(starts, [*starts[1:], n], strict=True):
-        y = line.y[start:end]
-        keep |= {int(start), int(end) - 1, int(start + y.argmin()), int(start + y.argmax())}
-    return select(line, np.array(sorted(keep)))
-
-
-def select(line: Line, index: np.ndarray) -> Line:
-    """The points of a curve at ``index``."""
-    low, high = (None if v is None else v[index] for v in (line.low, line.high))
-    return replace(line, x=line.x[index], y=line.y[index], low=low, high=high)
-
-
 def _drawable(line: Line, log_x: bool, log_y: bool) -> np.ndarray:
     keep = np.ones(line.x.size, dtype=bool)
     if log_x:
@@ -141,7 +97,7 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    ink, rule, paper = (_COLOUR[f"var(--{v})"] for v in ("ink-2", "rule", "paper"))
+    ink, rule, paper = (COLOUR[f"var(--{v})"] for v in ("ink-2", "rule", "paper"))
     usable = {
         axis: scale == "log" and any((getattr(line, axis) > 0).any() for line in series.lines)
         for axis, scale in (("x", series.x_scale), ("y", series.y_scale))
@@ -150,7 +106,7 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
         "svg.fonttype": "none",
         "svg.hashsalt": series.key,
         "text.parse_math": False,  # labels are plain text: a dollar sign is a dollar sign
-        "font.size": 9,
+        "font.size": 10,  # room for the largest that the page sets the text in, on a narrow screen
         "axes.unicode_minus": True,
         "path.simplify": False,
     }
@@ -166,7 +122,7 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
             if not index.size:
                 continue
             kept = thin(select(line, index), points, log=usable["x"])
-            colour = _COLOUR[style.colour]
+            colour = COLOUR[style.colour]
             if kept.low is not None and kept.high is not None:
                 floor = kept.y.min() / 10 if usable["y"] else -np.inf  # a band that reaches below zero ends at the foot of a log axis
                 axes.fill_between(kept.x, np.maximum(kept.low, floor), kept.high, color=colour, alpha=0.16, linewidth=0)
@@ -209,34 +165,6 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
     return buffer.getvalue(), look, remark
 
 
-_NUMBER = re.compile(r"-?\d+\.\d{2,}")
-
-
-def _shorter(match: re.Match[str]) -> str:
-    return f"{round(float(match[0]), 1) + 0.0:g}"  # + 0.0: no minus before a zero
-
-
-def inlined(svg: str, prefix: str) -> str:
-    """An SVG file as an element of the page: no prolog, ids that are referred to made unique by ``prefix``, the others dropped.
-
-    Coordinates are rounded to a tenth of a point, colours become the page's variables, and text takes the page's font.
-    """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<title>.*?</title>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("xlink:href", "href")
-    referred = set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in referred else "", svg)
-    svg = re.sub(r'href="#|url\(#', lambda m: f"{m[0]}{prefix}-", svg)
-    svg = re.sub(r"font(?:-family)?: [^;\"]*'[^;\"]*;? ?|font-size: 9px; ?", "", svg)  # the page's CSS sets the text
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r"#0[12]0[12]0[0-9a-f]", lambda m: _STAND_INS.get(m[0], m[0]), svg)
-    svg = re.sub(r'(?<= d=")[^"]*', lambda m: " ".join(_NUMBER.sub(_shorter, m[0]).split()), svg)
-    svg = re.sub(r'(?<= [xy]=")[^"]*', lambda m: _NUMBER.sub(_shorter, m[0]), svg)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # it would rule the whole page; the figure's class says the same
-    svg = re.sub(r"<defs>\s*</defs>", "", svg)
-    return re.sub(r">\s+<", "><", svg).strip()
-
-
 def swatch(style: Style) -> Markup:
     """The legend's sample of a curve."""
     parts = []
@@ -271,8 +199,9 @@ def draw(series: Series, prefix: str, points: int = POINTS) -> Figure:
         raise ValueError(f"series {series.key!r} has no line to draw.")
     svg, look, remark = _draw(series, points)
     described = ", ".join(f"{line.label} ({line.role})" for line in series.lines)
-    head = Markup('<svg class="curves" role="img" aria-labelledby="{0}-title {0}-desc" viewBox="{1}"><title id="{0}-title">{2}</title>').format(
-        prefix, re.search(r'viewBox="([^"]+)"', svg)[1], series.title
-    ) + Markup('<desc id="{}-desc">{} over {}: {}.</desc>').format(prefix, series.y, series.x, described)
-    body = re.sub(r"^<svg[^>]*>", "", inlined(svg, prefix))
-    return Figure(head + Markup(body), tuple(zip(map(swatch, look), series.lines, strict=True)), remark)
+    box, body = inlined(svg, prefix)
+    head = Markup('<svg class="curves" role="img" aria-labelledby="{0}-title {0}-desc" viewBox="{1}"><title id="{0}-title">{2}</title>')
+    desc = Markup('<desc id="{}-desc">{} over {}: {}.</desc>')
+    opening = head.format(prefix, box, series.title) + desc.format(prefix, series.y, series.x, described)
+    drawing = opening + Markup(body) + Markup("</svg>")
+    return Figure(drawing, tuple(zip(map(swatch, look), series.lines, strict=True)), remark)

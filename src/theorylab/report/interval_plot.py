@@ -28,11 +28,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class Plot:
-    """The strips of a claim over one axis: what the axis shows, in words, and its ticks."""
+    """The strips of a claim over one axis: what the axis shows, in words, and its ticks.
+
+    ``distance`` says that the axis shows the distance from the prediction.
+    """
 
     label: str
     strips: tuple[Strip, ...]
     axis: Markup
+    distance: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ def _value(finding: Finding) -> _Numbers:
 def _shifted(finding: Finding) -> _Numbers:
     n, p = _value(finding), finding.predicted
     ends = n.region[0] - p, n.region[1] - p
-    return replace(n, predicted=0.0, measured=n.measured - p, low=n.low - p, high=n.high - p, region=ends, samples=tuple(s - p for s in n.samples))
+    return replace(
+        n, predicted=0.0, measured=n.measured - p, low=n.low - p, high=n.high - p, region=ends, samples=tuple(s - p for s in n.samples)
+    )
 
 
 def _units(findings: Sequence[Finding], kind: str) -> tuple[str, list[_Numbers]]:
@@ -119,9 +125,7 @@ def _strip(finding: Finding, n: _Numbers, axis: Axis, grid: str, distance: bool)
         a, b = max(0.0, left), min(100.0, right)
         b = min(100.0, max(b, a + 0.6))  # a narrow region stays visible
         parts.append(f'<rect class="region" x="{a:.2f}%" y="0" width="{b - a:.2f}%" height="{HEIGHT}"/>')
-        parts += [
-            f'<line class="border" x1="{_at(v)}" x2="{_at(v)}" y1="0" y2="{HEIGHT}"/>' for v in (left, right) if 0 < v < 100
-        ]
+        parts += [f'<line class="border" x1="{_at(v)}" x2="{_at(v)}" y1="0" y2="{HEIGHT}"/>' for v in (left, right) if 0 < v < 100]
     if not distance and 0 <= axis(n.predicted) <= 100:
         x = _at(axis(n.predicted))
         parts.append(f'<line class="predicted" x1="{x}" x2="{x}" y1="0" y2="{HEIGHT}"/>')
@@ -137,12 +141,15 @@ def _strip(finding: Finding, n: _Numbers, axis: Axis, grid: str, distance: bool)
             for end in (axis(n.low), axis(n.high)):
                 if 0 <= end <= 100:
                     parts.append(f'<line class="interval" x1="{_at(end)}" x2="{_at(end)}" y1="{y - 4:g}" y2="{y + 4:g}"/>')
-        parts.append(f'<circle class="measured" cx="{_at(where)}" cy="{y:g}" r="4.5"/>' if 0 <= where <= 100 else _beyond(axis, n.measured, y - 6))
-    words = f"predicted {number(finding.predicted)}, measured {number(finding.measured)}, region {number(finding.region[0])} to {number(finding.region[1])}, {finding.verdict}"
+        parts.append(
+            f'<circle class="measured" cx="{_at(where)}" cy="{y:g}" r="4.5"/>' if 0 <= where <= 100 else _beyond(axis, n.measured, y - 6)
+        )
+    predicted, measured, low, high = map(number, (finding.predicted, finding.measured, *finding.region))
+    words = f"predicted {predicted}, measured {measured}, region {low} to {high}, {finding.verdict}"
     head = Markup('<svg class="strip {}" role="img" width="100%" height="{}" aria-label="{}">').format(
         f"{finding.role} {finding.verdict}", HEIGHT, f"{finding.setting or finding.role}: {words}"
     )
-    return head + Markup("".join(parts) + "</svg>")  # noqa: S704 - built of numbers alone
+    return head + Markup("".join(parts) + "</svg>")  # built of numbers alone
 
 
 def plot(findings: Sequence[Finding], kind: str) -> Plot:
@@ -177,4 +184,4 @@ def plot(findings: Sequence[Finding], kind: str) -> Plot:
     strips = tuple(Strip(f, _strip(f, n, axis, grid, distance)) for f, n in zip(ordered, rows, strict=True))
     anchors = ["start" if x < 4 else "end" if x > 96 else "middle" for x, _ in ticks]
     texts = "".join(f'<text x="{_at(x)}" y="14" text-anchor="{a}">{t}</text>' for (x, t), a in zip(ticks, anchors, strict=True))
-    return Plot(label, strips, Markup(f'<svg class="ticks" aria-hidden="true" width="100%" height="18">{texts}</svg>'))
+    return Plot(label, strips, Markup(f'<svg class="ticks" aria-hidden="true" width="100%" height="18">{texts}</svg>'), distance)

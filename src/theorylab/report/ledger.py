@@ -154,7 +154,7 @@ def topic_name(topic: str) -> str:
 
 
 def tally(rows: Sequence[Row]) -> dict[str, int]:
-    """How many claims came to each state, in the order of `STATES`; ``powerless`` counts those that hold although their control does too."""
+    """How many claims came to each state, in the order of `STATES`; ``powerless``: those that hold while their control does not fail."""
     count = Counter(r.state for r in rows)
     return {s: count[s] for s in STATES} | {"powerless": sum(r.state == "holds" and r.control != "fails" for r in rows)}
 

@@ -12,7 +12,13 @@ from markupsafe import Markup, escape
 _NAMES = ("arg", "tr", "sign", "diag", "rank")
 """Operator names that the converter passes through with their backslash."""
 
-_NAMED = re.compile(rf"\\({'|'.join(_NAMES)})(?![a-zA-Z])")
+_REWRITES = (
+    (re.compile(rf"\\({'|'.join(_NAMES)})(?![a-zA-Z])"), r"\\operatorname{\1}"),
+    (re.compile(r"\\operatorname\*\{([a-z]+)(?:\\,| )?([a-z]*)\}"), r"\\operatorname{\1\2}"),
+    (re.compile(r"\\[bB]igg?[lrm]?(?=\\)"), ""),  # the converter sizes ( and [, but no delimiter that is a command
+)
+"""What the converter does not read, in words that it does: the same formula, a delimiter's size apart."""
+
 _LIMITS = {"min", "max", "inf", "sup", "lim", "argmin", "argmax"}
 """Operators under which a displayed formula writes what others carry as a subscript."""
 
@@ -39,7 +45,10 @@ def mathml(latex: str, *, display: bool = True) -> Markup:
 
     as_code = Markup('<code class="latex">{}</code>').format(latex)
     try:
-        root = convert_to_element(_NAMED.sub(r"\\operatorname{\1}", latex), display="block" if display else "inline")
+        readable = latex
+        for pattern, replacement in _REWRITES:
+            readable = pattern.sub(replacement, readable)
+        root = convert_to_element(readable, display="block" if display else "inline")
     except Exception:  # the converter's own error classes, and KeyError or IndexError for what it did not foresee
         return as_code
     for node in root.iter():

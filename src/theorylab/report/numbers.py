@@ -86,8 +86,9 @@ def sentence(text: str) -> str:
         >>> sentence("the linear model"), sentence("h = 1.9"), sentence("η too long!")
         ('The linear model.', 'h = 1.9.', 'η too long!')
     """
-    head = text.split(maxsplit=1)[0]
-    start = text[0].upper() if len(head) > 1 and head.isalpha() and head.isascii() or head in ("a",) else text[0]
+    head = text.split(maxsplit=1)[0].rstrip(",;:.!?")
+    word = head == "a" or (len(head) > 1 and head.isalpha() and head.isascii() and head.islower())
+    start = text[0].upper() if word else text[0]
     return start + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 

@@ -20,11 +20,12 @@ from theorylab.core.record import Record, source_digest, write_atomically
 from theorylab.core.series import Series
 from theorylab.core.study import StudyCard
 from theorylab.report import ledger, numbers
-from theorylab.report.figures import POINTS, Figure, draw
+from theorylab.report.figures import Figure, draw
 from theorylab.report.interval_plot import Plot, plot
 from theorylab.report.ledger import Row
 from theorylab.report.mathml import mathml, paragraphs
 from theorylab.report.tables import EMBEDDED, Table, as_csv, data_link, table
+from theorylab.report.thinning import POINTS
 
 FIGURES = 40
 """Figures that a page holds at full detail; with more, each is drawn with fewer points, so that the page stays light."""
@@ -210,8 +211,8 @@ def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: S
             machines=_distinct(map(_machine, records)),
             versions=_distinct(map(_versions, records)),
             errors=[v for v in views if v.record and v.record.error],
-            css=Markup(_asset("report.css")),  # noqa: S704 - our own file
-            script=Markup(script),  # noqa: S704 - our own file
+            css=Markup(_asset("report.css")),  # our own file
+            script=Markup(script),  # our own file
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
@@ -238,7 +239,9 @@ def write(records: Sequence[Record], syllabus: Mapping[str, Any], out: Path, *, 
     keys = [*(r.study for r in records), *(c.key for c in pending)]
     twice = sorted({k for k in keys if keys.count(k) > 1})
     if twice:
-        raise ValueError(f"records and pending must name each study once, got {', '.join(twice)} more than once: choose one record of each.")
+        raise ValueError(
+            f"records and pending must name each study once, got {', '.join(twice)} more than once: choose one record of each."
+        )
     page = render(records, syllabus, pending=pending)
     rows = [row for record in records for row in ledger.rows_of(record)] + [row for card in pending for row in ledger.pending_rows(card)]
     order = ledger.topic_order(ledger.outline(syllabus, (r.topic for r in rows)))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from theorylab.core.series import Line, Series
-from theorylab.report.figures import select
 from theorylab.report.numbers import number
+from theorylab.report.thinning import evenly, select
 
 SHOWN = 40
 """Rows of a table on the page; of more, evenly spaced ones, first and last among them."""
@@ -27,16 +27,6 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     total: int
-
-
-def evenly(n: int, most: int) -> np.ndarray:
-    """At most ``most`` of the indices 0 … n − 1, evenly spaced, first and last among them.
-
-    Example:
-        >>> evenly(5, 3).tolist(), evenly(2, 3).tolist()
-        ([0, 2, 4], [0, 1])
-    """
-    return np.arange(n) if n <= most else np.unique(np.linspace(0, n - 1, most).round().astype(int))
 
 
 def table(series: Series, shown: int = SHOWN) -> Table:
@@ -69,7 +59,9 @@ def as_csv(lines: list[Line], digits: int = 17) -> str:
     for line in lines:
         # A spreadsheet runs a cell that begins like a formula; a leading quote makes it text.
         label = f"'{line.label}" if line.label[:1] in ("=", "+", "@", "\t") else line.label
-        columns = [[""] * line.x.size if v is None else [f"{x:.{digits}g}" for x in v.tolist()] for v in (line.x, line.y, line.low, line.high)]
+        columns = [
+            [""] * line.x.size if v is None else [f"{x:.{digits}g}" for x in v.tolist()] for v in (line.x, line.y, line.low, line.high)
+        ]
         writer.writerows([label, line.role, *cells] for cells in zip(*columns, strict=True))
     return buffer.getvalue()
 
