@@ -174,8 +174,10 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(lab: FakeLab, tmp_path:
     process = start("run", quick, slow, "--scale", "tiny", "--jobs", "1", "--out", str(runs), site=lab.folder)
     until(lambda: records(runs, quick) and (lab.folder / "pid").exists() and (lab.folder / "pid").read_text(), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    status, _, err = finish(process)
+    status, printed, err = finish(process)
     assert status == 130
+    assert printed.splitlines()[-1] == str(runs / "report.html")
+    assert slow in (runs / "report.html").read_text()  # as not run
     assert err == "theorylab: stopped: 1 of 2 studies are saved; the same command goes on from there.\n"
     assert gone(int((lab.folder / "pid").read_text()))
     (kept,) = records(runs, quick)

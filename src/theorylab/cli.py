@@ -88,7 +88,8 @@ class Settings:
 
 _RUN = """Check the claims: compute what has no valid record, then write the report.
 
-The report covers the studies that this command names, computed now or earlier. A run that was stopped goes on where it was.
+The report covers the studies that this command names, computed now or earlier. Ctrl-C stops a run, with a report of what is done;
+the same command goes on from there.
 
 Examples:
   theorylab run                                          the whole syllabus at laptop scale
@@ -239,14 +240,15 @@ def run(options: Run) -> int:
     for line in result.problems[len(problems) :]:
         _complain(line, 1)
     if result.interrupted:
-        done = sum(o.record is not None for o in result.outcomes)
-        return _complain(f"stopped: {done} of {len(result.outcomes)} studies are saved; the same command goes on from there.", 130)
+        _complain(f"stopped: {len(result.records)} of {len(chosen)} studies are saved; the same command goes on from there.", 130)
+        if not result.records:
+            return 130  # and an earlier report stays
 
     from theorylab.report import write
 
     _summarize(result, console)
-    pending = [card for card in chosen if card.key not in {r.study for r in result.records}]
-    print(write(result.records, dict(course.raw), options.out, pending=pending))
+    done = {record.study for record in result.records}
+    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]))
     return result.exit_status
 
 

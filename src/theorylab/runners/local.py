@@ -103,7 +103,10 @@ class LocalWorkers:
             worker.stop()
         self._slots.shutdown(wait=True, cancel_futures=True)
         for name, value in self._environment.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _Worker:
