@@ -105,8 +105,8 @@ def quadratic(eigenvalues: Tensor) -> Objective:
 def resisting_maximum(dimension: int, radius: float = 1.0, lipschitz: float = 1.0) -> Objective:
     r"""The nonsmooth function M max(max_i x_i, ‖x‖ − R(1 + 1/√d)), which reveals one coordinate to each subgradient.
 
-    Convex and M-Lipschitz. Its minimum −MR/√d is attained at distance R from the start 0, at −(R/√d)·(1, ..., 1). The oracle answers with the
-    unit vector of the *first* largest coordinate, so that d − 1 steps from 0 leave one coordinate untouched, and the value at 0.
+    Convex and M-Lipschitz. Its minimum −MR/√d is attained at distance R from the start 0, at −(R/√d)·(1, ..., 1). The oracle answers with
+    the unit vector of the *first* largest coordinate, so that d − 1 steps from 0 leave one coordinate untouched, and the value at 0.
 
     Args:
         dimension: d ≥ 1.
@@ -198,7 +198,8 @@ def lessard() -> Objective:
 def pl_least_squares(rows: int, columns: int, *, condition: float = 15.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
     r"""½‖Ax − b‖² with fewer rows than columns: not strongly convex, but Polyak-Łojasiewicz with μ the least eigenvalue of AAᵀ.
 
-    A = U diag(√λ) Vᵀ with random orthogonal factors and λ evenly spaced from 1 to ``condition``, so that μ = 1 and L = ``condition`` exactly.
+    A = U diag(√λ) Vᵀ with random orthogonal factors and λ evenly spaced from 1 to ``condition``, so that μ = 1 and L = ``condition``
+    exactly.
 
     Args:
         rows: n ≥ 2.

@@ -303,7 +303,8 @@ def least_squares_rate(smoothness: float, curvature: float) -> float:
         >>> least_squares_rate(4.0, 1.0)
         0.5625
 
-    Source: the residual's slowest mode shrinks by 1 − μ/L a step and f is its square; compare Karimi et al. 2016, arXiv:1608.04636, Theorem 1.
+    Source: the residual's slowest mode shrinks by 1 − μ/L a step and f is its square; compare Karimi et al. 2016, arXiv:1608.04636,
+    Theorem 1.
     """
     return pl_rate(smoothness, curvature) ** 2
 

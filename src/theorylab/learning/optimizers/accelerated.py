@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
+@selectable
 def accelerated(lr: Hyper) -> Optimizer:
     r"""Accelerated gradient method for convex functions: the momentum grows towards 1 and needs no tuning.
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
+@selectable
 def ogm(lr: Hyper, *, steps: int) -> Optimizer:
     r"""Optimized gradient method for a number of steps that is fixed in advance.
 

@@ -1,8 +1,8 @@
 """Gradient descent follows a gradient flow, but of a slightly different loss, which penalizes steep gradients.
 
 Backward error analysis asks which flow the finite steps solve exactly. To first order in η it is the flow of L + (η/4)‖∇L‖²: the step size
-itself is a regularizer that prefers flat places. Measured here on the smallest model with a curve of minima, ½(w₁w₂ − 1)²: halving η quarters
-the distance from the modified flow, but only halves the distance from the flow of the loss itself.
+itself is a regularizer that prefers flat places. Measured here on the smallest model with a curve of minima, ½(w₁w₂ − 1)²: halving η
+quarters the distance from the modified flow, but only halves the distance from the flow of the loss itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ IMPLICIT_REGULARIZATION = Claim(
     kind="asymptotic",
     relation=Equals(atol=0.1),
     control="the coefficient η/2 in place of η/4, with which the order falls back to 1",
-    reading="A finite step is not merely an error: it biases training towards flat regions, in a way that can be written as a penalty. The expansion "
-    "is one in ηλ: near the edge of stability, ηλ = 2, its terms do not shrink and the modified flow says nothing.",
+    reading="A finite step is not merely an error: it biases training towards flat regions, in a way that can be written as a "
+    "penalty. The expansion is one in ηλ: near the edge of stability, ηλ = 2, its terms do not shrink and the modified flow says nothing.",
 )
 
 

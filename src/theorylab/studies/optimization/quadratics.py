@@ -1,10 +1,10 @@
 """Momentum takes the square root of the condition number on quadratics, and may cycle elsewhere.
 
-On a quadratic every eigenvalue evolves by itself, and the heavy ball in Polyak's tuning contracts all of them at one rate, √κ steps for what costs
-gradient descent κ. The tuning owes this to constant curvature: on a function whose curvature only stays between the same μ and L it can cycle
-for ever. What gradient descent needs for a linear rate is less than convexity, the Polyak-Łojasiewicz inequality ½‖∇f‖² ≥ μ(f − f*), which
-overparametrized least squares satisfies although its minimizers fill a subspace. On that example the guaranteed rate 1 − μ/L is not the true one:
-the loss is a square, and contracts at (1 − μ/L)².
+On a quadratic every eigenvalue evolves by itself, and the heavy ball in Polyak's tuning contracts all of them at one rate, √κ steps for
+what costs gradient descent κ. The tuning owes this to constant curvature: on a function whose curvature only stays between the same μ and
+L it can cycle for ever. What gradient descent needs for a linear rate is less than convexity, the Polyak-Łojasiewicz inequality ½‖∇f‖² ≥
+μ(f − f*), which overparametrized least squares satisfies although its minimizers fill a subspace. On that example the guaranteed rate 1 −
+μ/L is not the true one: the loss is a square, and contracts at (1 − μ/L)².
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ POLYAK_RATE = Claim(
     kind="asymptotic",
     relation=Equals(rtol=0.005),
     control="no momentum (β = 0, η = 2/(L + μ)) against the heavy ball's rate",
-    reading="Ten times fewer steps at κ = 100: this is what momentum is for. The rate is reached late, after a polynomial factor has died away, "
-    "and only where the curvature does not change.",
+    reading="Ten times fewer steps at κ = 100: this is what momentum is for. The rate is reached late, after a polynomial factor has "
+    "died away, and only where the curvature does not change.",
 )
 
 HEAVY_BALL_CYCLE = Claim(
@@ -45,8 +45,8 @@ HEAVY_BALL_CYCLE = Claim(
     kind="identity",
     relation=Equals(atol=1e-10),
     control="gradient descent on the same function, which converges to 0",
-    reading="A rate proved for quadratics need not survive the step to convex functions: the curvature that the ball sees alternates in time with "
-    "its momentum. Slower tunings (Nesterov's) are safe for the whole class.",
+    reading="A rate proved for quadratics need not survive the step to convex functions: the curvature that the ball sees alternates "
+    "in time with its momentum. Slower tunings (Nesterov's) are safe for the whole class.",
 )
 
 PL_RATE = Claim(
@@ -57,8 +57,9 @@ PL_RATE = Claim(
     kind="inequality",
     relation=AtMost(atol=1e-20),
     control="x⁴ from 1 with μ and L as they are at the start: no μ > 0 serves all the way to 0",
-    reading="A linear rate needs neither convexity nor a unique minimizer, only gradients that do not vanish before the loss does: this is how "
-    "overparametrized models can be trained fast. Where the loss flattens towards its minimum the inequality fails, and so does the rate.",
+    reading="A linear rate needs neither convexity nor a unique minimizer, only gradients that do not vanish before the loss does: "
+    "this is how overparametrized models can be trained fast. Where the loss flattens towards its minimum the inequality "
+    "fails, and so does the rate.",
 )
 
 LEAST_SQUARES_RATE = Claim(
@@ -69,8 +70,8 @@ LEAST_SQUARES_RATE = Claim(
     kind="asymptotic",
     relation=Equals(rtol=1e-6),
     control="x⁴, whose contraction tends to 1",
-    reading="The guarantee is not tight here: the slowest mode of the residual shrinks by 1 − μ/L and the loss is its square, so training takes half "
-    "the steps that the bound allows. The limit is reached once the faster modes are gone.",
+    reading="The guarantee is not tight here: the slowest mode of the residual shrinks by 1 − μ/L and the loss is its square, so "
+    "training takes half the steps that the bound allows. The limit is reached once the faster modes are gone.",
 )
 
 

@@ -1,8 +1,9 @@
 """Noise keeps stochastic gradient descent away from the minimum, and how far is known exactly, not only for small steps.
 
-Near a minimum of curvature λ the iterates of SGD with gradient noise of variance σ² form a stationary process, AR(1), or AR(2) with momentum. Its
-variance has a closed form for every stable step. The stochastic differential equation that is often put in its place gets the limit of small
-steps right and misses the divergence at the edge of stability; with momentum, so does the rule of the effective step η/(1−β).
+Near a minimum of curvature λ the iterates of SGD with gradient noise of variance σ² form a stationary process, AR(1), or AR(2) with
+momentum. Its variance has a closed form for every stable step. The stochastic differential equation that is often put in its place gets
+the limit of small steps right and misses the divergence at the edge of stability; with momentum, so does the rule of the effective step
+η/(1−β).
 
 The sample size is fixed before looking: each seed is a group of independent chains, and a group's variance is one sample.
 """
@@ -31,8 +32,9 @@ STATIONARY_VARIANCE = Claim(
     kind="statistical",
     relation=Within(0.95, 1.05),
     control="the stochastic differential equation's ησ²/(2λ) at the largest step",
-    reading="A constant step buys speed with a floor of noise proportional to η. The diffusion picture is right for ηλ ≪ 1; near the edge ηλ = 2 the "
-    "true fluctuation diverges while the picture sees nothing. On a network the noise depends on the place, and this holds only locally.",
+    reading="A constant step buys speed with a floor of noise proportional to η. The diffusion picture is right for ηλ ≪ 1; near the "
+    "edge ηλ = 2 the true fluctuation diverges while the picture sees nothing. On a network the noise depends on the place, "
+    "and this holds only locally.",
 )
 
 MOMENTUM_VARIANCE = Claim(
@@ -43,8 +45,8 @@ MOMENTUM_VARIANCE = Claim(
     kind="statistical",
     relation=Within(0.95, 1.05),
     control="the differential equation with the effective step η/(1−β) at the largest step",
-    reading="Momentum multiplies the noise floor as it multiplies the step, by 1/(1−β), as long as ηλ is small. At large steps the two part: "
-    "momentum moves the edge of stability out to 2(1+β)/λ, and the variance with it.",
+    reading="Momentum multiplies the noise floor as it multiplies the step, by 1/(1−β), as long as ηλ is small. At large steps the "
+    "two part: momentum moves the edge of stability out to 2(1+β)/λ, and the variance with it.",
 )
 
 

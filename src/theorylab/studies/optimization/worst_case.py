@@ -1,9 +1,9 @@
 """The guarantees of first-order methods are exact: a function attains each of them.
 
-A worst-case bound says what no convex function can exceed, and a *witness*, a function on which the method does no better, says that the bound
-cannot be improved. For gradient descent and for the optimized gradient method the witness is a Huber function whose slope lasts just as long
-as the method walks; for the subgradient method a maximum of coordinates, which shows one of them to each step; for all methods that combine
-gradients, Nesterov's tridiagonal quadratic. For nonconvex functions gradients, not values, are guaranteed to become small.
+A worst-case bound says what no convex function can exceed, and a *witness*, a function on which the method does no better, says that the
+bound cannot be improved. For gradient descent and for the optimized gradient method the witness is a Huber function whose slope lasts just
+as long as the method walks; for the subgradient method a maximum of coordinates, which shows one of them to each step; for all methods
+that combine gradients, Nesterov's tridiagonal quadratic. For nonconvex functions gradients, not values, are guaranteed to become small.
 
 All functions are scaled to L = M = R = 1, and everything is computed in float64: an identity must hold to rounding.
 """
@@ -46,7 +46,8 @@ GD_TIGHT = Claim(
     relation=Equals(rtol=1e-12),
     control="η = 1.9/L on the parabola Lx²/2, which then oscillates and misses the value",
     reading="The guarantee of gradient descent is no artefact of its proof: the Huber function with the right threshold meets it exactly. "
-    "The worst function depends on n, so that on any one function the decay is faster in the end; and steps longer than 1/L have other worst cases.",
+    "The worst function depends on n, so that on any one function the decay is faster in the end; and steps longer than 1/L "
+    "have other worst cases.",
 )
 
 SUBGRADIENT = Claim(
@@ -57,20 +58,21 @@ SUBGRADIENT = Claim(
     kind="identity",
     relation=Equals(rtol=1e-12),
     control="the same function in n/2 dimensions, where the steps run out of coordinates to be surprised by",
-    reading="Without smoothness a gradient says little: each one reveals a single coordinate, and the value does not move before all are seen. "
-    "The slow rate 1/√n is therefore a matter of dimension, and is beaten where there are fewer dimensions than steps.",
+    reading="Without smoothness a gradient says little: each one reveals a single coordinate, and the value does not move before all "
+    "are seen. The slow rate 1/√n is therefore a matter of dimension, and is beaten where there are fewer dimensions than steps.",
 )
 
 OGM_TIGHT = Claim(
     "optimization/worst_case/ogm_tight",
-    "n steps of the optimized gradient method leave f − f* at LR²/(2θ_n²) on a Huber function: the bound for all convex L-smooth functions.",
+    "n steps of the optimized gradient method leave f − f* at LR²/(2θ_n²) on a Huber function: the bound for all convex "
+    "L-smooth functions.",
     formula=r"\max_f \; f(x_n) - f^* = \frac{L R^2}{2\theta_n^2}",
     source=Source("Kim and Fessler 2016", "Theorem 2", "arXiv:1406.5468"),
     kind="identity",
     relation=Equals(rtol=1e-10),
     control="gradient descent on the same function",
-    reading="The best worst case that a first-order method can have is attained, with θ_n growing as n/√2: twice as good as Nesterov's guarantee. "
-    "It is a statement about worst functions: on an easy one, plain or conjugate gradients may well be faster.",
+    reading="The best worst case that a first-order method can have is attained, with θ_n growing as n/√2: twice as good as "
+    "Nesterov's guarantee. It is a statement about worst functions: on an easy one, plain or conjugate gradients may well be faster.",
 )
 
 NONCONVEX_GD = Claim(
@@ -81,13 +83,14 @@ NONCONVEX_GD = Claim(
     kind="inequality",
     relation=AtMost(atol=1e-14),
     control="η = 2.1/L on Lx²/2, beyond the edge of stability",
-    reading="Smoothness alone makes gradients small, at the rate 1/n for their square; nothing is said of the value, which may be a poor local "
-    "minimum's. Beyond η = 2/L even a parabola diverges and there is no such bound.",
+    reading="Smoothness alone makes gradients small, at the rate 1/n for their square; nothing is said of the value, which may be a "
+    "poor local minimum's. Beyond η = 2/L even a parabola diverges and there is no such bound.",
 )
 
 SPAN_LOWER_BOUND = Claim(
     "optimization/worst_case/span_lower_bound",
-    "No method that stays in the span of its gradients gets below 3LR²/(32(k+1)²) in k ≤ (d−1)/2 steps on Nesterov's tridiagonal quadratic.",
+    "No method that stays in the span of its gradients gets below 3LR²/(32(k+1)²) in k ≤ (d−1)/2 steps on Nesterov's "
+    "tridiagonal quadratic.",
     formula=r"f(x_k) - f^* \ge \frac{3 L R^2}{32\,(k + 1)^2}",
     source=Source("Nesterov 2004", "Theorem 2.1.7", "Introductory Lectures on Convex Optimization"),
     kind="inequality",
@@ -119,7 +122,7 @@ def iterates(method: Optimizer, f: Objective, start: Tensor, steps: int) -> Tens
 
 
 def last_gap(method: Optimizer, f: Objective, start: Tensor, steps: int) -> float:
-    """f − f* at the last of the iterates."""
+    """Suboptimality at the last of the iterates."""
     return float(f.gap(iterates(method, f, start, steps)[-1]))
 
 
