@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, ratio
+from theorylab.learning.fastest import RECORD_FROM
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
@@ -36,7 +37,7 @@ def compare(make_model, batch: int, replicas: int, dtype: torch.dtype, which: st
     population = Population(
         make_model, nn.functional.cross_entropy, (x, y), optimizer=optimizer, seeds=range(replicas), batch_size=batch, dtype=dtype
     )
-    population.train(2)  # chooses the way
+    population.train(RECORD_FROM // replicas + 1)  # chooses the way and records the step, which long runs do once
     loop_steps, lone = 30, 2
     steps = max(2, 240 // replicas)
     order = minibatches(ROWS, batch, 0)

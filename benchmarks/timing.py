@@ -1,6 +1,7 @@
 """How ratios of times are measured: the contestants in turn, in one process and one thread, and the median over rounds.
 
-Times on a shared machine drift by factors, but neighbours in time drift together, so only ratios within a round are kept. Large temporary
+Times are processor seconds of this process, which other processes disturb least, and neighbours in time drift together, so only ratios
+within a round are kept. Large temporary
 tensors are returned to the system and faulted in again by default, which can dominate short timings: `pinned_malloc` runs the suite with
 glibc's thresholds pinned.
 """
@@ -24,7 +25,7 @@ def pinned_malloc() -> None:
 
 
 def interleaved(contestants: dict[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, all contestants in every round, in an order that alternates.
+    """Processor seconds of each contestant in each round, all contestants in every round, in an order that alternates.
 
     Args:
         contestants: Functions without arguments, each doing one unit of comparable work.
@@ -37,9 +38,9 @@ def interleaved(contestants: dict[str, Callable[[], object]], *, rounds: int = 7
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for i in range(rounds):
         for name in list(contestants)[:: 1 if i % 2 == 0 else -1]:
-            start = time.perf_counter()
+            start = time.process_time()
             contestants[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 

@@ -299,9 +299,9 @@ def test_replicas_are_copies():
 def test_the_faster_way_is_timed_once_and_told(monkeypatch, caplog):
     calls = []
 
-    def seconds(group):
-        calls.append((group.stacked, group.size))
-        return {True: 1.0, False: 2.0}[group.stacked]
+    def seconds(groups, record):
+        calls.append({chunk: (group.stacked, group.size) for chunk, group in groups.items()})
+        return {chunk: 1.0 if chunk else 2.0 for chunk in groups}
 
     monkeypatch.setattr(fastest, "seconds_per_step", seconds)
     monkeypatch.setattr(fastest, "_cache", {})
@@ -311,13 +311,13 @@ def test_the_faster_way_is_timed_once_and_told(monkeypatch, caplog):
             assert pop.mode == "auto"
             pop.train(1)
             assert pop.mode == "vmap"
-    assert calls == [(False, 1), (True, 4)]
+    assert calls == [{0: (False, 1), 4: (True, 4)}]
     assert len(caplog.records) == 1
     assert "4 at a time under vmap" in caplog.text
 
 
 def test_the_loop_is_taken_where_it_is_faster(monkeypatch):
-    monkeypatch.setattr(fastest, "seconds_per_step", lambda group: 1.0 + group.stacked)
+    monkeypatch.setattr(fastest, "seconds_per_step", lambda groups, record: {chunk: 1.0 + chunk for chunk in groups})
     monkeypatch.setattr(fastest, "_cache", {})
     pop = population()
     pop.train(1)
@@ -327,7 +327,8 @@ def test_the_loop_is_taken_where_it_is_faster(monkeypatch):
 def test_timing_changes_nothing():
     pop, reference = population(batch_size=8, optimizer=adam(LR / 10)), population(batch_size=8, optimizer=adam(LR / 10), mode="vmap")
     before, state = pop.params, pop.state
-    fastest.seconds_per_step(pop._groups[0])
+    for record in (False, True):
+        assert fastest.seconds_per_step({0: pop._groups[0]}, record)[0] > 0
     assert all(torch.equal(p, before[name]) for name, p in pop.params.items())
     assert all(torch.equal(s, state["second"][name]) for name, s in pop.state["second"].items())
     pop.train(3)
@@ -354,6 +355,36 @@ def test_a_model_that_vmap_cannot_run_is_looped(caplog):
     pop.train(2)
     with pytest.raises(ValueError, match="cannot run under vmap"):
         population(make_model=Branch, mode="vmap")
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_recorded_steps_are_the_same_steps(monkeypatch, batch_size, weighted):
+    weights = torch.rand(K, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64) if weighted else None
+    plain = population(mode="vmap", batch_size=batch_size, row_weights=weights, trainable=lambda name: name != "1.bias")
+    plain.train(10)
+    monkeypatch.setattr("theorylab.learning.population.RECORD_FROM", 0)
+    pop = population(mode="vmap", batch_size=batch_size, row_weights=weights, trainable=lambda name: name != "1.bias")
+    assert pop._groups[0].recorded() is not None
+    pop.train(10)
+    for name, p in plain.params.items():
+        torch.testing.assert_close(p, pop.params[name], rtol=0, atol=1e-12)
+
+
+def test_steps_that_write_to_buffers_are_not_recorded():
+    pop = population(make_model=lambda: nn.Sequential(make(), nn.BatchNorm1d(CLASSES)), mode="vmap", batch_size=8)
+    assert pop._groups[0].recorded() is None
+    assert pop.buffers["1.num_batches_tracked"].tolist() == [0] * K
+
+
+def test_a_record_that_depends_on_the_example_is_refused():
+    calls = []
+
+    def drifting(o: Tensor, t: Tensor) -> Tensor:
+        calls.append(1)
+        return len(calls) * cross_entropy(o, t)
+
+    assert population(loss=drifting, mode="vmap")._groups[0].recorded() is None
 
 
 # ---- trajectories and divergence ----
