@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, ParamSpec
 
 from torch import Tensor
 
 Params = dict[str, Tensor]
 Hyper = float | Tensor
 """A hyper-parameter: one number for all replicas, or a tensor (replica,) with one each."""
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,34 @@ class Optimizer:
 
     Both are pure: they return new tensors, and the state is a nested dictionary of tensors. Every tensor has a leading replica axis, or
     none has; hyper-parameters of shape (replica,) need the former.
+
+    ``select(index)`` is the same optimizer for some of the replicas only, its (replica,) hyper-parameters indexed; `selectable` adds it.
+    Without it a population can only update all replicas together, which a loop over replicas pays for.
     """
 
     name: str
     init: Callable[[Params], Any]
     update: Callable[[Params, Any, Params], tuple[Params, Any]]
+    select: Callable[[slice], Optimizer] | None = None
+
+
+def selectable(factory: Callable[Arguments, Optimizer]) -> Callable[Arguments, Optimizer]:
+    """Give the optimizers of a factory their `Optimizer.select`: the factory again, its (replica,) arguments indexed."""
+
+    @wraps(factory)
+    def make(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Optimizer:
+        def select(index: slice) -> Optimizer:
+            return make(*(_pick(a, index) for a in args), **{k: _pick(v, index) for k, v in kwargs.items()})  # type: ignore[arg-type]
+
+        return replace(factory(*args, **kwargs), select=select)
+
+    return make
+
+
+def _pick(argument: Any, index: slice) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(_pick(a, index) for a in argument)
+    return argument[index] if isinstance(argument, Tensor) and argument.ndim == 1 else argument
 
 
 def spread(hyper: Hyper, like: Tensor) -> Hyper:

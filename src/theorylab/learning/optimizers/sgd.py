@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
+@selectable
 def sgd(lr: Hyper, *, momentum: Hyper = 0.0, nesterov: bool = False, weight_decay: Hyper = 0.0) -> Optimizer:
     r"""Stochastic gradient descent; equal to `torch.optim.SGD` with the same arguments.
 
