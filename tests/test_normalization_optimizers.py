@@ -43,20 +43,35 @@ def test_observation_changes_no_step(inner) -> None:
     plain, seen = {"x": targets(3)}, {"x": targets(3)}
     optimizer = observed(inner)
     state, watched = inner.init(plain), optimizer.init(seen)
-    assert torch.isnan(watched["angle"]["x"]).all()
+    assert torch.isnan(watched["last"]["angle x"]).all()
+    angles = torch.zeros(3, dtype=torch.float64)
     for t in range(5):
         before, g = seen["x"], torch.sin(t + seen["x"])
         plain, state = inner.update({"x": torch.sin(t + plain["x"])}, state, plain)
         seen, watched = optimizer.update({"x": g}, watched, seen)
+        last = watched["last"]
         assert torch.equal(plain["x"], seen["x"])
-        torch.testing.assert_close(watched["norm"]["x"], before.norm(dim=1))
-        torch.testing.assert_close(watched["gradient"]["x"], g.norm(dim=1))
-        torch.testing.assert_close(watched["after"]["x"], seen["x"].norm(dim=1))
-        torch.testing.assert_close(watched["angle"]["x"].cos(), torch.nn.functional.cosine_similarity(before, seen["x"]))
+        torch.testing.assert_close(last["norm x"], before.norm(dim=1))
+        torch.testing.assert_close(last["gradient x"], g.norm(dim=1))
+        torch.testing.assert_close(last["after x"], seen["x"].norm(dim=1))
+        torch.testing.assert_close(last["angle x"].cos(), torch.nn.functional.cosine_similarity(before, seen["x"]))
+        angles = angles + last["angle x"]
+    torch.testing.assert_close(watched["total"]["angle x"], angles)
 
 
 def test_small_angles_survive_single_precision() -> None:
     x = {"x": torch.tensor([[1.0, 0.0]])}
     optimizer = observed(sgd(lr=1.0))
     _, state = optimizer.update({"x": torch.tensor([[0.0, 1e-5]])}, optimizer.init(x), x)
-    assert float(state["angle"]["x"]) == pytest.approx(1e-5, rel=1e-4)  # acos of a float32 cosine would say 0
+    assert float(state["last"]["angle x"]) == pytest.approx(1e-5, rel=1e-4)  # acos of a float32 cosine would say 0
+
+
+def test_observed_replicas_can_be_selected() -> None:
+    lrs = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    x, g = {"x": targets(3)}, {"x": targets(3).cos()}
+    optimizer = observed(sgd(lr=lrs))
+    whole, _ = optimizer.update(g, optimizer.init(x), x)
+    part = optimizer.select(slice(1, 3))
+    some = {"x": x["x"][1:]}
+    new, _ = part.update({"x": g["x"][1:]}, part.init(some), some)
+    assert torch.equal(new["x"], whole["x"][1:])

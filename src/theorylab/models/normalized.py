@@ -19,14 +19,14 @@ Kind = Literal["none", "batch", "layer", "group", "rms", "weight"]
 def batch_norm(x: Tensor, eps: float = 0.0) -> Tensor:
     """Each channel less its mean over the rows, divided by its standard deviation over the rows; x (n, d)."""
     centred = x - x.mean(0, keepdim=True)
-    return centred / (centred.square().mean(0, keepdim=True) + eps).sqrt()
+    return centred * (centred.square().mean(0, keepdim=True) + eps).rsqrt()
 
 
 def group_norm(x: Tensor, groups: int, eps: float = 0.0) -> Tensor:
     """Each group of channels of a row less its mean, divided by its standard deviation; x (n, d), ``groups`` divides d."""
     grouped = x.unflatten(-1, (groups, -1))
     centred = grouped - grouped.mean(-1, keepdim=True)
-    return (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).flatten(-2)
+    return (centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2)
 
 
 def layer_norm(x: Tensor, eps: float = 0.0) -> Tensor:
@@ -36,7 +36,7 @@ def layer_norm(x: Tensor, eps: float = 0.0) -> Tensor:
 
 def rms_norm(x: Tensor, eps: float = 0.0) -> Tensor:
     """Each row divided by its root mean square; x (n, d)."""
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class NormalizedMLP(nn.Module):
         """Outputs (n, k) of inputs (n, d), or (n,) where k is 1."""
         for layer, weight in enumerate(self.layers):
             if self.normalization == "weight":
-                weight = weight / (weight.square().sum(1, keepdim=True) + self.eps).sqrt()
+                weight = weight * (weight.square().sum(1, keepdim=True) + self.eps).rsqrt()
             x = self._normalize(x @ weight.T)
             if len(self.gains):
                 x = x * self.gains[layer] + self.shifts[layer]

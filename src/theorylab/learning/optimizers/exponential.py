@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
+@selectable
 def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: Hyper = 0.0) -> Optimizer:
     r"""Heavy-ball gradient descent with step size :math:`\eta_t = \eta\,\rho^t`, and a momentum buffer that starts parallel to the weights.
 
