@@ -79,7 +79,7 @@ def squared_norm_after_step(squared_norm: float, squared_gradient: float, lr: fl
         >>> squared_norm_after_step(4.0, 9.0, lr=1.0, weight_decay=0.5)
         10.0
 
-    Source: van Laarhoven 2017, arXiv:1706.05350, Section 3; without decay Arora, Li and Lyu 2019, arXiv:1812.03981, Section 2.
+    Source: van Laarhoven 2017, arXiv:1706.05350, effective learning rate; without decay Arora, Li and Lyu 2019, arXiv:1812.03981.
     """
     return (1 - lr * weight_decay) ** 2 * squared_norm + lr**2 * squared_gradient
 
@@ -101,7 +101,7 @@ def equilibrium_angle(lr: float, weight_decay: float, momentum: float = 0.0) -> 
         >>> round(equilibrium_angle(0.2, 0.01), 4), round(equilibrium_angle(0.05, 0.02, momentum=0.9), 5)
         (0.0632, 0.03244)
 
-    Source: Wan et al. 2021, arXiv:2006.08419, Section 3 (angular update in equilibrium).
+    Source: Wan et al. 2021, arXiv:2006.08419, theorem on the angular update in equilibrium.
     """
     _check_rates(lr, weight_decay, momentum)
     return math.sqrt(2 * lr * weight_decay / (1 + momentum))
@@ -125,7 +125,7 @@ def equilibrium_norm4(lr: float, weight_decay: float, unit_squared_gradient: flo
         >>> round(equilibrium_norm4(0.2, 0.01, unit_squared_gradient=3.0), 9)
         30.0
 
-    Source: Li, Lyu and Arora 2020, arXiv:2010.02916, Section 4 (effective step size in equilibrium); the stationary point of
+    Source: Li, Lyu and Arora 2020, arXiv:2010.02916, equilibrium of the effective learning rate; the stationary point of
     d‖θ‖⁴ = (−4ηλ‖θ‖⁴ + 2η²‖ḡ‖²) dt.
     """
     _check_rates(lr, weight_decay, 0.0)
@@ -151,7 +151,7 @@ def equilibrium_steps(lr: float, weight_decay: float, momentum: float = 0.0) -> 
         >>> round(equilibrium_steps(0.2, 0.01), 6)
         125.0
 
-    Source: Li, Lyu and Arora 2020, arXiv:2010.02916, Section 4; the homogeneous solution of the equation in `equilibrium_norm4`.
+    Source: Li, Lyu and Arora 2020, arXiv:2010.02916; the homogeneous solution of the equation in `equilibrium_norm4`.
     """
     _check_rates(lr, weight_decay, momentum)
     if weight_decay == 0:
@@ -180,7 +180,7 @@ def invariant_blocks(normalization: Normalization, width: int, groups: int = 1) 
         >>> invariant_blocks("group", 4, groups=2)
         [slice(0, 2, None), slice(2, 4, None)]
 
-    Source: Li and Arora 2020, arXiv:1910.07454, Section 1 (scale invariance of BatchNorm, LayerNorm and GroupNorm); the rest by definition.
+    Source: Li and Arora 2020, arXiv:1910.07454 (BatchNorm, LayerNorm and GroupNorm); the rest by definition.
     """
     if width < 1 or groups < 1 or width % groups:
         raise ValueError(f"groups must divide width, got {groups} groups of {width} channels.")

@@ -13,7 +13,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev
+from torch.autograd.functional import hessian
+from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from theorylab.core.claim import Claim, Equals, Finding
@@ -35,7 +36,7 @@ DERIVATIVES = Claim(
     "the Hessian maps θ to minus the gradient.",
     formula=r"\langle\theta, \nabla L\rangle = 0,\quad \nabla L(c\theta) = \nabla L(\theta)/c,\quad "
     r"\nabla^2 L(c\theta) = \nabla^2 L(\theta)/c^2,\quad \nabla^2 L(\theta)\,\theta = -\nabla L(\theta)",
-    source=Source("Li and Arora 2020", "Section 1 (scale invariance of the loss and of its gradient)", "arXiv:1910.07454"),
+    source=Source("Li and Arora 2020", "lemma on the gradients of scale-invariant functions", "arXiv:1910.07454"),
     kind="identity",
     relation=Equals(atol=1e-10),
     control="eps = 0.01 under the root of BatchNorm, at weights of a hundredth of their usual size",
@@ -47,7 +48,7 @@ NORM_UPDATE = Claim(
     "A step of plain SGD with weight decay changes the norm of scale-invariant weights by its two parts alone: decay shrinks it, the "
     "gradient adds its square.",
     formula=r"\|\theta_{t+1}\|^2 = (1 - \eta\lambda)^2\,\|\theta_t\|^2 + \eta^2\,\|g_t\|^2",
-    source=Source("van Laarhoven 2017", "Section 3 (effective learning rate)", "arXiv:1706.05350"),
+    source=Source("van Laarhoven 2017", "analysis of the effective learning rate", "arXiv:1706.05350"),
     kind="identity",
     relation=Equals(rtol=1e-12),
     control="momentum 0.9, whose steps are not orthogonal to θ; a network without normalization",
@@ -58,7 +59,7 @@ NORM_GROWTH = Claim(
     "normalization/invariance/norm_growth",
     "Without weight decay the norm of scale-invariant weights never falls, and its square grows by the sum of all squared steps.",
     formula=r"\|\theta_t\|^2 = \|\theta_0\|^2 + \eta^2 \sum_{s<t} \|g_s\|^2",
-    source=Source("Arora, Li and Lyu 2019", "Section 2 (scale-invariant weights under gradient descent)", "arXiv:1812.03981"),
+    source=Source("Arora, Li and Lyu 2019", "lemma on the norm of scale-invariant weights under gradient descent", "arXiv:1812.03981"),
     kind="identity",
     relation=Equals(rtol=1e-12),
     control="weight decay",
@@ -70,7 +71,7 @@ WHICH = Claim(
     "Scale invariant are the weights that one normalization divides by their common scale: a channel under BatchNorm or weight "
     "normalization, a group under GroupNorm, the whole matrix under LayerNorm or RMSNorm; nothing else is.",
     formula=r"f(c\,\theta_B) = f(\theta_B)\ \ \forall c > 0 \iff B \text{ is a normalized block}",
-    source=Source("Li and Arora 2020", "Section 1 (which normalizations make which weights scale invariant)", "arXiv:1910.07454"),
+    source=Source("Li and Arora 2020", "discussion of which architectures are scale invariant", "arXiv:1910.07454"),
     kind="identity",
     relation=Equals(atol=1e-8),
     control="the weights of a pre-norm residual stream, which are read through normalizations only and so look invariant",
@@ -122,10 +123,16 @@ def flat_risk(config: InvarianceConfig, seed: int, eps: float) -> tuple[Callable
     return risk, torch.cat([p.detach().flatten() for p in params])
 
 
+def gradient(risk: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """∇L(θ), by autograd: `torch.func.grad` would import a compiler first."""
+    leaf = theta.detach().requires_grad_()
+    return torch.autograd.grad(risk(leaf), leaf)[0]
+
+
 def residuals(risk: Callable[[Tensor], Tensor], theta: Tensor, c: float) -> dict[str, float]:
     """By how much each of the four identities is missed, relative to its right-hand side."""
-    g, h = grad(risk)(theta), jacrev(grad(risk))(theta)
-    g_far, h_far = grad(risk)(c * theta), jacrev(grad(risk))(c * theta)
+    g, h = gradient(risk, theta), hessian(risk, theta)
+    g_far, h_far = gradient(risk, c * theta), hessian(risk, c * theta)
     return {
         "⟨θ, ∇L⟩ = 0": float((theta @ g).abs() / (theta.norm() * g.norm())),
         "∇L(cθ) = ∇L(θ)/c": float((c * g_far - g).norm() / g.norm()),
@@ -157,9 +164,9 @@ def check_derivatives(config: InvarianceConfig) -> Iterator[Finding | Series]:
     )
     for eps, role in ((0.0, "measured"), (1e-2, "control")):
         risk, theta = flat_risk(config, config.seed, eps)
-        for what, derivative in (("gradient", grad(risk)), ("Hessian", jacrev(grad(risk)))):
-            norms = torch.stack([derivative(c * theta).norm() for c in scales.to(theta)])
-            figure.line(f"{what}, eps = {eps:g}", scales, norms / derivative(theta).norm(), role=role, mark="points")
+        for what, derivative in (("gradient", gradient), ("Hessian", hessian)):
+            norms = torch.stack([derivative(risk, c * theta).norm() for c in scales.to(theta)])
+            figure.line(f"{what}, eps = {eps:g}", scales, norms / derivative(risk, theta).norm(), role=role, mark="points")
     figure.line("1/c", scales, 1 / scales, role="predicted")
     yield figure.line("1/c²", scales, 1 / scales**2, role="predicted")
 
