@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.base import Params
-from theorylab.learning.risk import LoopGradient, Loss, check_loss
+from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
 
 
 def initialize(
@@ -98,8 +98,11 @@ def make_rows(
     return Rows(x, y, not data_per_replica, weights, batch_weights, orders)
 
 
-def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> bool:
-    """Run one forward pass of the first replica: check the loss, and say whether the model draws random numbers.
+def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[bool, str]:
+    """Run the forward pass of the first replica: check the loss, say whether the model draws random numbers, and why vmap cannot run it.
+
+    Returns:
+        Whether it draws; and the reason why vmap fails, empty where it does not.
 
     Raises:
         TypeError: the loss is not a tensor.
@@ -121,4 +124,12 @@ def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> bool:
         outputs = one.module(x[few])
     draws = not torch.equal(before, streams[0])
     check_loss(loss, outputs, y[few], row_weights is not None)
-    return draws
+    if draws:
+        return True, "its forward pass draws random numbers (dropout?)"
+    stacked = StackedGradient(one.module, one.risk)
+    try:
+        with torch.no_grad():
+            stacked.losses(one.params, one.frozen, tree_map(torch.clone, one.buffers), x[few], y[few], None, True)
+    except RuntimeError as error:  # what vmap has no rule for
+        return False, str(error).split("\n")[0]
+    return False, ""
