@@ -76,7 +76,7 @@ def greedy_coordinate(lr: Hyper) -> Optimizer:
 
 
 def _steepest(name: str, lr: Hyper, direction: Callable[[Params], Params]) -> Optimizer:
-    """The step along a direction of unit norm; the norm is a replica's, so every tensor needs the leading replica axis."""
+    """The step along a direction of unit norm; the norm is a replica's, so every tensor needs the leading replica axis, even of one."""
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         unit: dict[str, Tensor] = direction(grads)
