@@ -58,7 +58,9 @@ def problems(config: LeastSquaresConfig) -> tuple[Tensor, Tensor, Tensor]:
     drawn = []
     for seed in config.replica_seeds:
         generator = torch.Generator().manual_seed(seed)
-        drawn.append([torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((config.n, config.d), (config.n,), (config.d,))])
+        drawn.append(
+            [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((config.n, config.d), (config.n,), (config.d,))]
+        )
     x, y, start = (torch.stack(part).to(device=config.device, dtype=config.torch_dtype) for part in zip(*drawn, strict=True))
     return x, y, start
 
