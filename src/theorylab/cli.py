@@ -88,7 +88,8 @@ class Settings:
 
 _RUN = """Check the claims: compute what has no valid record, then write the report.
 
-The report covers the studies that this command names, computed now or earlier. A run that was stopped goes on where it was.
+The report covers the studies that this command names, computed now or earlier. Ctrl-C stops a run, with a report of what is done;
+the same command goes on from there.
 
 Examples:
   theorylab run                                          the whole syllabus at laptop scale
@@ -229,7 +230,9 @@ def run(options: Run) -> int:
     console = _console()
     progress = watch(console)
     workers = (
-        ClusterWorkers(options.cluster, progress.stage) if options.cluster else LocalWorkers(_processes(options, jobs), progress.stage)
+        ClusterWorkers(options.cluster, progress.stage)
+        if options.cluster
+        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output)
     )
     with contextlib.closing(workers), progress:
         result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())
@@ -237,14 +240,15 @@ def run(options: Run) -> int:
     for line in result.problems[len(problems) :]:
         _complain(line, 1)
     if result.interrupted:
-        done = sum(o.record is not None for o in result.outcomes)
-        return _complain(f"stopped: {done} of {len(result.outcomes)} studies are saved; the same command goes on from there.", 130)
+        _complain(f"stopped: {len(result.records)} of {len(chosen)} studies are saved; the same command goes on from there.", 130)
+        if not result.records:
+            return 130  # and an earlier report stays
 
     from theorylab.report import write
 
     _summarize(result, console)
-    pending = [card for card in chosen if card.key not in {r.study for r in result.records}]
-    print(write(result.records, dict(course.raw), options.out, pending=pending))
+    done = {record.study for record in result.records}
+    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]))
     return result.exit_status
 
 
@@ -258,8 +262,15 @@ def _summarize(result: RunResult, console: Any) -> None:
     for claim, found, state in lines(result):
         console.print(f"{state.upper()}  {claim}  {found}", style="yellow" if "inconclusive" in state else "red", **say)
     console.print(
-        f"{sum(counts.values())} claims: {in_numbers(counts) or 'none'}. {len(result.outcomes)} studies, {reused} of them reused.", **say
+        f"{_many(sum(counts.values()), 'claim')}: {in_numbers(counts) or 'none'}. "
+        f"{_many(len(result.outcomes), 'study')}, {reused} of them reused.",
+        **say,
     )
+
+
+def _many(n: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"
 
 
 def plan(options: Plan) -> int:
@@ -291,7 +302,7 @@ def plan(options: Plan) -> int:
     seconds = makespan([c.seconds for c in known if c.seconds is not None], processes)
     memory = sum(sorted((c.bytes for c in known if c.bytes is not None), reverse=True)[:processes])
     unknown = sum(c.seconds is None for c in known)
-    beside = f", and {unknown} {'study' if unknown == 1 else 'studies'} of unknown cost" if unknown else ""
+    beside = f", and {_many(unknown, 'study')} of unknown cost" if unknown else ""
     console.print(f"\nIn all: about {seconds:.0f} s with --jobs {processes}, at most {_size(memory)} at a time{beside}.", highlight=False)
     return int(bool(broken or problems))
 
@@ -349,7 +360,7 @@ def syllabus(options: Syllabus) -> int:
     if options.json:
         print(json.dumps(as_json(course, cards, options.out), indent=1, ensure_ascii=False))
     else:
-        _console().print(as_text(course, cards, options.out), markup=False, highlight=False, soft_wrap=True)
+        print(as_text(course, cards, options.out))  # plain: importing rich would take a fifth of the time of this command
     return int(bool(problems))
 
 
