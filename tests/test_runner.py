@@ -371,6 +371,7 @@ def test_expected_cost_comes_from_records_then_the_table_then_nothing(lab: FakeL
     assert (expect(job, tmp_path, table).seconds, expect(job, tmp_path, table).bytes) == (10.0, 1000)
     double = expect(jobs(key, seeds=4)[0], tmp_path, table)
     assert (double.seconds, double.bytes) == (20.0, 2000)
+    assert expect(jobs(key, seeds=4)[0], tmp_path, table, floor=800).bytes == 800 + 2 * 200
     half = expect(jobs(key, seeds=1)[0], tmp_path, table)
     assert (half.seconds, half.bytes) == (5.0, 1000)
     other = jobs_of([find_studies()[0][key]], Scale.TINY, {}, {"width": "7"})[0][0]
