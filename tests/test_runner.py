@@ -266,8 +266,13 @@ def test_selection_by_study_topic_claim_and_glob(lab: FakeLab) -> None:
     assert len(select(cards, [])) == len(cards)
     with pytest.raises(UsageError, match=f"did you mean {quick}"):
         select(cards, [f"{lab.topic}/quikc"])
-    with pytest.raises(UsageError, match="did you mean optimization"):
-        select(cards, ["optimisation"])
+    for pattern, meant in (
+        ("optimisation", "optimization"),
+        ("sadle", "optimization/saddle"),
+        ("optimization/sadle", "optimization/saddle"),
+    ):
+        with pytest.raises(UsageError, match=rf"did you mean {meant}\?"):
+            select(cards, [pattern])
 
 
 @pytest.mark.parametrize(
