@@ -193,10 +193,11 @@ def _jobs(options: Selection, *, here: bool = True) -> tuple[list[Job], list[Out
     own = assignments(options.set)
     cards, problems = _cards()
     chosen = select(cards, (*options.globs, *options.only))
-    if here and options.device:
-        check_device(options.device)
     common = {k: v for k in ("seeds", "seed", "device", "dtype") if (v := getattr(options, k)) is not None}
     jobs, broken = jobs_of(chosen, Scale(options.scale), common, own)
+    if here:
+        for device in sorted({job.settings["device"] for job in jobs}):  # asked for here, or the scale's own
+            check_device(device)
     for outcome in broken:
         _complain(outcome.reason, 1)
     return jobs, broken, chosen, problems
