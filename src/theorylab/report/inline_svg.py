@@ -58,6 +58,8 @@ def inlined(svg: str, prefix: str) -> tuple[str, str]:
                 value = _FONT.sub("", value) if node.tag == "text" else value
             elif name in ("d", "x", "y"):
                 value = " ".join(_NUMBER.sub(_shorter, value).split())
+                if not re.search("[CQ]", value):
+                    value = value.replace(" L ", " ")  # pairs that follow a move are lines
             elif name == "transform" and value.startswith("rotate(-0 "):
                 del node.attrib[name]
                 continue
