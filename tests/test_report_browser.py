@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads from disk in silence, filters and sorts, fits narrow and wide, and is legible in light and dark."""
+"""The report in a real browser: silent from disk, filtered, sorted, narrow and wide, legible in light and dark."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONTRASTS = """() => {
     const style = getComputedStyle(element);
     const ink = rgba(element instanceof SVGElement ? style.fill : style.color).rgb;
     const [a, b] = [light(ink), light(behind(element))];
-    found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), element instanceof SVGElement, text.slice(0, 40), element.className.toString()]);
+    found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), element instanceof SVGElement, text.slice(0, 40)]);
   }
   return found;
 }"""
@@ -86,15 +86,14 @@ def test_loads_in_silence(open_page: Any):
 
 def test_every_claim_has_its_anchor_and_every_link_a_target(open_page: Any):
     page = open_page()
-    lost = page.evaluate(
-        "[...document.querySelectorAll('a[href^=\"#\"]')].map((a) => a.hash.slice(1)).filter((id) => !document.getElementById(id))"
-    )
+    targets = page.eval_on_selector_all("a[href^='#']", "links => links.map((a) => a.hash.slice(1))")
+    lost = page.evaluate("(targets) => targets.filter((id) => !document.getElementById(id))", targets)
     assert lost == []
     declared = {c["key"] for r in report_records.records() for c in r.claims}
     assert set(visible_keys(page)) == declared
     page.click("#ledger-rows a[href='#optimization/saddle/escape_time']")
     assert page.url.endswith("#optimization/saddle/escape_time")
-    page.wait_for_function("Math.abs(document.getElementById('optimization/saddle/escape_time').getBoundingClientRect().top) < 200")
+    playwright.expect(page.locator("[id='optimization/saddle/escape_time'] h4")).to_be_in_viewport()
 
 
 def test_link_to_folded_source_unfolds_it(open_page: Any):
@@ -113,7 +112,7 @@ def test_filter_by_text_verdict_and_topic(open_page: Any):
     assert visible_keys(page) == []
     assert page.is_visible("#ledger-none")
     page.click("#filter-form button[type=reset]")
-    page.wait_for_function(f"document.querySelector('#ledger-shown').textContent === '{total} claims'")
+    playwright.expect(page.locator("#ledger-shown")).to_have_text(f"{total} claims")
     page.select_option("#filter-verdict", "fails")
     assert visible_keys(page) == ["implicit_bias/balance/drift"]
     page.select_option("#filter-verdict", "powerless")
@@ -156,7 +155,8 @@ def test_no_sideways_scroll(open_page: Any, width: int):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # Nothing visible reaches past the edge outside of a container that scrolls by itself.
     beyond = page.evaluate(
-        """(width) => [...document.querySelectorAll("main *")].filter((e) => e.getClientRects().length && !e.closest(".scroll, .formula, pre, svg")
+        """(width) => [...document.querySelectorAll("main *")].filter((e) => e.getClientRects().length
+             && !e.closest(".scroll, .formula, pre, svg")
              && e.getBoundingClientRect().right > width + 1).map((e) => e.tagName + "." + e.className)""",
         width,
     )
@@ -180,7 +180,7 @@ def test_text_is_legible(open_page: Any, scheme: str):
     page = open_page(scheme=scheme)
     found = page.evaluate(CONTRASTS)
     assert len(found) > 300
-    assert any(in_figure for _, in_figure, _, _ in found)
+    assert any(in_figure for _, in_figure, _ in found)
     assert [f for f in found if f[0] < 4.5] == []
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     dark = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(","))) < 3 * 128
@@ -202,9 +202,8 @@ def test_theme_can_be_chosen_against_the_system(open_page: Any):
 def test_formulas_are_mathml_set_by_the_browser(open_page: Any):
     page = open_page()
     assert page.locator("article math").count() >= 8
-    height, line = page.evaluate(
-        "[document.querySelector('mfrac').getBoundingClientRect().height, parseFloat(getComputedStyle(document.querySelector('mfrac')).fontSize)]"
-    )
+    fraction = page.locator("mfrac").first
+    height, line = fraction.evaluate("(e) => [e.getBoundingClientRect().height, parseFloat(getComputedStyle(e).fontSize)]")
     assert height > 1.5 * line  # a fraction is stacked
 
 
