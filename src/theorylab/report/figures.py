@@ -134,7 +134,7 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
                 linestyle=(0, style.dash) if style.dash and style.line else "-" if style.line else "none",
                 marker=style.marker or "none",
                 markersize=4.6,
-                markevery=1 if not style.line else max(1, kept.x.size // 7),
+                markevery=0.14 if style.line else 1,
                 markerfacecolor=colour if style.filled else paper,
                 markeredgecolor=paper if style.filled and style.line else colour,
                 markeredgewidth=0.6 if style.filled else 1.0,
