@@ -1,0 +1,146 @@
+"""Seeded synthetic tasks whose ground truth is known."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from theorylab.data.dataset import Dataset
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+
+
+def teacher_student(n: int, d: int, *, width: int = 4, noise: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dataset:
+    r"""Regression on a random two-layer tanh teacher, :math:`y = a^\top\tanh(W x) + \sigma\epsilon`.
+
+    Inputs are standard normal, the rows of W are unit vectors and the entries of a are ±1/√width, so targets are of order one.
+
+    Args:
+        n: Rows.
+        d: Inputs.
+        width: Hidden units of the teacher.
+        noise: σ ≥ 0.
+        seed: Of teacher, inputs and noise.
+        dtype: Of both tensors.
+
+    Returns:
+        ``x`` (n, d) and ``y`` (n, 1).
+
+    Example:
+        >>> x, y = teacher_student(100, 5, seed=1)
+        >>> x.shape, y.shape
+        (torch.Size([100, 5]), torch.Size([100, 1]))
+    """
+    _positive(n=n, d=d, width=width)
+    if noise < 0:
+        raise ValueError(f"noise must not be negative, got {noise}.")
+    draws = _normal(seed, n * (d + 1) + width * (d + 1))
+    x, epsilon, weights, signs = draws.split([n * d, n, width * d, width])
+    x = x.view(n, d)
+    weights = torch.nn.functional.normalize(weights.view(width, d), dim=1)
+    y = torch.tanh(x @ weights.T) @ signs.sign()[:, None] / width**0.5 + noise * epsilon[:, None]
+    return Dataset(x.to(dtype), y.to(dtype))
+
+
+def gaussian_mixture(
+    n: int, d: int, *, classes: int = 2, distance: float = 4.0, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Dataset:
+    """Classes of unit-variance isotropic Gaussians whose means lie ``distance`` apart, pair by pair.
+
+    The means are orthogonal vectors of length distance/√2 in a random orientation, so ``classes`` must not exceed ``d``.
+
+    Returns:
+        ``x`` (n, d) and integer ``y`` (n,), classes of equal size up to one row, in random order.
+
+    Raises:
+        ValueError: more classes than dimensions, or a negative distance.
+
+    Example:
+        >>> x, y = gaussian_mixture(6, 3, classes=3)
+        >>> sorted(y.tolist())
+        [0, 0, 1, 1, 2, 2]
+    """
+    _positive(n=n, d=d, classes=classes)
+    if classes > d:
+        raise ValueError(f"classes must be at most d = {d} (their means are orthogonal), got {classes}.")
+    if distance < 0:
+        raise ValueError(f"distance must not be negative, got {distance}.")
+    noise, directions = _normal(seed, n * d + d * classes).split([n * d, d * classes])
+    means = torch.linalg.qr(directions.view(d, classes)).Q.T * distance / 2**0.5  # (class, d)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    y = (torch.arange(n) % classes)[order]
+    return Dataset((means[y] + noise.view(n, d)).to(dtype), y)
+
+
+def separable(n: int, d: int, *, margin: float = 0.1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dataset:
+    """Standard normal rows labelled by a random hyperplane through 0, pushed off it so that it separates them by ``margin``.
+
+    The maximal margin is at least ``margin``, and usually larger.
+
+    Returns:
+        ``x`` (n, d) and ``y`` (n,) of ±1.
+
+    Raises:
+        ValueError: ``margin`` ≤ 0.
+
+    Example:
+        >>> x, y = separable(20, 2, margin=0.5)
+        >>> sorted(set(y.tolist()))
+        [-1.0, 1.0]
+    """
+    _positive(n=n, d=d)
+    if margin <= 0:
+        raise ValueError(f"margin must be positive, got {margin}.")
+    x, normal = _normal(seed, (n + 1) * d).split([n * d, d])
+    x, normal = x.view(n, d), normal / normal.norm()
+    y = torch.where(x @ normal >= 0, 1.0, -1.0).double()
+    return Dataset((x + margin * y[:, None] * normal).to(dtype), y.to(dtype))
+
+
+class Completion(NamedTuple):
+    """A matrix of low rank and which of its entries are observed."""
+
+    matrix: Tensor  # (rows, columns)
+    observed: Tensor  # (rows, columns), bool
+
+
+def matrix_completion(
+    rows: int, columns: int, *, rank: int, fraction: float, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Completion:
+    """A random matrix of given rank, scaled to Frobenius norm √(rows · columns), with a uniformly drawn set of observed entries.
+
+    Args:
+        rows: Height.
+        columns: Width.
+        rank: At most min(rows, columns).
+        fraction: Share of observed entries, in (0, 1]; their number is rounded to the nearest integer.
+        seed: Of factors and observations.
+        dtype: Of the matrix.
+
+    Example:
+        >>> matrix, observed = matrix_completion(6, 5, rank=2, fraction=0.5)
+        >>> int(torch.linalg.matrix_rank(matrix)), int(observed.sum())
+        (2, 15)
+    """
+    _positive(rows=rows, columns=columns, rank=rank)
+    if rank > min(rows, columns):
+        raise ValueError(f"rank must be at most min(rows, columns) = {min(rows, columns)}, got {rank}.")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}.")
+    left, right = _normal(seed, (rows + columns) * rank).split([rows * rank, columns * rank])
+    matrix = left.view(rows, rank) @ right.view(rank, columns)
+    matrix *= (rows * columns) ** 0.5 / matrix.norm()
+    count = round(fraction * rows * columns)
+    chosen = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[:count]
+    observed = torch.zeros(rows * columns, dtype=torch.bool).index_fill_(0, chosen, True).view(rows, columns)
+    return Completion(matrix.to(dtype), observed)

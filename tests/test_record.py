@@ -1,0 +1,108 @@
+"""Records: what is written is what is read, and a damaged one is told from a good one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from theorylab.core import record as records
+from theorylab.core.claim import AtMost, Claim, Verdict
+from theorylab.core.record import Provenance, Record, RecordError
+from theorylab.core.series import Series
+from theorylab.core.source import Source
+
+CLAIM = Claim("topic/study/name", "s", "f", Source("Somebody 2000", "Theorem 1", "arXiv:0000.00000"), "inequality", AtMost(), "c", "r")
+
+
+def make(error: str = "") -> Record:
+    provenance = Provenance("topic/study", {"seeds": 3, "rates": [0.1, 0.2]}, "abc", {"torch": "1"})
+    series = Series("curve", "A curve", x="step", y="loss", claim=CLAIM.key).line("a", [0, 1], [1.0, 0.1 + 0.2], low=[0, 0], high=[2, 2])
+    findings = [CLAIM.check(predicted=1.0, measured=[0.1 + 0.2]), CLAIM.control_check(predicted=1.0, measured=[3.0], setting="η > 2")]
+    return Record(provenance, "tiny", "Title", "Text.", "m", "p", [records.claim_dict(CLAIM)], findings, [series], error, seconds=1.5)
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    original = make()
+    folder = records.save(original, tmp_path)
+    read = records.load(folder)
+    assert read.findings == original.findings
+    assert math.isinf(read.findings[0].region[0])
+    assert dataclasses.asdict(read.provenance) == dataclasses.asdict(original.provenance)
+    assert read.provenance.key == original.provenance.key == folder.name
+    (line,), (line0,) = read.series[0].lines, original.series[0].lines
+    assert line.y.tolist() == line0.y.tolist()
+    assert line.high.tolist() == [2, 2]
+    assert read.verdict(CLAIM.key) is Verdict.HOLDS
+    assert read.verdict(CLAIM.key, "control") is Verdict.FAILS
+    assert list(records.stored(tmp_path)) == [folder]
+    assert not list(folder.glob(".*"))  # no temporary file is left
+
+
+@pytest.mark.parametrize("part", ["record.json", "series.npz"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "garbage"])
+def test_every_damage_is_noticed(tmp_path: Path, part: str, damage: str) -> None:
+    folder = records.save(make(), tmp_path)
+    path = folder / part
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20] if damage == "truncate" else b"{}")
+    with pytest.raises(RecordError, match="will be computed again"):
+        records.load(folder)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    records.write_atomically(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(records.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        records.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_key_depends_on_all_that_matters_and_says_what_changed() -> None:
+    base = make().provenance
+    for change, words in (
+        ({"config": {"seeds": 4, "rates": [0.1, 0.2]}}, "seeds: 3 → 4"),
+        ({"versions": {"torch": "2"}}, "torch 1 → 2"),
+        ({"source": "xyz"}, "source"),
+    ):
+        other = dataclasses.replace(base, **change)
+        assert other.key != base.key
+        assert words in other.differs_from(base)
+
+
+def test_the_source_digest_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "madeup"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "study.py").write_text("from madeup import helper\nimport json\n")
+    (package / "helper.py").write_text("def f():\n    import madeup.deep\n")
+    (package / "deep.py").write_text("x = 1\n")
+    (package / "apart.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest() -> str:
+        records.imported_files.cache_clear()
+        return records.source_digest("madeup.study")
+
+    first = digest()
+    (package / "apart.py").write_text("x = 2\n")
+    assert digest() == first
+    (package / "deep.py").write_text("x = 2\n")
+    assert digest() != first
+    assert {p.name for p in records.imported_files("madeup.study")} == {"__init__.py", "study.py", "helper.py", "deep.py"}
+
+
+def test_a_module_of_theorylab_brings_the_modules_it_uses() -> None:
+    names = {p.name for p in records.imported_files("theorylab.studies.optimization.saddle")}
+    assert {"saddle.py", "sgd.py", "base.py", "optimization.py", "claim.py", "estimate.py"} <= names
+    assert "page.py" not in names
