@@ -67,5 +67,11 @@ def inlined(svg: str, prefix: str) -> tuple[str, str]:
         if node.tag != "text":
             node.text = None
         node.tail = None
+    for node in nodes:  # the markers of a curve look alike: say it once
+        looks = {child.get("style") for child in node}
+        if len(node) > 1 and len(looks) == 1 and all(child.tag == "use" for child in node):
+            node.set("style", looks.pop() or "")
+            for child in node:
+                child.attrib.pop("style", None)
     body = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
     return root.attrib["viewBox"], body

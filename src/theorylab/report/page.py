@@ -23,14 +23,14 @@ from theorylab.report import ledger, numbers
 from theorylab.report.figures import Figure, draw
 from theorylab.report.interval_plot import Plot, plot
 from theorylab.report.ledger import Row
-from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.mathml import mathml, paragraphs, typeset
 from theorylab.report.tables import EMBEDDED, Table, as_csv, data_link, table
 from theorylab.report.thinning import POINTS
 
 DRAWN = 100_000
 """Points that all curves of a page may have together, a band counting twice; with more, each curve is drawn with fewer."""
 
-ROWS = 40_000
+ROWS = 24_000
 """Rows of CSV that a page may hold; the files beside it always hold all."""
 
 
@@ -193,6 +193,7 @@ def _environment() -> Environment:
         "topic": ledger.topic_name,
         "in_words": numbers.in_words,
         "sentence": numbers.sentence,
+        "typeset": typeset,
     }
     environment.globals |= {"interval": numbers.interval, "digits_for": numbers.digits_for}
     return environment
