@@ -1,0 +1,219 @@
+"""A group of replicas that take their steps together: on one device, in one way (one vmap, or one after another)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from theorylab.learning.minibatches import DataOrder
+from theorylab.learning.optimizers.base import Optimizer, Params
+from theorylab.learning.risk import LoopGradient, Risk, StackedGradient
+from theorylab.learning.traced import TracedGradient, trace
+
+TAKE = 128
+"""Minibatches whose row numbers are drawn at a time."""
+
+
+def tree_map(function: Any, tree: Any) -> Any:
+    """Apply a function to every tensor of a nested dictionary."""
+    return {k: tree_map(function, v) for k, v in tree.items()} if isinstance(tree, dict) else function(tree)
+
+
+def tree_cat(trees: Sequence[Any]) -> Any:
+    """Concatenate nested dictionaries of tensors along the replica axis; tensors without one must be the same for all."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {k: tree_cat([t[k] for t in trees]) for k in first}
+    return first if len(trees) == 1 or first.ndim == 0 else torch.cat([t.to(first.device) for t in trees])
+
+
+@dataclass
+class Rows:
+    """The data of some replicas: tensors shared by all (n, ...), or one set each (replica, n, ...), and what each row weighs.
+
+    ``weights`` (replica, n) multiply the rows of a full batch and have mean 1 over all n; ``batch_weights`` multiply those of a minibatch
+    and have mean 1 over the rows of positive weight (None where that makes them 1); ``orders`` is None for full batches.
+    """
+
+    x: Tensor
+    y: Tensor
+    shared: bool
+    weights: Tensor | None
+    batch_weights: Tensor | None
+    orders: list[DataOrder] | None
+
+    def part(self, index: slice, device: torch.device) -> Rows:
+        """The data of some of the replicas, on a device."""
+        cut = slice(None) if self.shared else index
+        return replace(
+            self,
+            x=self.x[cut].to(device),
+            y=self.y[cut].to(device),
+            weights=None if self.weights is None else self.weights[index].to(device),
+            batch_weights=None if self.batch_weights is None else self.batch_weights[index].to(device),
+            orders=None if self.orders is None else self.orders[index],
+        )
+
+    def batches(self, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, bool]]:
+        """``steps`` times ``(x, y, weights, shared)``: the rows of one step, with a replica axis unless shared."""
+        if self.orders is None:
+            for _ in range(steps):
+                yield self.x, self.y, self.weights, self.shared
+            return
+        device, size = self.x.device, len(self.orders)
+        alone = size == 1 and self.shared
+        offset = None if self.shared else torch.arange(size)[None, :, None] * self.x.shape[1]
+        x, y = (self.x, self.y) if self.shared else (self.x.flatten(0, 1), self.y.flatten(0, 1))
+        for start in range(0, steps, TAKE):
+            index = torch.stack([order.take(min(TAKE, steps - start)) for order in self.orders], 1)  # (step, replica, row)
+            where = (index if offset is None else index + offset).flatten(1).to(device)
+            index = index.to(device) if self.batch_weights is not None else index
+            for t, flat in enumerate(where):
+                w = None if self.batch_weights is None else self.batch_weights.gather(1, index[t])
+                if alone:
+                    yield x.index_select(0, flat), y.index_select(0, flat), w, True
+                else:
+                    rows = (size, len(flat) // size)
+                    yield x.index_select(0, flat).unflatten(0, rows), y.index_select(0, flat).unflatten(0, rows), w, False
+
+
+@dataclass
+class Group:
+    """Some replicas: parameters, buffers and optimizer state with a leading replica axis, data, and how a step is taken.
+
+    ``noise`` holds the state of each replica's random stream, drawn on by layers such as dropout; None where the model draws nothing.
+    """
+
+    module: nn.Module
+    risk: Risk
+    optimizer: Optimizer
+    params: Params
+    frozen: Params
+    buffers: Params
+    state: Any
+    rows: Rows
+    noise: list[Tensor] | None
+    stacked: bool
+
+    @property
+    def size(self) -> int:
+        """Number of replicas."""
+        return len(next(iter(self.params.values())))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the replicas live."""
+        return next(iter(self.params.values())).device
+
+    def part(self, index: slice, optimizer: Optimizer, stacked: bool, device: torch.device) -> Group:
+        """Some of the replicas as a group of their own; tensors that stay on the device are views."""
+
+        def cut(t: Tensor) -> Tensor:
+            return (t[index] if t.ndim else t).to(device)
+
+        trees = {name: tree_map(cut, getattr(self, name)) for name in ("params", "frozen", "buffers", "state")}
+        noise = None if self.noise is None else self.noise[index]
+        module = self.module if device == self.device else copy.deepcopy(self.module).to(device)  # groups of a device share a template
+        return replace(self, **trees, module=module, optimizer=optimizer, rows=self.rows.part(index, device), noise=noise, stacked=stacked)
+
+    def gradient(self) -> StackedGradient | LoopGradient:
+        """What computes losses and gradients of this group."""
+        return (StackedGradient if self.stacked else LoopGradient)(self.module, self.risk)
+
+    def trial(self) -> Group:
+        """A copy whose steps leave this group as it is, with another data order."""
+        copied = self.part(slice(0, self.size), self.optimizer, self.stacked, self.device)
+        copied.buffers = tree_map(torch.clone, self.buffers)
+        if self.rows.orders is not None:
+            copied.rows.orders = [DataOrder(order.rows, order.batch_size, 0) for order in self.rows.orders]
+        return copied
+
+    def recorded(self) -> TracedGradient | None:
+        """The gradient of a step recorded for the shapes of this group, or None where that cannot be."""
+        copied = self.trial()
+        gradient = copied.gradient()
+        if not isinstance(gradient, StackedGradient):
+            return None
+        return trace(gradient, copied.params, copied.frozen, copied.buffers, *next(copied.rows.batches(1)))
+
+    def steps(self, count: int, recorded: TracedGradient | None = None) -> Iterator[Tensor]:
+        """Take ``count`` optimizer steps; yields the losses (replica,) that each step saw, before it."""
+        gradient = recorded or self.gradient()
+        update = self.optimizer.update
+        for x, y, weights, shared in self.rows.batches(count):
+            if self.noise is None:
+                losses, grads = gradient(self.params, self.frozen, self.buffers, x, y, weights, shared)
+            else:
+                losses, grads = self._noisy_gradient(gradient, x, y, weights, shared)
+            with torch.no_grad():
+                self.params, self.state = update(grads, self.state, self.params)
+            yield losses
+
+    def losses(self) -> Tensor:
+        """Risks (replica,) over all rows; leaves buffers and random streams as they are."""
+        with self._at_rest() as (buffers, rows), torch.no_grad():
+            return self.gradient().losses(self.params, self.frozen, buffers, rows.x, rows.y, rows.weights, rows.shared)
+
+    def gradients(self) -> tuple[Tensor, Params]:
+        """Risks (replica,) over all rows, and their gradients."""
+        with self._at_rest() as (buffers, rows):
+            return self.gradient()(self.params, self.frozen, buffers, rows.x, rows.y, rows.weights, rows.shared)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[tuple[Params, Rows]]:
+        drops = [m for m in self.module.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+        for m in drops:
+            m.eval()
+        try:
+            with random_stream(None if self.noise is None else list(self.noise), 0, self.device):
+                yield tree_map(torch.clone, self.buffers), self.rows
+        finally:
+            for m in drops:
+                m.train()
+
+    def replica(self, k: int) -> tuple[nn.Module, Tensor, Tensor]:
+        """A copy of the network of replica ``k``, and its rows."""
+        module = copy.deepcopy(self.module)
+        for name, p in module.named_parameters():
+            p.data = (self.params if name in self.params else self.frozen)[name][k].clone()
+        for name, b in module.named_buffers():
+            b.data = self.buffers[name][k].clone()
+        x, y = (self.rows.x, self.rows.y) if self.rows.shared else (self.rows.x[k], self.rows.y[k])
+        if self.rows.weights is not None:
+            w = self.rows.weights[k]
+            if not torch.allclose(w[w > 0], w.max()):
+                raise ValueError("a problem has no row weights: those of a replica must be equal where they are positive.")
+            x, y = x[w > 0], y[w > 0]
+        return module, x, y
+
+    def _noisy_gradient(self, gradient: Any, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> tuple[Tensor, Params]:
+        each = []
+        for k in range(self.size):
+            with random_stream(self.noise, k, self.device):
+                own = (x if shared else x[k], y if shared else y[k], None if weights is None else weights[k])
+                each.append(gradient.one(self.params, self.frozen, self.buffers, k, *own))
+        grads = zip(*(g for _, g in each), strict=True)
+        return torch.stack([loss for loss, _ in each]), {k: torch.stack(g) for k, g in zip(self.params, grads, strict=True)}
+
+
+@contextmanager
+def random_stream(states: list[Tensor] | None, k: int, device: torch.device) -> Iterator[None]:
+    """Let the global generator of a device continue stream ``k``, and put it back afterwards."""
+    if states is None:
+        yield
+        return
+    cuda = device.type == "cuda"
+    before = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+    put = (lambda s: torch.cuda.set_rng_state(s, device)) if cuda else torch.set_rng_state
+    put(states[k])
+    try:
+        yield
+    finally:
+        states[k] = torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
+        put(before)

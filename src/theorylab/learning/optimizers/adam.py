@@ -1,0 +1,69 @@
+"""Adam, and with ``decoupled=True`` AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+
+
+@selectable
+def adam(
+    lr: Hyper,
+    betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    decoupled: bool = False,
+) -> Optimizer:
+    r"""Adam with bias correction; equal to `torch.optim.Adam`, or `torch.optim.AdamW` where ``decoupled``.
+
+    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        \theta \leftarrow \theta - \eta\, \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
+
+    Args:
+        lr: Step size η.
+        betas: β₁ and β₂, each in [0, 1).
+        eps: ε, added outside the root, after bias correction.
+        weight_decay: λ; added to the gradient as λθ (coupled), or applied to the parameter as θ ← (1 − ηλ)θ before the step (decoupled).
+        decoupled: Which of the two.
+
+    Example:
+        >>> import torch
+        >>> optimizer = adam(lr=torch.tensor([0.1, 0.5]))
+        >>> x = {"x": torch.ones(2, 3)}
+        >>> new, _ = optimizer.update({"x": torch.full((2, 3), 7.0)}, optimizer.init(x), x)
+        >>> [round(v, 4) for v in new["x"][:, 0].tolist()]  # the first step has length η, whatever the gradient's scale
+        [0.9, 0.5]
+
+    Source: Kingma and Ba 2015, Algorithm 1, arXiv:1412.6980; Loshchilov and Hutter 2019, Algorithm 2, arXiv:1711.05101 (with the
+    schedule multiplier absorbed: the decay of a step is ηλ, as in PyTorch).
+    """
+    beta1, beta2 = betas
+    decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
+
+    def init(params: Params) -> Any:
+        first = {k: torch.zeros_like(p) for k, p in params.items()}
+        second = {k: torch.zeros_like(p) for k, p in params.items()}
+        # the running powers of the betas, one a parameter, so that every state tensor has the parameter's replica axis
+        one = {k: p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1)) for k, p in params.items()}
+        return {"first": first, "second": second, "power1": one, "power2": dict(one)}
+
+    def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        new: Params = {}
+        out: dict[str, Params] = {"first": {}, "second": {}, "power1": {}, "power2": {}}
+        for k, p in params.items():
+            g, eta, b1, b2 = grads[k], spread(lr, p), spread(beta1, p), spread(beta2, p)
+            if decays and not decoupled:
+                g = g + spread(weight_decay, p) * p
+            out["power1"][k] = power1 = state["power1"][k] * b1
+            out["power2"][k] = power2 = state["power2"][k] * b2
+            out["first"][k] = m = torch.lerp(g, state["first"][k], b1) if isinstance(b1, float) else b1 * state["first"][k] + (1 - b1) * g
+            out["second"][k] = v = (b2 * state["second"][k]).addcmul_(g, (1 - b2) * g)
+            size = (v / (1 - power2)).sqrt_().add_(spread(eps, p))
+            base = p * (1 - eta * spread(weight_decay, p)) if decays and decoupled else p
+            new[k] = base - (eta / (1 - power1)) * m / size
+        return new, out
+
+    return Optimizer("adamw" if decoupled else "adam", init, update)

@@ -1,0 +1,135 @@
+"""How replicas come to be: their initial networks, their rows, and the checks made once before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from theorylab.learning.group import Group, Rows, random_stream, tree_map
+from theorylab.learning.minibatches import DataOrder
+from theorylab.learning.optimizers.base import Params
+from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
+
+
+def initialize(
+    make_model: Callable[[], nn.Module], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, Params, Params, list[Tensor]]:
+    """One network a seed: a template, parameters and buffers stacked (replica, ...), and each seed's random stream after the making.
+
+    The global generators are left as they were.
+
+    Raises:
+        TypeError: ``make_model()`` is not a module.
+        ValueError: the networks of two seeds differ in names or shapes.
+    """
+    template: nn.Module | None = None
+    params: dict[str, list[Tensor]] = {}
+    buffers: dict[str, list[Tensor]] = {}
+    noise = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            module = make_model()
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"make_model must return a torch.nn.Module, got {type(module).__name__}.")
+            noise.append(torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state())
+            module = module.to(device=device, dtype=dtype)
+            named = {k: p.detach() for k, p in module.named_parameters()}
+            held = dict(module.named_buffers())
+            if template is None:
+                template, params, buffers = module, {k: [] for k in named}, {k: [] for k in held}
+            elif named.keys() != params.keys() or any(p.shape != params[k][0].shape for k, p in named.items()):
+                raise ValueError(f"make_model must build the same shapes for every seed; seed {seed} differs from seed {seeds[0]}.")
+            for k, p in named.items():
+                params[k].append(p)
+            for k, b in held.items():
+                buffers[k].append(b)
+    assert template is not None
+    stacked = {k: torch.stack(p) for k, p in params.items()}
+    return template, stacked, {k: torch.stack(b) for k, b in buffers.items()}, noise
+
+
+def make_rows(
+    data: tuple[Tensor, Tensor],
+    seeds: Sequence[int],
+    batch_size: int | None,
+    row_weights: Tensor | None,
+    data_per_replica: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Rows:
+    """The rows of each replica, checked.
+
+    Raises:
+        ValueError: shapes, weights or ``batch_size`` that do not fit; the message says which.
+    """
+    size = len(seeds)
+    if size == 0:
+        raise ValueError("seeds must name at least one replica, got none.")
+    x, y = (t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype) for t in data)
+    lead = 2 if data_per_replica else 1
+    if x.ndim < lead or y.ndim < lead or x.shape[:lead] != y.shape[:lead] or x.numel() == 0:
+        want = "(replica, n, ...)" if data_per_replica else "(n, ...)"
+        raise ValueError(f"data must be inputs and targets {want} with the same n >= 1, got {tuple(x.shape)} and {tuple(y.shape)}.")
+    if data_per_replica and len(x) != size:
+        raise ValueError(f"data_per_replica needs one data set for each of the {size} seeds, got {len(x)}.")
+    n = x.shape[lead - 1]
+    weights = batch_weights = None
+    available = [torch.arange(n)] * size
+    if row_weights is not None:
+        w = row_weights.detach().to(device=device, dtype=dtype)
+        if w.shape != (size, n):
+            raise ValueError(f"row_weights must be (replica, n) = ({size}, {n}), got {tuple(w.shape)}.")
+        if not bool((w.isfinite() & (w >= 0)).all()):
+            raise ValueError("row_weights must be finite and at least 0.")
+        total = w.sum(1, keepdim=True)
+        if bool((total == 0).any()):
+            raise ValueError(f"row_weights of replica {int((total == 0).flatten().nonzero()[0])} sum to zero: give it at least one row.")
+        available = [row.nonzero().flatten().cpu() for row in w]
+        weights = w * (n / total)
+        scaled = w * ((w > 0).sum(1, keepdim=True) / total)
+        batch_weights = None if torch.allclose(scaled[w > 0], torch.ones((), dtype=dtype, device=device), rtol=1e-12) else scaled
+    fewest = min(map(len, available))
+    if batch_size is not None and not 1 <= batch_size <= fewest:
+        raise ValueError(f"batch_size must be in 1..{fewest} (the rows that every replica has), got {batch_size}; None for full batches.")
+    orders = None if batch_size is None else [DataOrder(rows, batch_size, s) for rows, s in zip(available, seeds, strict=True)]
+    return Rows(x, y, not data_per_replica, weights, batch_weights, orders)
+
+
+def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[bool, str]:
+    """Run the forward pass of the first replica: check the loss, say whether the model draws random numbers, and why vmap cannot run it.
+
+    Returns:
+        Whether it draws; and the reason why vmap fails, empty where it does not.
+
+    Raises:
+        TypeError: the loss is not a tensor.
+        ValueError: the loss has a wrong shape, or batch norm would mix rows of weight zero into its statistics.
+    """
+    norms = [
+        m for m in group.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or not m.track_running_stats)
+    ]
+    if norms and row_weights is not None:
+        raise ValueError("row_weights do not go with batch norm in training, whose statistics have no weights; use another norm or eval().")
+    x, y = (group.rows.x, group.rows.y) if group.rows.shared else (group.rows.x[0], group.rows.y[0])
+    few = slice(0, group.rows.orders[0].batch_size if group.rows.orders else len(x))
+    one = group.part(slice(0, 1), group.optimizer, False, group.device)
+    loop = LoopGradient(one.module, one.risk)
+    loop._load(one.params, one.frozen, tree_map(torch.clone, one.buffers), 0)
+    streams = [s.clone() for s in one.noise or []]
+    before = streams[0].clone()
+    with torch.no_grad(), random_stream(streams, 0, one.device):
+        outputs = one.module(x[few])
+    draws = not torch.equal(before, streams[0])
+    check_loss(loss, outputs, y[few], row_weights is not None)
+    if draws:
+        return True, "its forward pass draws random numbers (dropout?)"
+    stacked = StackedGradient(one.module, one.risk)
+    try:
+        with torch.no_grad():
+            stacked.losses(one.params, one.frozen, tree_map(torch.clone, one.buffers), x[few], y[few], None, True)
+    except RuntimeError as error:  # what vmap has no rule for
+        return False, str(error).split("\n")[0]
+    return False, ""

@@ -1,0 +1,143 @@
+"""The loss of a replica on its rows, and its gradient: for many replicas under one vmap, or for one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from theorylab.learning.optimizers.base import Params
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Risk = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def row_risk(loss: Loss) -> Risk:
+    """``(outputs, targets, weights) -> scalar``: the mean over rows of the loss, times ``weights`` (rows,) where given.
+
+    A loss that is already a mean is evaluated row by row where weights ask for it.
+    """
+
+    def risk(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is None:
+            value = loss(outputs, targets)
+            return value if value.ndim == 0 else value.mean()
+        value = loss(outputs, targets)
+        if value.ndim == 0:
+            value = vmap(lambda o, t: loss(o[None], t[None]))(outputs, targets)
+        return (weights * value).mean()
+
+    return risk
+
+
+def check_loss(loss: Loss, outputs: Tensor, targets: Tensor, weighted: bool) -> None:
+    """Check once that the loss is a scalar mean over rows, or one number a row.
+
+    Raises:
+        TypeError: it is not a tensor.
+        ValueError: it has another shape, or row weights are asked of a scalar that is not a mean over rows.
+    """
+    value = loss(outputs, targets)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
+    rows = len(targets)
+    if value.shape not in ((), (rows,)):
+        raise ValueError(f"loss must be a scalar (the mean over rows) or one number a row ({rows},), got shape {tuple(value.shape)}.")
+    if weighted and value.ndim == 0:
+        single = vmap(lambda o, t: loss(o[None], t[None]))(outputs, targets).mean()
+        if not torch.allclose(value, single, rtol=1e-4, atol=1e-6):
+            raise ValueError("row_weights need a loss that is a mean over rows, or one number a row; got a scalar that is neither.")
+
+
+class StackedGradient:
+    """Losses (replica,) and gradients of stacked parameters: the forward pass under vmap, the losses summed, one backward.
+
+    Buffers are updated in place by modules that do so (batch norm in training).
+
+    Args:
+        module: Whose forward pass it is; only its structure is used.
+        risk: From `row_risk`.
+    """
+
+    def __init__(self, module: nn.Module, risk: Risk):
+        tied = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.named_parameters()))
+
+        def one(params: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+            return risk(functional_call(module, (params, buffers), (x,), tie_weights=tied), y, weights)
+
+        self.one = one
+
+    def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
+        """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
+        axis = None if shared else 0
+        batched = vmap(self.one, in_dims=(0, 0, axis, axis, None if weights is None else 0), randomness="error")
+        return batched({**params, **frozen}, buffers, x, y, weights)
+
+    def __call__(
+        self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool
+    ) -> tuple[Tensor, Params]:
+        """Losses (replica,) and the gradients of ``params``."""
+        leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+        losses = self.losses(leaves, frozen, buffers, x, y, weights, shared)
+        grads = torch.autograd.grad(losses, list(leaves.values()), torch.ones_like(losses), materialize_grads=True)
+        return losses.detach(), dict(zip(leaves, grads, strict=True))
+
+
+class LoopGradient:
+    """The same losses and gradients, one replica after another through the module itself, without vmap.
+
+    Args:
+        module: A private copy: its parameters and buffers are pointed at those of the replica at hand.
+        risk: From `row_risk`.
+    """
+
+    def __init__(self, module: nn.Module, risk: Risk):
+        self.module, self.risk = module, risk
+        self.slots = dict(module.named_parameters())
+        self.buffer_slots = [
+            (f"{prefix}.{key}" if prefix else key, owner._buffers, key)
+            for prefix, owner in module.named_modules()
+            for key, value in owner._buffers.items()
+            if value is not None
+        ]
+
+    def _load(self, params: Params, frozen: Params, buffers: Params, k: int) -> None:
+        for source in (params, frozen):
+            for name, value in source.items():
+                self.slots[name].data = value[k]
+        for name, owner, key in self.buffer_slots:
+            if name in buffers:
+                owner[key] = buffers[name][k]
+
+    def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
+        """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
+        values = []
+        for k in range(len(next(iter({**params, **frozen}.values())))):
+            self._load(params, frozen, buffers, k)
+            values.append(self.risk(self.module(x if shared else x[k]), y if shared else y[k], None if weights is None else weights[k]))
+        return torch.stack(values)
+
+    def one(
+        self, params: Params, frozen: Params, buffers: Params, k: int, x: Tensor, y: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Loss and gradients of replica ``k`` on its own rows ``x``, ``y``."""
+        self._load(params, frozen, buffers, k)
+        loss = self.risk(self.module(x), y, weights)
+        return loss.detach(), torch.autograd.grad(loss, [self.slots[name] for name in params], materialize_grads=True)
+
+    def __call__(
+        self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool
+    ) -> tuple[Tensor, Params]:
+        """Losses (replica,) and the gradients of ``params``."""
+        size = len(next(iter(params.values())))
+        each = [
+            self.one(params, frozen, buffers, k, x if shared else x[k], y if shared else y[k], None if weights is None else weights[k])
+            for k in range(size)
+        ]
+        if size == 1:  # no copy
+            return each[0][0][None], {name: g[None] for name, g in zip(params, each[0][1], strict=True)}
+        return torch.stack([loss for loss, _ in each]), {
+            name: torch.stack(g) for name, g in zip(params, zip(*(g for _, g in each), strict=True), strict=True)
+        }

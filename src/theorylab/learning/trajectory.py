@@ -1,0 +1,55 @@
+"""What a population recorded while it trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Measured = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Measurements at some steps of a training run.
+
+    ``steps`` (t,) counts optimizer steps since the population was made; ``values`` holds one (t, replica) tensor a quantity. A measure
+    that returns a bare tensor is recorded as ``"value"``.
+    """
+
+    steps: Tensor
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+
+class Recorder:
+    """Collects what ``measure`` returns and checks that it is one number a replica."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.steps: list[int] = []
+        self.rows: list[dict[str, Tensor]] = []
+
+    def add(self, step: int, measured: Measured) -> None:
+        """Record the measurement of one step.
+
+        Raises:
+            ValueError: a value is not (replica,), or the names differ from those of the first measurement.
+        """
+        row = measured if isinstance(measured, dict) else {"value": measured}
+        for name, value in row.items():
+            if not isinstance(value, Tensor) or value.shape != (self.size,):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"measure must return one number a replica, shape ({self.size},), got {got} for {name!r}.")
+        if self.rows and row.keys() != self.rows[0].keys():
+            raise ValueError(f"measure must return the same names every time, got {sorted(row)} after {sorted(self.rows[0])}.")
+        self.steps.append(step)
+        self.rows.append({name: value.detach().clone() for name, value in row.items()})
+
+    def trajectory(self) -> Trajectory:
+        """All that was recorded."""
+        names = self.rows[0] if self.rows else {}
+        return Trajectory(torch.tensor(self.steps, dtype=torch.int64), {k: torch.stack([row[k] for row in self.rows]) for k in names})
