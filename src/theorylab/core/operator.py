@@ -132,9 +132,10 @@ class Operator:
             return lambda v: apply(torch.as_tensor(v, dtype=self.dtype, device=self.device)).detach().cpu().numpy()
 
         adjoint = through(lambda v: self.T @ v.reshape(-1)) if self.symmetric or self._rmatvec is not None else None
-        return LinearOperator(
+        make: Any = LinearOperator  # scipy's stubs miss the keywords of its __new__
+        return make(
             self.shape,
-            matvec=through(lambda v: self @ v.reshape(-1)),  # pyright: ignore[reportCallIssue]
+            matvec=through(lambda v: self @ v.reshape(-1)),
             rmatvec=adjoint,
             matmat=through(lambda v: self @ v),
             dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,

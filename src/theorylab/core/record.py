@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import platform
 import tempfile
@@ -16,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from theorylab.core.claim import Claim, Finding, Verdict
 from theorylab.core.series import Line, Series
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEMA = 1
 """Raised when the layout changes; records of another schema are computed again."""
@@ -164,6 +166,8 @@ def folder_of(runs: Path, provenance: Provenance) -> Path:
 
 def save(record: Record, runs: Path) -> Path:
     """Write a record: ``series.npz`` first, then ``record.json``, which holds its checksum and so makes it valid."""
+    import numpy as np
+
     folder = folder_of(runs, record.provenance)
     arrays: dict[str, np.ndarray] = {}
     series = []
@@ -193,8 +197,8 @@ def save(record: Record, runs: Path) -> Path:
     return folder
 
 
-def load(folder: Path) -> Record:
-    """Read a record back.
+def load(folder: Path, *, series: bool = True) -> Record:
+    """Read a record back; without its series (and without numpy) where only the findings are wanted.
 
     Raises:
         RecordError: it is incomplete, damaged or of another schema; the message names the file and the reason.
@@ -204,34 +208,39 @@ def load(folder: Path) -> Record:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of theorylab")
-        packed = (folder / "series.npz").read_bytes()
-        if hashlib.sha256(packed).hexdigest() != body.pop("series_sha256"):
-            raise ValueError("series.npz does not match its checksum")
-        arrays = np.load(io.BytesIO(packed), allow_pickle=False)
-        body["series"] = [
-            Series(
-                **{k: v for k, v in s.items() if k != "lines"},
-                lines=[
-                    Line(**line, **{p: arrays[f"{i}.{j}.{p}"] for p in ("x", "y", "low", "high") if f"{i}.{j}.{p}" in arrays})
-                    for j, line in enumerate(s["lines"])
-                ],
-            )
-            for i, s in enumerate(body["series"])
-        ]
+        digest, stored_series = body.pop("series_sha256"), body.pop("series")
+        body["series"] = _read_series(folder / "series.npz", digest, stored_series) if series else []
         body["findings"] = [_decode(f) for f in body["findings"]]
         return Record(**body | {"provenance": Provenance(**body["provenance"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); the study will be computed again.") from error
 
 
+def _read_series(path: Path, digest: str, bodies: list[dict[str, Any]]) -> list[Series]:
+    import numpy as np
+
+    packed = path.read_bytes()
+    if hashlib.sha256(packed).hexdigest() != digest:
+        raise ValueError(f"{path.name} does not match its checksum")
+    arrays = np.load(io.BytesIO(packed), allow_pickle=False)
+    found = []
+    for i, body in enumerate(bodies):
+        lines = []
+        for j, line in enumerate(body["lines"]):
+            parts = {p: arrays[name] for p in ("x", "y", "low", "high") if (name := f"{i}.{j}.{p}") in arrays}
+            lines.append(Line(**line, **parts))
+        found.append(Series(**body | {"lines": lines}))
+    return found
+
+
 def _encode(finding: Finding) -> dict[str, Any]:
     # JSON knows no infinity: an open end of a region is null
-    return dataclasses.asdict(finding) | {"region": [v if np.isfinite(v) else None for v in finding.region]}
+    return dataclasses.asdict(finding) | {"region": [v if math.isfinite(v) else None for v in finding.region]}
 
 
 def _decode(body: dict[str, Any]) -> Finding:
     low, high = body["region"]
-    region = (-np.inf if low is None else low, np.inf if high is None else high)
+    region = (-math.inf if low is None else low, math.inf if high is None else high)
     return Finding(**body | {"region": region, "verdict": Verdict(body["verdict"]), "samples": tuple(body["samples"])})
 
 

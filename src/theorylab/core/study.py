@@ -174,7 +174,7 @@ def read_card(path: Path, module: str) -> StudyCard | None:
             except Exception as error:
                 raise StudyError(f"{module}, line {node.lineno}: a claim must be written as a literal ({error}).") from error
     text = inspect.cleandoc(ast.get_docstring(tree) or "")
-    return StudyCard(keys[0], text.split("\n")[0].rstrip("."), text, tuple(claims), module, path)
+    return StudyCard(str(keys[0]), text.split("\n")[0].rstrip("."), text, tuple(claims), module, path)
 
 
 def _files(entry: metadata.EntryPoint) -> Iterator[tuple[str, Path]]:

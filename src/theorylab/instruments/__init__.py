@@ -1,1 +1,3 @@
-"""Measurements of a Problem: any PyTorch model, loss and data."""
+"""Measurements of a Problem: plain functions, each registered with its oracle and its source."""
+
+from theorylab.instruments import curvature as curvature

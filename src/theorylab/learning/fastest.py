@@ -8,41 +8,57 @@ from collections.abc import Callable
 
 import torch
 
-from theorylab.learning.group import Group, tree_map
-from theorylab.learning.minibatches import DataOrder
+from theorylab.learning.group import Group
 
 CHUNKS = (8, 32, 128)
-_WARMUP, _ROUNDS, _STEPS = 2, 3, 2
+RECORD_FROM = 10_000
+"""Steps times replicas from which recording a step pays."""
+_ROUNDS, _STEPS = 5, 2
+_SLOW = 0.1
+"""Seconds of a step from which one is enough: it is far above the clock's noise, and more would cost more than they could save."""
 
 log = logging.getLogger(__name__)
 _cache: dict[tuple, int] = {}
 
 
-def _trial(group: Group) -> Group:
-    """A copy whose steps leave the group as it is."""
-    trial = group.part(slice(0, group.size), group.optimizer, group.stacked, group.device)
-    trial.buffers = tree_map(torch.clone, trial.buffers)
-    if trial.rows.orders is not None:
-        trial.rows.orders = [DataOrder(order.rows, order.batch_size, 0) for order in trial.rows.orders]
-    return trial
+class Stopwatch:
+    """Times the steps of one group, in rounds."""
 
+    def __init__(self, group: Group, record: bool):
+        self.group = group.trial()
+        self.running = self.group.steps(2 + _ROUNDS * _STEPS, self.group.recorded() if record else None)
+        # other processes on the machine do not count; but several threads, or a device, are known by the wall only
+        alone = torch.get_num_threads() == 1 and group.device.type == "cpu"
+        self.clock = time.process_time if alone else time.perf_counter
+        self.take(1)  # what the first step allocates
+        self.best = self.take(1)
+        self.rounds = 0 if self.best > _SLOW else _ROUNDS
 
-def seconds_per_step(group: Group) -> float:
-    """Seconds of one step of one replica of the group, the best of a few rounds."""
-    steps = _trial(group).steps(_WARMUP + _ROUNDS * _STEPS)
-    for _ in range(_WARMUP):
-        next(steps)
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        for _ in range(_STEPS):
-            last = next(steps)
+    def take(self, steps: int) -> float:
+        """Seconds of some steps."""
+        start = self.clock()
+        for _ in range(steps):
+            last = next(self.running)
         last.sum().item()  # waits for a device that works ahead
-        best = min(best, time.perf_counter() - start)
-    return best / (_STEPS * group.size)
+        return self.clock() - start
+
+    def round(self) -> None:
+        """Time a few more steps, where they are cheap, and keep the best."""
+        if self.rounds:
+            self.rounds -= 1
+            self.best = min(self.best, self.take(_STEPS) / _STEPS)
 
 
-def fastest_chunk(key: tuple, size: int, make: Callable[[int], Group]) -> int:
+def seconds_per_step(groups: dict[int, Group], record: bool) -> dict[int, float]:
+    """Seconds of one step of one replica in each group, the best of a few rounds that the groups take in turn."""
+    watches = {name: Stopwatch(group, record) for name, group in groups.items()}
+    for _ in range(_ROUNDS):
+        for watch in watches.values():
+            watch.round()
+    return {name: watch.best / watch.group.size for name, watch in watches.items()}
+
+
+def fastest_chunk(key: tuple, size: int, make: Callable[[int], Group], record: bool = False) -> int:
     """How many replicas to train in one vmap; 0 where a loop over replicas is faster.
 
     Times each way for a few steps and remembers the answer for this process. The choice may differ between runs on a busy machine, and
@@ -52,18 +68,12 @@ def fastest_chunk(key: tuple, size: int, make: Callable[[int], Group]) -> int:
         key: What the answer depends on.
         size: Number of replicas.
         make: ``make(chunk)`` is the group of the first ``chunk`` replicas under vmap, ``make(0)`` one trained by the loop.
+        record: Whether steps under vmap are going to be recorded.
     """
+    key = (*key, record)
     if key in _cache:
         return _cache[key]
-    times = {0: seconds_per_step(make(0))}
-    for chunk in sorted({size, *(c for c in CHUNKS if c < size)}):
-        try:
-            times[chunk] = seconds_per_step(make(chunk))
-        except RuntimeError as error:  # what vmap has no rule for, the loop can do
-            log.info(
-                "population: this model cannot run under vmap (%s); replicas are trained one after another.", str(error).split("\n")[0]
-            )
-            break
+    times = seconds_per_step({chunk: make(chunk) for chunk in (0, *sorted({size, *(c for c in CHUNKS if c < size)}))}, record)
     best = _cache[key] = min(times, key=times.__getitem__)
     how = "one after another" if best == 0 else f"{best} at a time under vmap"
     measured = ", ".join(f"{'loop' if c == 0 else c}: {1e6 * t:.0f}" for c, t in times.items())

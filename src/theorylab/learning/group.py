@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.risk import LoopGradient, Risk, StackedGradient
+from theorylab.learning.traced import TracedGradient, trace
 
 TAKE = 128
 """Minibatches whose row numbers are drawn at a time."""
@@ -125,9 +126,25 @@ class Group:
         """What computes losses and gradients of this group."""
         return (StackedGradient if self.stacked else LoopGradient)(self.module, self.risk)
 
-    def steps(self, count: int) -> Iterator[Tensor]:
+    def trial(self) -> Group:
+        """A copy whose steps leave this group as it is, with another data order."""
+        copied = self.part(slice(0, self.size), self.optimizer, self.stacked, self.device)
+        copied.buffers = tree_map(torch.clone, self.buffers)
+        if self.rows.orders is not None:
+            copied.rows.orders = [DataOrder(order.rows, order.batch_size, 0) for order in self.rows.orders]
+        return copied
+
+    def recorded(self) -> TracedGradient | None:
+        """The gradient of a step recorded for the shapes of this group, or None where that cannot be."""
+        copied = self.trial()
+        gradient = copied.gradient()
+        if not isinstance(gradient, StackedGradient):
+            return None
+        return trace(gradient, copied.params, copied.frozen, copied.buffers, *next(copied.rows.batches(1)))
+
+    def steps(self, count: int, recorded: TracedGradient | None = None) -> Iterator[Tensor]:
         """Take ``count`` optimizer steps; yields the losses (replica,) that each step saw, before it."""
-        gradient = self.gradient()
+        gradient = recorded or self.gradient()
         update = self.optimizer.update
         for x, y, weights, shared in self.rows.batches(count):
             if self.noise is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise, zip_longest
@@ -10,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from theorylab.learning.fastest import fastest_chunk
+from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
 from theorylab.learning.group import Group, tree_cat
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.replicas import check_batch, initialize, make_rows
 from theorylab.learning.risk import Loss, row_risk
+from theorylab.learning.traced import TracedGradient
 from theorylab.learning.trajectory import Measured, Recorder, Trajectory
 
 if TYPE_CHECKING:
     from theorylab.core.problem import Problem
 
+log = logging.getLogger(__name__)
 CHECK_EVERY = 1000
 """Steps between looks for a loss that is no longer finite."""
 
@@ -46,12 +49,14 @@ class Population:
         dtype: Of parameters and of floating-point data.
         device: Where to train; `shard` spreads over several.
         mode: ``"vmap"``, ``"loop"`` (one replica after another), or ``"auto"``, which times both for a few steps at the first `train`,
-            takes the faster and says so in `mode` and by `logging`. The two differ by rounding.
-        trainable: Which parameters are trained, by name; all by default.
+            takes the faster and says so in `mode` and by `logging`. The two differ by rounding. In long runs the step under vmap is
+            recorded and repeated without vmap: forward pass and loss must stay the same functions while the population lives.
+        trainable: Which parameters are trained, by name; by default those that require a gradient.
 
     Raises:
-        ValueError: an argument out of range, with what to do; layers that draw random numbers (dropout) under ``mode="vmap"``: one draw
-            for all would tie a replica's noise to the number of replicas, so such models train in a loop, each on its own stream.
+        ValueError: an argument out of range, with what to do; a model that vmap cannot run, under ``mode="vmap"``. Among these are layers
+            that draw random numbers (dropout): one draw for all would tie a replica's noise to the number of replicas, so such models
+            train in a loop, each replica on its own stream, which continues that of its seed after ``make_model()``.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -87,23 +92,24 @@ class Population:
         self.seeds = tuple(int(s) for s in seeds)
         self.loss, self.optimizer, self.batch_size, self.row_weights = loss, optimizer, batch_size, row_weights
         self.mode: str = mode
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # with its index
         self.step_count = 0
         rows = make_rows(data, self.seeds, batch_size, row_weights, data_per_replica, dtype, self.device)
         module, params, buffers, noise = initialize(make_model, self.seeds, dtype, self.device)
-        trained = {k: p for k, p in params.items() if trainable is None or trainable(k)}
+        trained = {k: params[k] for k, p in module.named_parameters() if (p.requires_grad if trainable is None else trainable(k))}
         if not trained:
             raise ValueError(f"trainable must accept at least one parameter of {sorted(params)}.")
         frozen = {k: p for k, p in params.items() if k not in trained}
         for name, p in module.named_parameters():
             p.requires_grad_(name in trained)
         group = Group(module, row_risk(loss), optimizer, trained, frozen, buffers, {}, rows, noise, stacked=mode != "loop")
-        draws = check_batch(group, loss, row_weights)
+        draws, obstacle = check_batch(group, loss, row_weights)
         if not draws:
             group.noise = None
-        elif mode == "vmap":
-            raise ValueError("the model draws random numbers in its forward pass (dropout?): use mode='loop' or 'auto', or model.eval().")
-        else:
+        if obstacle and mode == "vmap":
+            raise ValueError(f"the model cannot run under vmap: {obstacle} Use mode='loop' or 'auto'.")
+        if obstacle and mode == "auto":
+            log.info("population: the model cannot run under vmap, so replicas are trained one after another: %s", obstacle)
             self.mode, group.stacked = "loop", False
         try:
             group.state = optimizer.init(trained)
@@ -111,6 +117,7 @@ class Population:
         except ValueError as error:
             raise ValueError(f"optimizer {optimizer.name} does not fit {self.size} replicas: {error}") from error
         self._groups = [group]
+        self._recorded: dict[tuple[int, torch.device], TracedGradient | None] = {}
         if self.mode == "loop":
             self._regroup([self.device], chunk=0)
 
@@ -210,7 +217,7 @@ class Population:
         Raises:
             ValueError: no device, or more devices than replicas.
         """
-        places = [torch.device(d) for d in devices]
+        places = [torch.empty(0, device=d).device for d in devices]
         if not 1 <= len(places) <= self.size:
             raise ValueError(f"devices must name between 1 and {self.size} (the number of replicas) devices, got {len(places)}.")
         if self.optimizer.select is None and len(places) > 1:
@@ -218,7 +225,7 @@ class Population:
         self._regroup(places, chunk=0 if self.mode == "loop" else self.size)
         return self
 
-    def _settle(self) -> None:
+    def _settle(self, record: bool) -> None:
         """Choose the way of training, once."""
         if self.mode != "auto":
             return
@@ -233,7 +240,7 @@ class Population:
         name = getattr(self.loss, "__qualname__", repr(self.loss))
         kind = (repr(whole.module), name, self.optimizer.name, str(whole.device), whole.rows.shared, whole.rows.weights is None)
         key = (*kind, shapes, rows, tuple(whole.rows.x.shape), next(iter(whole.params.values())).dtype, torch.get_num_threads())
-        chunk = fastest_chunk(key, whole.size, make)
+        chunk = fastest_chunk(key, whole.size, make, record)
         self.mode = "vmap" if chunk else "loop"
         if len(self._groups) == 1:
             self._regroup([whole.device], chunk)
@@ -269,8 +276,11 @@ class Population:
             raise ValueError(f"every must be at least 1, got {every}.")
         if every is not None and measure is None:
             measure = Population._loss_row
+        record = (self.step_count + steps) * self.size >= RECORD_FROM
         if steps:
-            self._settle()
+            self._settle(record)
+        if steps and record:
+            self._record()
         recorder = Recorder(self.size)
         if measure is not None:
             recorder.add(self.step_count, measure(self))
@@ -291,13 +301,21 @@ class Population:
     def _loss_row(self) -> dict[str, Tensor]:
         return {"loss": self.losses()}
 
+    def _record(self) -> None:
+        """Record the step of groups of each size on each device, once."""
+        for group in self._groups:
+            if group.stacked and (group.size, group.device) not in self._recorded:
+                self._recorded[group.size, group.device] = group.recorded()
+
     def _advance(self, count: int, check: bool) -> None:
         lanes: dict[torch.device, list[Group]] = {}
         for group in self._groups:
             lanes.setdefault(group.device, []).append(group)
         seen: dict[int, list[Tensor]] = {}
         for together in zip_longest(*lanes.values()):  # one group of each device at a time, their steps in turn
-            running = [(seen.setdefault(id(g), []), g.steps(count)) for g in together if g is not None]
+            running = [
+                (seen.setdefault(id(g), []), g.steps(count, self._recorded.get((g.size, g.device)))) for g in together if g is not None
+            ]
             for _ in range(count):
                 for losses, steps in running:
                     losses.append(next(steps))
@@ -332,15 +350,24 @@ class Population:
     def problem(self, k: int) -> Problem:
         """Replica ``k`` as a `Problem` of its own, on the rows it trains on; a copy, so that later training does not change it.
 
+        Its loss and gradient are those of `losses` and `gradients`: in training mode where the model is, with dropout off.
+
         Raises:
             IndexError: there is no such replica.
-            ValueError: its row weights are not all equal where positive.
+            ValueError: its row weights are not all equal where positive, or it has batch norm and dropout, both in training.
         """
         from theorylab.core.problem import Problem
 
         model, x, y = self.replica(k)
-        names = list(self._groups[0].params)
-        return Problem(model, self.loss, (x, y), params=names, dtype=x.dtype if x.is_floating_point() else None, train=model.training)
+        # a problem sets one mode for all layers: training for batch norm's sake, evaluation for that of dropout
+        live = [m for m in model.modules() if m.training]
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in live)
+        if norms and any(isinstance(m, nn.modules.dropout._DropoutNd) for m in live):
+            raise ValueError(
+                "a problem is in training or evaluation mode as a whole, and this model has batch norm and dropout in training."
+            )
+        drops = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in live)
+        return Problem(model, self.loss, (x, y), params=list(self._groups[0].params), train=model.training and not drops)
 
     def replica(self, k: int) -> tuple[nn.Module, Tensor, Tensor]:
         """A copy of replica ``k``'s network with its parameters and buffers, and the rows (m, ...) it trains on.

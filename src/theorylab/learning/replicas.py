@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.base import Params
-from theorylab.learning.risk import LoopGradient, Loss, check_loss
+from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
 
 
 def initialize(
@@ -98,8 +98,11 @@ def make_rows(
     return Rows(x, y, not data_per_replica, weights, batch_weights, orders)
 
 
-def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> bool:
-    """Run one forward pass of the first replica: check the loss, and say whether the model draws random numbers.
+def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[bool, str]:
+    """Run the forward pass of the first replica: check the loss, say whether the model draws random numbers, and why vmap cannot run it.
+
+    Returns:
+        Whether it draws; and the reason why vmap fails, empty where it does not.
 
     Raises:
         TypeError: the loss is not a tensor.
@@ -111,7 +114,7 @@ def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> bool:
     if norms and row_weights is not None:
         raise ValueError("row_weights do not go with batch norm in training, whose statistics have no weights; use another norm or eval().")
     x, y = (group.rows.x, group.rows.y) if group.rows.shared else (group.rows.x[0], group.rows.y[0])
-    few = slice(0, group.rows.orders[0].batch_size if group.rows.orders else min(len(x), 64))
+    few = slice(0, group.rows.orders[0].batch_size if group.rows.orders else len(x))
     one = group.part(slice(0, 1), group.optimizer, False, group.device)
     loop = LoopGradient(one.module, one.risk)
     loop._load(one.params, one.frozen, tree_map(torch.clone, one.buffers), 0)
@@ -121,4 +124,12 @@ def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> bool:
         outputs = one.module(x[few])
     draws = not torch.equal(before, streams[0])
     check_loss(loss, outputs, y[few], row_weights is not None)
-    return draws
+    if draws:
+        return True, "its forward pass draws random numbers (dropout?)"
+    stacked = StackedGradient(one.module, one.risk)
+    try:
+        with torch.no_grad():
+            stacked.losses(one.params, one.frozen, tree_map(torch.clone, one.buffers), x[few], y[few], None, True)
+    except RuntimeError as error:  # what vmap has no rule for
+        return False, str(error).split("\n")[0]
+    return False, ""

@@ -46,7 +46,7 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor, weighted: bool) -> 
     if value.shape not in ((), (rows,)):
         raise ValueError(f"loss must be a scalar (the mean over rows) or one number a row ({rows},), got shape {tuple(value.shape)}.")
     if weighted and value.ndim == 0:
-        single = torch.stack([loss(o[None], t[None]) for o, t in zip(outputs, targets, strict=True)]).mean()
+        single = vmap(lambda o, t: loss(o[None], t[None]))(outputs, targets).mean()
         if not torch.allclose(value, single, rtol=1e-4, atol=1e-6):
             raise ValueError("row_weights need a loss that is a mean over rows, or one number a row; got a scalar that is neither.")
 
@@ -59,7 +59,6 @@ class StackedGradient:
     Args:
         module: Whose forward pass it is; only its structure is used.
         risk: From `row_risk`.
-        x_dim: Axis of the inputs and targets that runs over replicas, None where all see the same.
     """
 
     def __init__(self, module: nn.Module, risk: Risk):

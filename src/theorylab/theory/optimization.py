@@ -3,6 +3,414 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
+
+
+def _positive(**values: float) -> None:
+    for name, v in values.items():
+        if not v > 0:
+            raise ValueError(f"{name} must be positive, got {v}.")
+
+
+def _momentum(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {value}.")
+
+
+def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.0, radius: float = 1.0) -> float:
+    r"""Largest f(x_n) − f* after n steps of gradient descent over all convex L-smooth functions: LR²/(4nh + 2).
+
+    Attained by the Huber function whose threshold is `gd_worst_threshold`.
+
+    Args:
+        steps: n ≥ 0.
+        step_ratio: h = ηL in (0, 1]; for larger steps other functions are worse.
+        smoothness: L > 0.
+        radius: R = ‖x₀ − x*‖ > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> gd_worst_case(2)
+        0.1
+
+    Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorems 3.1 and 3.2.
+    """
+    _positive(smoothness=smoothness, radius=radius)
+    return smoothness * radius * gd_worst_threshold(steps, step_ratio=step_ratio, radius=radius) / 2
+
+
+def gd_worst_threshold(steps: int, *, step_ratio: float = 1.0, radius: float = 1.0) -> float:
+    r"""Threshold τ = R/(2nh + 1) of the Huber function that is worst for n steps of gradient descent.
+
+    With it the last iterate is still on the slope, after steps as short as a convex function of this smoothness can make them.
+
+    Args:
+        steps: n ≥ 0.
+        step_ratio: h = ηL in (0, 1].
+        radius: R > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> gd_worst_threshold(2)
+        0.2
+
+    Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorem 3.2.
+    """
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}.")
+    if not 0 < step_ratio <= 1:
+        raise ValueError(f"step_ratio must lie in (0, 1], got {step_ratio}: beyond 1 a Huber function is not the worst.")
+    _positive(radius=radius)
+    return radius / (2 * steps * step_ratio + 1)
+
+
+def subgradient_worst_case(steps: int, *, lipschitz: float = 1.0, radius: float = 1.0) -> float:
+    r"""Largest min_t f(x_t) − f* of the subgradient method with η = R/(M√(n+1)), over convex M-Lipschitz functions: MR/√(n+1).
+
+    No method that uses n + 1 subgradients does better in dimension n + 1 or more.
+
+    Args:
+        steps: n ≥ 0.
+        lipschitz: M > 0.
+        radius: R > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> subgradient_worst_case(3)
+        0.5
+
+    Source: Drori and Teboulle 2016, arXiv:1409.2636, Appendix A (the lower bound); Nesterov 2004, Section 3.2.3 (the upper one).
+    """
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}.")
+    _positive(lipschitz=lipschitz, radius=radius)
+    return lipschitz * radius / math.sqrt(steps + 1)
+
+
+def ogm_theta(steps: int) -> float:
+    r"""θ_n of the optimized gradient method: θ₀ = 1, θ_{i+1} = (1 + √(1 + 4θ_i²))/2, with 8 in place of 4 in the last step.
+
+    Args:
+        steps: n ≥ 1.
+
+    Raises:
+        ValueError: ``steps`` < 1.
+
+    Example:
+        >>> ogm_theta(1)
+        2.0
+
+    Source: Kim and Fessler 2016, arXiv:1406.5468, Algorithm OGM1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    theta = 1.0
+    for _ in range(steps - 1):
+        theta = (1 + math.sqrt(1 + 4 * theta**2)) / 2
+    return (1 + math.sqrt(1 + 8 * theta**2)) / 2
+
+
+def ogm_worst_case(steps: int, *, smoothness: float = 1.0, radius: float = 1.0) -> float:
+    r"""Largest f(x_n) − f* of the optimized gradient method over convex L-smooth functions: LR²/(2θ_n²).
+
+    Attained by the Huber function with threshold R/θ_n².
+
+    Args:
+        steps: n ≥ 1.
+        smoothness: L > 0.
+        radius: R > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> ogm_worst_case(1)
+        0.125
+
+    Source: Kim and Fessler 2016, arXiv:1406.5468, Theorem 2; no first-order method is better: Drori 2017, arXiv:1606.01424, Theorem 3.
+    """
+    _positive(smoothness=smoothness, radius=radius)
+    return smoothness * radius**2 / (2 * ogm_theta(steps) ** 2)
+
+
+def nonconvex_gradient_bound(steps: int, gap: float, *, smoothness: float = 1.0) -> float:
+    r"""Upper bound on min_t ‖∇f(x_t)‖² after n steps of gradient descent with η = 1/L on an L-smooth function: 4L(f₀ − f*)/(3n).
+
+    Args:
+        steps: n ≥ 1.
+        gap: f(x₀) − f* ≥ 0.
+        smoothness: L > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(nonconvex_gradient_bound(10, 1.0), 4)
+        0.1333
+
+    Source: Taylor 2017, PhD thesis, UCLouvain, page 190; proved in Abbaszadehpeivasti, de Klerk and Zamani 2021, arXiv:2104.05468.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    if gap < 0:
+        raise ValueError(f"gap must not be negative, got {gap}.")
+    _positive(smoothness=smoothness)
+    return 4 * smoothness * gap / (3 * steps)
+
+
+def span_lower_bound(steps: int, *, smoothness: float = 1.0, radius: float = 1.0) -> float:
+    r"""Lower bound on f(x_k) − f* for every method whose iterates stay in the span of its gradients: 3LR²/(32(k+1)²).
+
+    It concerns a function of at least 2k + 1 variables, Nesterov's tridiagonal quadratic.
+
+    Args:
+        steps: k ≥ 1.
+        smoothness: L > 0.
+        radius: R > 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> span_lower_bound(3, smoothness=32)
+        0.1875
+
+    Source: Nesterov 2004, Introductory Lectures on Convex Optimization, Theorem 2.1.7.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    _positive(smoothness=smoothness, radius=radius)
+    return 3 * smoothness * radius**2 / (32 * (steps + 1) ** 2)
+
+
+def gd_rate(condition: float) -> float:
+    r"""Contraction a step of gradient descent with η = 2/(L + μ) on a quadratic: (κ − 1)/(κ + 1).
+
+    Args:
+        condition: κ = L/μ ≥ 1.
+
+    Raises:
+        ValueError: ``condition`` < 1.
+
+    Example:
+        >>> gd_rate(3.0)
+        0.5
+
+    Source: Nesterov 2004, Introductory Lectures on Convex Optimization, Theorem 2.1.15.
+    """
+    if not condition >= 1:
+        raise ValueError(f"condition must be at least 1, got {condition}.")
+    return (condition - 1) / (condition + 1)
+
+
+def polyak_rate(condition: float) -> float:
+    r"""Asymptotic contraction a step of the heavy ball in Polyak's tuning on a quadratic: (√κ − 1)/(√κ + 1).
+
+    Args:
+        condition: κ = L/μ ≥ 1.
+
+    Raises:
+        ValueError: ``condition`` < 1.
+
+    Example:
+        >>> polyak_rate(9.0)
+        0.5
+
+    Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Lessard et al. 2016, arXiv:1408.3595, Proposition 1.
+    """
+    if not condition >= 1:
+        raise ValueError(f"condition must be at least 1, got {condition}.")
+    return gd_rate(math.sqrt(condition))
+
+
+def polyak_tuning(smoothness: float, curvature: float) -> tuple[float, float]:
+    r"""Polyak's step and momentum for a quadratic: η = 4/(√L + √μ)², β = ((√κ − 1)/(√κ + 1))².
+
+    Args:
+        smoothness: L ≥ μ.
+        curvature: μ > 0.
+
+    Returns:
+        (η, β).
+
+    Raises:
+        ValueError: ``curvature`` not positive or above ``smoothness``.
+
+    Example:
+        >>> tuple(round(v, 4) for v in polyak_tuning(25.0, 1.0))
+        (0.1111, 0.4444)
+
+    Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Lessard et al. 2016, arXiv:1408.3595, Proposition 1.
+    """
+    _positive(curvature=curvature)
+    return 4 / (math.sqrt(smoothness) + math.sqrt(curvature)) ** 2, polyak_rate(smoothness / curvature) ** 2
+
+
+def lessard_cycle() -> tuple[float, float, float]:
+    r"""The attracting cycle of the heavy ball with η = 1/9, β = 4/9 on Lessard's function, from its largest point on.
+
+    The three iterates lie on the pieces 25x − 24, 25x and 25x of f', where x_{t+1} = (1+β)x_t − βx_{t−1} − ηf'(x_t) is affine; the cycle
+    solves the three linear equations: 2592/1225, 792/1225, −2208/1225.
+
+    Example:
+        >>> [round(v, 5) for v in lessard_cycle()]
+        [2.11592, 0.64653, -1.80245]
+
+    Source: Lessard, Recht and Packard 2016, arXiv:1408.3595, Section 4.6.
+    """
+    return 2592 / 1225, 792 / 1225, -2208 / 1225
+
+
+def pl_rate(smoothness: float, curvature: float) -> float:
+    r"""Contraction a step of f − f* under gradient descent with η = 1/L and the Polyak-Łojasiewicz inequality: 1 − μ/L, an upper bound.
+
+    Args:
+        smoothness: L ≥ μ.
+        curvature: The constant μ > 0 of ½‖∇f‖² ≥ μ(f − f*).
+
+    Raises:
+        ValueError: ``curvature`` not positive or above ``smoothness``.
+
+    Example:
+        >>> pl_rate(4.0, 1.0)
+        0.75
+
+    Source: Karimi, Nutini and Schmidt 2016, arXiv:1608.04636, Theorem 1.
+    """
+    _positive(curvature=curvature)
+    if curvature > smoothness:
+        raise ValueError(f"curvature must not exceed smoothness, got {curvature} > {smoothness}.")
+    return 1 - curvature / smoothness
+
+
+def least_squares_rate(smoothness: float, curvature: float) -> float:
+    r"""Asymptotic contraction a step of f − f* on least squares with η = 1/L: (1 − μ/L)², the square of the bound `pl_rate`.
+
+    Args:
+        smoothness: Largest eigenvalue L of AᵀA.
+        curvature: Least positive eigenvalue μ.
+
+    Raises:
+        ValueError: ``curvature`` not positive or above ``smoothness``.
+
+    Example:
+        >>> least_squares_rate(4.0, 1.0)
+        0.5625
+
+    Source: the residual's slowest mode shrinks by 1 − μ/L a step and f is its square; compare Karimi et al. 2016, arXiv:1608.04636,
+    Theorem 1.
+    """
+    return pl_rate(smoothness, curvature) ** 2
+
+
+def sgd_stationary_variance(step: float, curvature: float, noise: float, momentum: float = 0.0) -> float:
+    r"""Stationary variance of noisy gradient descent with heavy-ball momentum on λx²/2, exact in discrete time.
+
+    .. math:: x_{t+1} = (1+\beta)x_t - \beta x_{t-1} - \eta(\lambda x_t + \sigma\xi_t), \qquad
+        \mathrm{Var} = \frac{(1+\beta)\,\eta\sigma^2}{(1-\beta)\,\lambda\,(2(1+\beta) - \eta\lambda)}
+
+    Args:
+        step: η > 0, with ηλ < 2(1 + β), the edge of stability.
+        curvature: λ > 0.
+        noise: σ > 0, the standard deviation of the gradient's noise.
+        momentum: β in [0, 1).
+
+    Raises:
+        ValueError: an argument out of its range, or a step beyond the edge, where no stationary law exists.
+
+    Example:
+        >>> sgd_stationary_variance(1.0, 1.0, 1.0)
+        1.0
+
+    Source: variance of the AR(2) process with φ₁ = 1 + β − ηλ, φ₂ = −β and innovations of variance η²σ²; Box, Jenkins and Reinsel 2008,
+    Time Series Analysis, Section 3.2.4.
+    """
+    _positive(step=step, curvature=curvature, noise=noise)
+    _momentum(momentum)
+    edge = 2 * (1 + momentum)
+    if step * curvature >= edge:
+        raise ValueError(f"step · curvature must lie below 2(1 + β) = {edge:g} for a stationary law, got {step * curvature:g}.")
+    return (1 + momentum) * step * noise**2 / ((1 - momentum) * curvature * (edge - step * curvature))
+
+
+def sde_stationary_variance(step: float, curvature: float, noise: float, momentum: float = 0.0) -> float:
+    r"""The same variance in the continuous-time limit, with momentum as an effective step: η_eff σ²/(2λ), η_eff = η/(1 − β).
+
+    Right only for ηλ ≪ 2(1 + β); `sgd_stationary_variance` is larger by the factor 2(1+β)/(2(1+β) − ηλ).
+
+    Args:
+        step: η > 0.
+        curvature: λ > 0.
+        noise: σ > 0.
+        momentum: β in [0, 1).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> sde_stationary_variance(1.0, 1.0, 1.0)
+        0.5
+
+    Source: Mandt, Hoffman and Blei 2017, arXiv:1704.04289, Section 3 (the stationary law of the Ornstein-Uhlenbeck process).
+    """
+    _positive(step=step, curvature=curvature, noise=noise)
+    _momentum(momentum)
+    return step / (1 - momentum) * noise**2 / (2 * curvature)
+
+
+REGULARIZATION = 1 / 4
+"""Coefficient c of the modified loss L + cη‖∇L‖² (Barrett and Dherin 2021, arXiv:2009.11162, Theorem 3.1)."""
+
+
+def flow_error_order(coefficient: float) -> int:
+    r"""Order in η of the distance after fixed time between gradient descent and the flow of L + cη‖∇L‖²: 2 where c = 1/4, else 1.
+
+    A step of the flow expands to θ − η∇L + η²(½ − 2c)H∇L + O(η³); the η² term is absent from gradient descent, so it must vanish. The error
+    of a step accumulates over 1/η of them, which costs one order.
+
+    Args:
+        coefficient: c; 0 for the flow of L itself.
+
+    Example:
+        >>> flow_error_order(0.25), flow_error_order(0.0)
+        (2, 1)
+
+    Source: Barrett and Dherin 2021, arXiv:2009.11162, Theorem 3.1.
+    """
+    return 2 if coefficient == REGULARIZATION else 1
+
+
+def stability_threshold(step: float, momentum: float = 0.0, *, method: Literal["polyak", "nesterov"] = "polyak") -> float:
+    r"""Edge of stability: the curvature above which the method diverges on a quadratic.
+
+    .. math:: \lambda^* = \frac{2 + 2\beta}{\eta}\ \text{(Polyak; with β = 0 gradient descent's 2/η)}, \qquad
+        \lambda^* = \frac{2 + 2\beta}{\eta\,(1 + 2\beta)}\ \text{(Nesterov)}
+
+    Args:
+        step: η > 0.
+        momentum: β in [0, 1).
+        method: Heavy ball, or Nesterov's look-ahead with fixed momentum.
+
+    Raises:
+        ValueError: an argument out of its range, or an unknown method.
+
+    Example:
+        >>> stability_threshold(0.5), stability_threshold(0.5, 0.5), stability_threshold(0.5, 0.5, method="nesterov")
+        (4.0, 6.0, 3.0)
+
+    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2 and Appendix B (maximum stable sharpness).
+    """
+    _positive(step=step)
+    _momentum(momentum)
+    if method not in ("polyak", "nesterov"):
+        raise ValueError(f"method must be 'polyak' or 'nesterov', got {method!r}.")
+    return (2 + 2 * momentum) / (step * (1 + 2 * momentum if method == "nesterov" else 1))
 
 
 def saddle_escape_slope(step: float, curvature: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec
 
+import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -62,3 +63,14 @@ def spread(hyper: Hyper, like: Tensor) -> Hyper:
     if hyper.ndim != 1 or like.ndim == 0 or hyper.shape[0] != like.shape[0]:
         raise ValueError(f"a hyper-parameter must be a number or one a replica, got shape {tuple(hyper.shape)} for {tuple(like.shape)}.")
     return hyper.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_scaled(tensor: Tensor, hyper: Hyper, other: Tensor) -> Tensor:
+    """``tensor + hyper·other`` in one pass, ``hyper`` a number or (replica,).
+
+    Raises:
+        ValueError: the hyper-parameter is not (replica,) for these tensors.
+    """
+    if isinstance(hyper, Tensor):
+        return torch.addcmul(tensor, spread(hyper, other).to(other), other)  # type: ignore[union-attr]
+    return torch.add(tensor, other, alpha=hyper)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable
 
 
 @selectable
@@ -40,11 +40,11 @@ def sgd(lr: Hyper, *, momentum: Hyper = 0.0, nesterov: bool = False, weight_deca
         for k, p in params.items():
             g = grads[k]
             if not (isinstance(weight_decay, float | int) and weight_decay == 0):
-                g = g + spread(weight_decay, p) * p
+                g = add_scaled(g, weight_decay, p)
             if not plain:
-                buffers[k] = v = spread(momentum, p) * state[k] + g
-                g = g + spread(momentum, p) * v if nesterov else v
-            new[k] = p - spread(lr, p) * g
+                buffers[k] = v = add_scaled(g, momentum, state[k])
+                g = add_scaled(g, momentum, v) if nesterov else v
+            new[k] = add_scaled(p, -lr, g)
         return new, buffers
 
     return Optimizer("sgd", init, update)

@@ -1,0 +1,30 @@
+# make run     install and run the syllabus; ends with the path of the report
+# make test    install what tests need; lint, types, tests
+# make bench   install what benchmarks need and measure the ratios of benchmarks/results/
+#
+# ARGS go to the program: make run ARGS="--scale tiny --jobs 1" · make test ARGS="-k verdicts"
+# TORCH=cuda takes PyTorch's CUDA build. PYTHON=python3.12 chooses the interpreter.
+VENV ?= .venv
+ARGS ?=
+
+.PHONY: run test bench lint clean
+
+run:
+	@scripts/install.sh
+	$(VENV)/bin/theorylab run $(ARGS)
+
+test: lint
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+lint:
+	@scripts/install.sh test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright
+
+bench:
+	@scripts/install.sh bench
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) runs dist

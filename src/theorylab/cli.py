@@ -1,0 +1,373 @@
+"""The command line: ``theorylab syllabus | run | plan | show | config``.
+
+Everything beyond the parser is imported by the command that needs it, so that ``--help`` costs no numpy and ``syllabus`` no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import DisallowNone, Positional, UseAppendAction, arg, subcommand
+
+if TYPE_CHECKING:
+    from theorylab.core.study import StudyCard
+    from theorylab.runners.job import Job
+    from theorylab.runners.outcome import Outcome, RunResult
+
+_GLOBS = "studies: optimization/saddle, a topic (optimization), a claim, or a quoted glob ('opt*/*'); none means all"
+_SET = "a study's own setting as name=value, repeatable; `theorylab config STUDY` lists them"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which studies, with which settings: what ``run`` and ``plan`` share."""
+
+    globs: Annotated[Positional[tuple[str, ...]], arg(help=_GLOBS, metavar="[GLOB ...]", help_behavior_hint="")] = ()
+    only: Annotated[UseAppendAction[tuple[str, ...]], arg(help="the same as a positional glob, repeatable", help_behavior_hint="")] = ()
+    scale: Annotated[Literal["tiny", "small", "large"], arg(help="tiny: seconds; small: a laptop; large: a GPU or a cluster")] = "small"
+    seeds: Annotated[int | None, arg(help="replicas of every study; default: the scale's own", help_behavior_hint="")] = None
+    seed: Annotated[int | None, arg(help="base seed; replica k uses seed + k", help_behavior_hint="")] = None
+    device: Annotated[str | None, arg(help="torch device: cpu, cuda, cuda:1, ...", help_behavior_hint="")] = None
+    dtype: Annotated[
+        Literal["float64", "float32"] | None, arg(help="floating-point type; exact identities need float64", help_behavior_hint="")
+    ] = None
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(help=_SET, help_behavior_hint="")] = ()
+    jobs: Annotated[int | None, arg(help="processes at a time; default: one a core, and one in all on a GPU", help_behavior_hint="")] = None
+    out: Annotated[Path, arg(help="folder of the records and the report")] = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Selection):
+    """Options of ``theorylab run``."""
+
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="compute studies that have a valid record, too")] = False
+    cluster: Annotated[
+        str | None, arg(help="address of a Dask scheduler, tcp://head:8786; needs theorylab[cluster]", help_behavior_hint="")
+    ] = None
+    syllabus: Annotated[Path | None, arg(help="a course's own syllabus (TOML); default: the packaged example", help_behavior_hint="")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Selection):
+    """Options of ``theorylab plan``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Syllabus:
+    """Options of ``theorylab syllabus``."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print JSON for programs")] = False
+    out: Annotated[Path, arg(help="folder of the records that tell the claims' state")] = Path("runs")
+    syllabus: Annotated[Path | None, arg(help="a course's own syllabus (TOML); default: the packaged example", help_behavior_hint="")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Options of ``theorylab show``."""
+
+    out: Annotated[Path, arg(help="folder of the run")] = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of ``theorylab config``."""
+
+    study: Annotated[Positional[str], arg(help="one study: optimization/saddle", metavar="STUDY", help_behavior_hint="")]
+    scale: Annotated[Literal["tiny", "small", "large"], arg(help="whose values to show")] = "small"
+
+
+_RUN = """Check the claims: compute what has no valid record, then write the report.
+
+The report covers the studies that this command names, computed now or earlier. Ctrl-C stops a run, with a report of what is done;
+the same command goes on from there.
+
+Examples:
+  theorylab run                                          the whole syllabus at laptop scale
+  theorylab run optimization --scale tiny                one topic, in seconds
+  theorylab run optimization/saddle --set decades=8      one study with a setting of its own
+  theorylab run 'opt*/*' --scale large --seeds 32 --device cuda
+  theorylab run --cluster tcp://head:8786                on a Dask cluster
+
+Exit status: 0 no claim fails (inconclusive ones are named); 1 a claim fails, a control holds, or a study errs;
+2 wrong usage; 130 stopped by Ctrl-C."""
+_PLAN = """Say what a run would cost, in seconds and bytes, before it starts; takes the options of `run`.
+
+Examples:
+  theorylab plan
+  theorylab plan optimization --scale large --seeds 32 --jobs 4"""
+_SYLLABUS = """List the lectures in order with their topics, studies and claims, and what the last run found.
+
+Examples:
+  theorylab syllabus
+  theorylab syllabus --json
+  theorylab syllabus --syllabus my_course.toml --out runs"""
+_SHOW = """Open the last report in a browser and print its path.
+
+Examples:
+  theorylab show
+  theorylab show --out runs"""
+_CONFIG = """List the settings of a study with values, ranges and meaning; change them with `run --set name=value`.
+
+Examples:
+  theorylab config optimization/saddle
+  theorylab config optimization/saddle --scale large"""
+
+_COMMANDS: dict[str, tuple[type, str]] = {
+    "syllabus": (Syllabus, _SYLLABUS),
+    "run": (Run, _RUN),
+    "plan": (Plan, _PLAN),
+    "show": (Show, _SHOW),
+    "config": (Settings, _CONFIG),
+}
+_ABOUT = """The theory of deep learning, executable: claims of the theory, measured on your machine.
+
+Examples:
+  theorylab run --scale tiny       a first look, in a minute or two
+  theorylab run                    the syllabus at laptop scale
+  theorylab show                   open the report"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; ``args`` are those of the process where None."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows ?
+    command = _parse(sys.argv[1:] if args is None else args)
+    from theorylab.course.syllabus import SyllabusError
+    from theorylab.runners.selection import UsageError
+
+    try:
+        return {Syllabus: syllabus, Run: run, Plan: plan, Show: show, Settings: config}[type(command)](command)
+    except (UsageError, SyllabusError) as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("stopped.", 130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parse(args: Sequence[str]) -> Any:
+    """The options of the command that ``args`` name; ends the process on wrong usage (2) and after ``--help`` (0)."""
+    kinds = [
+        # the list of commands shows one line each, a command's own help all of its text
+        Annotated[kind, subcommand(name, description=text if args and args[0] == name else text.partition("\n")[0])]
+        for name, (kind, text) in _COMMANDS.items()
+    ]
+    return tyro.cli(Union[tuple(kinds)], prog="theorylab", description=_ABOUT, args=args, config=(DisallowNone,))  # type: ignore[call-overload]  # noqa: UP007
+
+
+def _complain(line: str, status: int) -> int:
+    print(f"theorylab: {line}", file=sys.stderr)
+    return status
+
+
+def _cards() -> tuple[dict[str, StudyCard], tuple[str, ...]]:
+    """The installed studies; packages that cannot be read are named on stderr and hide no other."""
+    from theorylab.core.study import find_studies
+
+    cards, problems = find_studies()
+    for line in problems:
+        _complain(line, 1)
+    return cards, problems
+
+
+def _jobs(options: Selection, *, here: bool = True) -> tuple[list[Job], list[Outcome], list[StudyCard], tuple[str, ...]]:
+    from theorylab.core.scale import Scale
+    from theorylab.runners.run import jobs_of
+    from theorylab.runners.selection import UsageError, assignments, check_device, select
+
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {options.jobs}.")
+    own = assignments(options.set)
+    cards, problems = _cards()
+    chosen = select(cards, (*options.globs, *options.only))
+    if here and options.device:
+        check_device(options.device)
+    common = {k: v for k in ("seeds", "seed", "device", "dtype") if (v := getattr(options, k)) is not None}
+    jobs, broken = jobs_of(chosen, Scale(options.scale), common, own)
+    for outcome in broken:
+        _complain(outcome.reason, 1)
+    return jobs, broken, chosen, problems
+
+
+def _processes(options: Selection, jobs: Sequence[Job]) -> int:
+    from theorylab.runners.local import available_cores
+
+    on_gpu = any(not str(job.settings["device"]).startswith("cpu") for job in jobs)
+    return min(options.jobs or (1 if on_gpu else available_cores()), max(1, len(jobs)))
+
+
+def run(options: Run) -> int:
+    """``theorylab run``."""
+    import contextlib
+    import dataclasses
+
+    from theorylab.course.costs import load_costs
+    from theorylab.course.syllabus import load_syllabus
+    from theorylab.runners.cluster import ClusterWorkers
+    from theorylab.runners.local import LocalWorkers
+    from theorylab.runners.progress import watch
+    from theorylab.runners.run import check_folder
+    from theorylab.runners.run import run as compute
+    from theorylab.runners.selection import UsageError
+
+    if options.cluster and options.jobs:
+        raise UsageError("--jobs counts processes of this machine; with --cluster its workers decide: leave --jobs out.")
+    course = load_syllabus(options.syllabus)
+    check_folder(options.out)
+    jobs, broken, chosen, problems = _jobs(options, here=not options.cluster)
+    console = _console()
+    progress = watch(console)
+    workers = (
+        ClusterWorkers(options.cluster, progress.stage)
+        if options.cluster
+        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output)
+    )
+    with contextlib.closing(workers), progress:
+        result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())
+    result = dataclasses.replace(result, problems=(*problems, *result.problems))
+    for line in result.problems[len(problems) :]:
+        _complain(line, 1)
+    if result.interrupted:
+        _complain(f"stopped: {len(result.records)} of {len(chosen)} studies are saved; the same command goes on from there.", 130)
+        if not result.records:
+            return 130  # and an earlier report stays
+
+    from theorylab.report import write
+
+    _summarize(result, console)
+    done = {record.study for record in result.records}
+    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]))
+    return result.exit_status
+
+
+def _summarize(result: RunResult, console: Any) -> None:
+    from theorylab.runners.outcome import in_numbers, lines
+
+    say = {"markup": False, "highlight": False, "soft_wrap": True}
+    counts = result.counts
+    reused = sum(o.reused for o in result.outcomes)
+    console.print()
+    for claim, found, state in lines(result):
+        console.print(f"{state.upper()}  {claim}  {found}", style="yellow" if "inconclusive" in state else "red", **say)
+    console.print(
+        f"{_many(sum(counts.values()), 'claim')}: {in_numbers(counts) or 'none'}. "
+        f"{_many(len(result.outcomes), 'study')}, {reused} of them reused.",
+        **say,
+    )
+
+
+def _many(n: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"
+
+
+def plan(options: Plan) -> int:
+    """``theorylab plan``."""
+    from rich.table import Table
+
+    from theorylab.course.costs import load_costs
+    from theorylab.runners.plan import calibrate, expect, longest_first, makespan
+    from theorylab.runners.schedule import decide
+
+    jobs, broken, _, problems = _jobs(options)
+    table = load_costs()
+    speed = calibrate() / table["calibration_seconds"]
+    decisions = {job.study: decide(job, options.out, force=False) for job in jobs}
+    costs = {job.study: expect(job, options.out, table, speed) for job in jobs if decisions[job.study].record is None}
+    shown = Table("study", "seconds", "memory", "from", box=None, pad_edge=False)
+    for key, decision in decisions.items():
+        cost = costs.get(key)
+        if cost is None:
+            shown.add_row(key, "0", "", "a valid record: not computed again")
+        else:
+            known = cost.seconds is not None and cost.bytes is not None
+            row = (f"{cost.seconds:.1f}", _size(cost.bytes)) if known else ("unknown", "unknown")
+            shown.add_row(key, *row, f"{cost.basis}; {decision.reason}")
+    console = _console()
+    console.print(shown)
+    processes = _processes(options, jobs)
+    known = [costs[key] for key in longest_first(costs)]
+    seconds = makespan([c.seconds for c in known if c.seconds is not None], processes)
+    memory = sum(sorted((c.bytes for c in known if c.bytes is not None), reverse=True)[:processes])
+    unknown = sum(c.seconds is None for c in known)
+    beside = f", and {_many(unknown, 'study')} of unknown cost" if unknown else ""
+    console.print(f"\nIn all: about {seconds:.0f} s with --jobs {processes}, at most {_size(memory)} at a time{beside}.", highlight=False)
+    return int(bool(broken or problems))
+
+
+def _size(size: int | None) -> str:
+    return f"{(size or 0) / 2**20:.0f} MiB"
+
+
+def config(options: Settings) -> int:
+    """``theorylab config``."""
+    from rich.table import Table
+
+    from theorylab.core.scale import Scale
+    from theorylab.core.study import StudyError, load_study
+    from theorylab.runners.selection import UsageError, describe, select
+
+    cards, problems = _cards()
+    chosen = select(cards, [options.study])
+    if len(chosen) != 1:
+        raise UsageError(f"config takes one study, {options.study!r} names {len(chosen)}: {', '.join(c.key for c in chosen)}.")
+    try:
+        study = load_study(chosen[0].key)
+    except StudyError as error:
+        return _complain(str(error), 1)
+    table = Table("setting", f"at {options.scale}", "takes", "meaning", box=None, pad_edge=False)
+    for row in describe(study.scales[Scale(options.scale)]):
+        table.add_row(*row)
+    _console().print(table, markup=False, highlight=False)
+    return int(bool(problems))
+
+
+def show(options: Show) -> int:
+    """``theorylab show``."""
+    import webbrowser
+
+    from theorylab.runners.selection import UsageError
+
+    page = options.out.resolve() / "report.html"
+    if not page.is_file():
+        raise UsageError(f"there is no report in {options.out}; `theorylab run --out {options.out}` writes one.")
+    print(page, flush=True)
+    webbrowser.open(page.as_uri())
+    return 0
+
+
+def syllabus(options: Syllabus) -> int:
+    """``theorylab syllabus``."""
+    import json
+
+    from theorylab.course.listing import as_json, as_text
+    from theorylab.course.syllabus import load_syllabus
+
+    course = load_syllabus(options.syllabus)
+    cards, problems = _cards()
+    if options.json:
+        print(json.dumps(as_json(course, cards, options.out), indent=1, ensure_ascii=False))
+    else:
+        print(as_text(course, cards, options.out))  # plain: importing rich would take a fifth of the time of this command
+    return int(bool(problems))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=200)  # a file or a pipe has no width to keep to
+    return console

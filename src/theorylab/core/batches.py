@@ -1,0 +1,118 @@
+"""What a Problem accepts as data, turned into a list of batches that never changes again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One minibatch: ``content`` as the loss takes it, and how many rows it holds."""
+
+    content: Any
+    rows: int
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the loss is called as loss(model(x), y); otherwise as loss(model, content)."""
+        return isinstance(self.content, tuple)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply ``function`` to every tensor in nested dicts, lists and tuples; leave other values as they are."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {k: map_tensors(function, v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        mapped = [map_tensors(function, v) for v in tree]
+        return mapped if isinstance(tree, list) else tuple(mapped)
+    return tree
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """All tensors in nested dicts, lists and tuples, in order."""
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t) or t, tree)
+    return found
+
+
+def _convert(item: Any, dtype: torch.dtype | None, device: torch.device) -> Batch:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        item = tuple(item)  # (x, y): the marker of a pair, see Batch.is_pair
+    elif not isinstance(item, Mapping | Tensor):
+        item = list(item) if isinstance(item, tuple) else item
+
+    def move(t: Tensor) -> Tensor:
+        return t.detach().to(device, dtype if t.is_floating_point() else None)
+
+    content = map_tensors(move, item)
+    sizes = [t.shape[0] for t in tensors_of(content) if t.ndim]
+    if not sizes:
+        raise TypeError(f"a batch of data must hold tensors with a leading row axis, got {type(item).__name__}.")
+    if sizes[0] == 0:
+        raise ValueError("data must hold at least one row in every batch, got a batch of none.")
+    if isinstance(content, tuple):
+        x, y = ([t.shape[0] for t in tensors_of(side) if t.ndim][:1] for side in content)
+        if x and y and x != y:
+            raise ValueError(f"x and y of one batch must have as many rows, got {x[0]} and {y[0]}.")
+    return Batch(content, sizes[0])
+
+
+def _split(batch: Batch, size: int) -> list[Batch]:
+    def part(start: int) -> Batch:
+        def rows(t: Tensor) -> Tensor:
+            return t[start : start + size] if t.ndim and t.shape[0] == batch.rows else t
+
+        return Batch(map_tensors(rows, batch.content), min(size, batch.rows - start))
+
+    return [part(start) for start in range(0, batch.rows, size)]
+
+
+def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
+    """The batches of a loader in one order, without advancing any random number generator."""
+    generator = getattr(loader, "generator", None)
+    state = generator.get_state() if isinstance(generator, torch.Generator) else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return list(loader)
+    finally:
+        if state is not None and isinstance(generator, torch.Generator):
+            generator.set_state(state)
+
+
+def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, seed: int, batch_size: int | None) -> list[Batch]:
+    """Normalize ``data`` to batches on ``device``, floating-point tensors in ``dtype``.
+
+    Args:
+        data: A tuple (x, y) is one batch; a mapping is one batch for loss(model, batch); a list or any other iterable (a DataLoader) holds
+            batches. A batch that is a tuple or list of length two is a pair (x, y), any other goes to loss(model, batch) whole.
+        dtype: None leaves the data as they are.
+        device: Where the batches go.
+        seed: Fixes the order of a shuffling loader, which is read once.
+        batch_size: Splits every batch into parts of at most so many rows.
+
+    Raises:
+        ValueError: no data, an empty batch, or x and y of different length.
+        TypeError: something without a row axis, or pairs mixed with whole batches.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
+        items = [data]
+    elif isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(f"data must be a tuple (x, y), a dict, a list of batches or a DataLoader, got {type(data).__name__}.")
+    else:
+        items = _drain(data, seed)
+    if not items:
+        raise ValueError("data must hold at least one batch, got none.")
+    batches = [_convert(item, dtype, device) for item in items]
+    if len({b.is_pair for b in batches}) > 1:
+        raise TypeError("data mixes pairs (x, y), for loss(outputs, targets), with other batches, for loss(model, batch): use one kind.")
+    if batch_size is not None:
+        batches = [part for b in batches for part in _split(b, batch_size)]
+    return batches

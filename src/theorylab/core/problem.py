@@ -1,0 +1,287 @@
+"""An empirical risk at a point: a model, its loss and its data, differentiable to any order and never changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from theorylab.core.batches import Batch, as_batches, tensors_of
+from theorylab.core.safe import safe
+
+Params = dict[str, Tensor]
+
+
+class Problem:
+    r"""The risk :math:`L(\theta) = \frac1n \sum_i \ell_i(\theta)` of a model on its data, at the model's present parameters.
+
+    A snapshot: parameters and buffers are copied when the problem is made, so that training the model afterwards does not move it. The
+    model itself is only read. Parameters, buffers, ``.grad``, ``requires_grad``, training flags and the random number generators are
+    bitwise the same after any call, also after one that raises.
+
+    Args:
+        model: Any module. Tied parameters count once.
+        loss: For batches that are pairs (x, y): ``loss(outputs, targets)``, with outputs = ``model(x)`` (``model(*x)`` for a tuple or
+            list, ``model(**x)`` for a dict). For all other batches (dicts, triples, single tensors): ``loss(model, batch)``, where the
+            model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once.
+        data: A tuple (x, y); a dict; a list of batches; or a DataLoader, which is read once and kept. Batches are weighted by rows.
+        params: Names of the parameters that are differentiated, or a glob, or a list of either. Default: those that require a gradient.
+        dtype: Convert copies of parameters, buffers and data to this floating-point type.
+        device: Move copies there. Default: where the parameters are.
+        train: Evaluate in training mode (BatchNorm by batch statistics, dropout on) instead of evaluation mode.
+        seed: Freezes dropout: batch k draws from seed + k, at every evaluation the same.
+        batch_size: Split the batches further. In training mode BatchNorm then sees the smaller batches.
+
+    Raises:
+        ValueError: no data, nothing to differentiate, a glob that matches nothing, or a loss that is a sum over rows, or neither a scalar
+            nor (rows,).
+        TypeError: not a module, not a callable, or a selected parameter that is not real floating point.
+
+    Example:
+        >>> problem = Problem(nn.Linear(2, 1, bias=False), nn.functional.mse_loss, (torch.eye(2), torch.zeros(2, 1)))
+        >>> problem = problem.at({"weight": torch.tensor([[1.0, 3.0]])})
+        >>> float(problem.loss()), problem.gradient().tolist()
+        (5.0, [1.0, 3.0])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        data: Any,
+        *,
+        params: str | Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        train: bool = False,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+        if not callable(loss):
+            raise TypeError(f"loss must be callable, got {type(loss).__name__}.")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a real floating-point type, got {dtype}.")
+        self.model, self.criterion, self.train, self.seed = model, loss, train, seed
+        names = _select(model, params)
+        tensors = dict(model.named_parameters())
+        self.device = _one_device(tensors[names[0]].device if device is None else torch.device(device))
+
+        def copied(t: Tensor) -> Tensor:
+            return t.detach().to(self.device, dtype if t.is_floating_point() else None, copy=True)
+
+        self.params: Params = {k: copied(tensors[k]) for k in names}
+        self._frozen = {k: copied(t) for k, t in tensors.items() if k not in self.params}
+        self._buffers = {k: copied(t) for k, t in model.named_buffers()}
+        dtypes = {p.dtype for p in self.params.values()}
+        if len(dtypes) > 1:
+            raise TypeError(f"the selected parameters must be of one dtype, got {sorted(map(str, dtypes))}: pass dtype=.")
+        (self.dtype,) = dtypes
+        self.P = sum(p.numel() for p in self.params.values())
+        self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
+        self.n = sum(b.rows for b in self.batches)
+        self.reduction: Literal["mean", "rows"] = self._detect_reduction()
+
+    @property
+    def weights(self) -> list[float]:
+        """Each batch's share of the rows."""
+        return [b.rows / self.n for b in self.batches]
+
+    def _tensors(self, params: Params | None) -> dict[str, Tensor]:
+        # Buffers are cloned at every evaluation: BatchNorm in training mode writes into them, which torch.func refuses on the originals.
+        return {**self._frozen, **{k: b.clone() for k, b in self._buffers.items()}, **(self.params if params is None else params)}
+
+    def held(self) -> list[Tensor]:
+        """Every tensor that the problem keeps: parameters, frozen ones, buffers and data."""
+        return [*self.params.values(), *self._frozen.values(), *self._buffers.values(), *tensors_of([b.content for b in self.batches])]
+
+    @contextmanager
+    def safe(self) -> Iterator[None]:
+        """The context in which every derivative is taken: see `theorylab.core.safe`."""
+        with safe(self.model, train=self.train, seed=self.seed, device=self.device):
+            yield
+
+    def outputs(self, k: int, params: Params | None = None) -> Any:
+        """Outputs of the model on x of batch ``k``; call it within `safe`.
+
+        Raises:
+            ValueError: the loss has the form loss(model, batch), which hides the outputs.
+        """
+        if not self.batches[k].is_pair:
+            raise ValueError("this problem's loss has the form loss(model, batch): its outputs are unknown. Give batches as pairs (x, y).")
+        x = self.batches[k].content[0]
+        args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
+        torch.manual_seed(self.seed + k)
+        return functional_call(self.model, self._tensors(params), args, kwargs)
+
+    def loss_of(self, k: int, outputs: Any) -> Tensor:
+        """Mean loss of batch ``k``, of pairs, given the model's outputs."""
+        return self.criterion(outputs, self.batches[k].content[1]).mean()
+
+    def batch_loss(self, k: int, params: Params | None = None) -> Tensor:
+        """Mean loss of batch ``k``, a pure function of ``params`` (all that are selected); call it within `safe`."""
+        return self._raw_loss(k, params).mean()
+
+    def _raw_loss(self, k: int, params: Params | None = None) -> Tensor:
+        if self.batches[k].is_pair:
+            return self.criterion(self.outputs(k, params), self.batches[k].content[1])
+        torch.manual_seed(self.seed + k)
+        tensors = {f"model.{name}": t for name, t in self._tensors(params).items()}
+        return functional_call(_Whole(self.model), tensors, (self.criterion, self.batches[k].content))
+
+    def loss(self, params: Params | None = None) -> Tensor:
+        """Mean loss over all rows, a scalar tensor; differentiable in ``params`` where they are given.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        wanted = torch.is_grad_enabled()
+        with self.safe(), torch.set_grad_enabled(wanted):
+            return _finite(
+                sum((w * self.batch_loss(k, params) for k, w in enumerate(self.weights)), start=torch.zeros((), device=self.device))
+            )
+
+    def gradient(self, params: Params | None = None) -> Tensor:
+        """Gradient of the mean loss, flat (p,); batch by batch, so that memory is that of one.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        total: Tensor | None = None
+        with self.safe():
+            leaves = self.leaves(params)
+            for k, w in enumerate(self.weights):
+                loss = _finite(self.batch_loss(k, leaves))
+                part = w * self.flatten(_grads(loss, leaves))
+                total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def leaves(self, params: Params | None = None) -> Params:
+        """Detached parameters that require a gradient, from which a graph can be built."""
+        return {k: p.detach().requires_grad_() for k, p in (self.params if params is None else params).items()}
+
+    def at(self, params: Params) -> Problem:
+        """The same problem at other values of the selected parameters; those not given keep theirs.
+
+        Raises:
+            ValueError: a name that is not selected, or a value of another shape.
+        """
+        for k, p in params.items():
+            if k not in self.params:
+                raise ValueError(f"params holds {k!r}, which is not among the selected: {', '.join(self.params)}.")
+            if p.shape != self.params[k].shape:
+                raise ValueError(f"params[{k!r}] must have shape {tuple(self.params[k].shape)}, got {tuple(p.shape)}.")
+        moved = copy.copy(self)
+        moved.params = {k: params[k].detach().to(v, copy=True) if k in params else v for k, v in self.params.items()}
+        return moved
+
+    def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The selected parameters, or tensors of their shapes, as one vector (p,)."""
+        return torch.cat([params[k].reshape(-1) for k in self.params])
+
+    def unflatten(self, vector: Tensor) -> Params:
+        """The inverse of `flatten`: views into ``vector`` (p,)."""
+        if vector.shape != (self.P,):
+            raise ValueError(f"vector must have shape ({self.P},), got {tuple(vector.shape)}.")
+        parts = vector.split([p.numel() for p in self.params.values()])
+        return {k: part.view(p.shape) for (k, p), part in zip(self.params.items(), parts, strict=True)}
+
+    def _detect_reduction(self) -> Literal["mean", "rows"]:
+        batch = self.batches[0]
+        with self.safe(), torch.no_grad():
+            if not batch.is_pair:
+                value = self._raw_loss(0)
+            else:
+                outputs = self.outputs(0)
+                value = self.criterion(outputs, batch.content[1])
+                _refuse_sum(self.criterion, outputs, batch, value)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
+        if value.ndim == 0:
+            return "mean"
+        if value.shape == (batch.rows,):
+            return "rows"
+        raise ValueError(f"loss must return a scalar, or one loss a row ({batch.rows},), got shape {tuple(value.shape)}: average it a row.")
+
+    def __repr__(self) -> str:
+        loss = getattr(self.criterion, "__name__", type(self.criterion).__name__)
+        form = "outputs, targets" if self.batches[0].is_pair else "model, batch"
+        return (
+            f"Problem({type(self.model).__name__}, {loss}({form}) reduced to {'a mean' if self.reduction == 'mean' else 'rows'}, "
+            f"n={self.n} in {len(self.batches)} batches, P={self.P}, {'train' if self.train else 'eval'} mode, {self.dtype}, {self.device})"
+        )
+
+
+class _Whole(nn.Module):
+    """Calls loss(model, batch) while the model's tensors are replaced, so that whatever the loss does with the model is differentiated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss: Callable[..., Tensor], batch: Any) -> Tensor:
+        return loss(self.model, batch)
+
+
+def _one_device(device: torch.device) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+
+
+def _select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
+    """Canonical names, in the model's order, of the parameters that ``params`` means."""
+    canonical = {id(p): k for k, p in model.named_parameters()}
+    if not canonical:
+        raise ValueError(f"model {type(model).__name__} has no parameters: there is nothing to differentiate.")
+    if params is None:
+        chosen = {k for k, p in model.named_parameters() if p.requires_grad}
+        if not chosen:
+            raise ValueError("all parameters are frozen (requires_grad=False): unfreeze some, or name those to differentiate in params=.")
+    else:
+        every = {k: canonical[id(p)] for k, p in model.named_parameters(remove_duplicate=False)}  # a tied alias selects its parameter
+        chosen = set()
+        for pattern in [params] if isinstance(params, str) else params:
+            matched = {name for alias, name in every.items() if alias == pattern or fnmatchcase(alias, pattern)}
+            if not matched:
+                raise ValueError(f"params: {pattern!r} matches no parameter; there are {', '.join(list(every)[:20])}.")
+            chosen |= matched
+        if not chosen:
+            raise ValueError("params must name at least one parameter, got an empty list.")
+    names = [k for k in canonical.values() if k in chosen]
+    for k, p in model.named_parameters():
+        if k in chosen and not p.is_floating_point():
+            raise TypeError(f"parameter {k} must be real floating point to be differentiated, got {p.dtype}: leave it out of params=.")
+    return names
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not bool(torch.isfinite(loss.detach())):
+        raise ValueError(f"the loss must be finite to be measured, got {loss.item()}: check the model's parameters and the data.")
+    return loss
+
+
+def _grads(value: Tensor, leaves: Params) -> Params:
+    if not value.requires_grad:
+        raise ValueError("the loss does not depend on the selected parameters.")
+    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(leaves.items(), grads, strict=True)}
+
+
+def _refuse_sum(criterion: Callable[..., Tensor], outputs: Any, batch: Batch, value: Any) -> None:
+    """A mean is the same when every row is there twice; a sum doubles, and would be weighted wrongly."""
+    targets = batch.content[1]
+    if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return
+    if any(t.ndim == 0 or t.shape[0] != batch.rows for t in (outputs, targets)):
+        return
+    twice = float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets])))
+    once = float(value)
+    if once != 0 and abs(twice / once - 2) < 1e-3:
+        raise ValueError('loss must be a mean over rows or one loss a row, got a sum over rows: use reduction="mean" or "none".')

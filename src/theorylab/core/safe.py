@@ -1,0 +1,65 @@
+"""The safe context: a model evaluated in it has exact derivatives of every order, and is left bitwise as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+BATCH_COUPLED = (nn.modules.batchnorm._BatchNorm,)
+"""Layers whose training-mode output of one row depends on the other rows."""
+
+
+def needs_plain_kernels(model: nn.Module, train: bool) -> bool:
+    """Whether a fused CPU or cuDNN kernel of the model has no second derivative.
+
+    True for recurrent layers, and for BatchNorm in training mode. Elsewhere oneDNN stays on: without it a convolution's Hessian product
+    costs twice as much.
+    """
+    return any(isinstance(m, nn.RNNBase) or (train and isinstance(m, BATCH_COUPLED)) for m in model.modules())
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    enabled = torch.backends.mkldnn.enabled  # `mkldnn.flags` would also set tf32, and warn where there is no Intel GPU
+    torch.backends.mkldnn.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+@contextmanager
+def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> Iterator[None]:
+    """Evaluate ``model`` with twice differentiable kernels and frozen random numbers; restore everything afterwards.
+
+    Inside, attention runs the math kernel, the fast path of `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off
+    where `needs_plain_kernels`, all modules are in training or evaluation mode as ``train`` says, gradients are enabled, and the
+    random number generators are forked and seeded. All of it is undone on leaving, also by an exception.
+    """
+    flags = [(m, m.training) for m in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if needs_plain_kernels(model, train):
+            stack.enter_context(_without_onednn())
+            if device.type == "cuda":
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        on_gpu = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=on_gpu))
+        torch.manual_seed(seed)
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module, _ in flags:
+                module.training = train
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+            torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -1,0 +1,48 @@
+"""What the course's studies cost on the machine where they were last timed: the table behind ``theorylab plan``.
+
+``python -m theorylab.course.costs RUNS`` writes the table again, from the records under RUNS of runs with default settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from theorylab.core.record import Record, RecordError, load, stored
+from theorylab.core.scale import Scale
+from theorylab.core.study import StudyError, load_study
+
+_FILE = "costs.json"
+
+
+def load_costs() -> dict[str, Any]:
+    """The packaged table; its layout is `theorylab.runners.plan.Costs`."""
+    return json.loads((resources.files("theorylab.course") / _FILE).read_text(encoding="utf-8"))
+
+
+def _is_default(record: Record) -> bool:
+    try:
+        config = load_study(record.study).scales[Scale(record.scale)]
+    except StudyError:
+        return False
+    return json.loads(json.dumps(config.as_dict())) == record.provenance.config
+
+
+def main(runs: Path, path: Path | None = None) -> None:
+    """Write the table, next to this file unless told otherwise, from the newest record of each study and scale under ``runs``."""
+    from theorylab.runners.plan import table_of
+
+    records = []
+    for folder in sorted(stored(runs), key=lambda f: (f / "record.json").stat().st_mtime):
+        with contextlib.suppress(RecordError):
+            records.append(load(folder))
+    table = table_of([r for r in records if _is_default(r)])
+    (path or Path(__file__).with_name(_FILE)).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

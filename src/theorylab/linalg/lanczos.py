@@ -1,0 +1,287 @@
+"""Extreme eigenpairs of a symmetric operator from products with vectors: Lanczos with full reorthogonalization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from theorylab.core.operator import Operator
+
+Which = Literal["LM", "LA", "SA"]
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """The operator on a Krylov space: Qᵀ A Q = T, with ``basis`` Q (p, m).
+
+    ``alpha`` (m,) is the diagonal of T and ``beta`` (m,) its off-diagonal, both float64 on the CPU; ``beta[-1]`` couples T to what lies
+    outside.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    basis: Tensor
+
+    def matrix(self) -> Tensor:
+        """T itself, (m, m)."""
+        off = self.beta[:-1]
+        return torch.diag(self.alpha) + torch.diag(off, 1) + torch.diag(off, -1)
+
+
+@dataclass(frozen=True)
+class Eigs:
+    """Eigenpairs with their error bounds.
+
+    Some eigenvalue of the operator lies within ``residuals[i]`` of ``values[i]``. ``vectors`` (p, k) are orthonormal columns, and
+    ``converged`` says whether every residual reached the tolerance.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    converged: bool
+    n_matvecs: int
+
+
+def check_symmetric(A: Operator) -> None:
+    """Refuse an operator that is not declared symmetric.
+
+    Raises:
+        ValueError: it is rectangular or not symmetric.
+    """
+    if not A.symmetric:
+        raise ValueError(f"{A.name} of shape {A.shape} must be a symmetric operator (symmetric=True).")
+
+
+class Krylov:
+    """A growing orthonormal basis of a Krylov space, and the operator's tridiagonal matrix in it.
+
+    Each `step` costs one product. Where the space turns out invariant, a new random direction continues it, with ``beta`` exactly 0 there.
+    """
+
+    def __init__(self, A: Operator, start: Tensor, generator: torch.Generator, *, reorthogonalize: bool = True) -> None:
+        self.A, self.generator, self.reorthogonalize = A, generator, reorthogonalize
+        self.alpha: list[float] = []
+        self.beta: list[float] = []
+        self.blocks = [0]  # where each invariant space begins
+        self.scale = 0.0  # largest entry of T, a lower estimate of ‖A‖
+        self._basis = start.new_empty(16, A.shape[1])  # rows are the basis vectors: products with Q and Qᵀ then read it once
+        self._basis[0] = start / start.norm()
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    def step(self) -> None:
+        """Extend the basis by one product.
+
+        Raises:
+            ValueError: a product that is not finite, or one that shows the operator to be asymmetric.
+        """
+        j = len(self)
+        q = self._basis[j]
+        w = self.A @ q
+        if not bool(torch.isfinite(w).all()):
+            raise ValueError(f"{self.A.name}: a product with a unit vector is not finite; the model or the data overflow.")
+        length = float(w.norm())
+        Q = self._basis[: j + 1]
+        h = Q @ w if self.reorthogonalize else torch.stack([w.new_zeros(()), *(Q[-2:] @ w)])[-(j + 1) :] if j else Q @ w
+        if self.reorthogonalize:
+            self._check(h, length)
+            w = w - h @ Q
+            w = w - (Q @ w) @ Q  # twice is enough (Giraud et al. 2005)
+        else:
+            w = w - h[-1] * q - (self.beta[-1] * self._basis[j - 1] if j else 0.0)
+        self.alpha.append(float(h[-1]))
+        beta = float(w.norm())
+        self.scale = max(self.scale, abs(self.alpha[-1]), beta)
+        if j + 1 == self.A.shape[0]:
+            self.beta.append(0.0)
+            return
+        if j + 2 > len(self._basis):
+            self._basis = torch.cat([self._basis, torch.empty_like(self._basis)])
+        if beta <= 100 * torch.finfo(w.dtype).eps * max(self.scale, length):
+            beta = 0.0
+            self.blocks.append(j + 1)
+            w = _random(len(q), self.generator, q)
+            for _ in range(2):
+                w = w / w.norm()
+                w = w - (self._basis[: j + 1] @ w) @ self._basis[: j + 1]
+        self.beta.append(beta)
+        self._basis[j + 1] = w / w.norm()
+
+    def _check(self, h: Tensor, length: float) -> None:
+        # For a symmetric operator Qᵀ A q_j is (0, …, 0, β_{j−1}, α_j): what lies elsewhere is asymmetry, found without another product.
+        expected = torch.zeros_like(h[:-1])
+        if len(expected):
+            expected[-1] = self.beta[-1]
+        gap = float((h[:-1] - expected).norm())
+        if gap > torch.finfo(h.dtype).eps ** 0.5 * max(length, self.scale):
+            raise ValueError(
+                f"{self.A.name} must be symmetric: the products uᵀAv and vᵀAu of two test vectors differ by {gap:.2g} at a norm of about "
+                f"{max(length, self.scale):.2g}."
+            )
+
+    def tridiagonal(self) -> Tridiagonal:
+        """What has been built so far."""
+        m = len(self)
+        alpha, beta = (torch.tensor(c, dtype=torch.float64) for c in (self.alpha, self.beta))
+        return Tridiagonal(alpha, beta, self._basis[:m].T)
+
+    @property
+    def rounding(self) -> float:
+        """What rounding may add to a residual: ε‖A‖ for each of the products that made the basis."""
+        return float(torch.finfo(self._basis.dtype).eps) * self.scale * len(self)
+
+
+def _random(p: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(p, generator=generator, dtype=torch.float64).to(like)  # drawn on the CPU: the same on every device and dtype
+
+
+def lanczos(A: Operator, start: Tensor, steps: int, *, seed: int = 0, reorthogonalize: bool = True) -> Tridiagonal:
+    r"""``steps`` of Lanczos from ``start``.
+
+    The eigenvalues θ_j of T and the squared first entries w_j of its eigenvectors are a Gauss quadrature:
+    :math:`\sum_j w_j \theta_j^m = v^\top A^m v` for the unit vector v along ``start`` and all m ≤ 2·steps − 1.
+
+    Args:
+        A: Symmetric map on R^p.
+        start: Vector (p,), not zero.
+        steps: Products, at most p. Fewer come back where the Krylov space is invariant sooner.
+        seed: Of the random directions that continue an invariant space.
+        reorthogonalize: Off is the textbook's three-term recurrence, which finds ghost copies of eigenvalues: for demonstrations.
+
+    Raises:
+        ValueError: an asymmetric operator, a start of zero, or ``steps`` outside 1 … p.
+
+    Example:
+        >>> A = Operator((3, 3), lambda v: torch.tensor([1.0, 2.0, 4.0]).double() * v, symmetric=True)
+        >>> T = lanczos(A, torch.ones(3).double(), 3)
+        >>> [round(v, 6) for v in torch.linalg.eigvalsh(T.matrix()).tolist()]
+        [1.0, 2.0, 4.0]
+
+    Source: Golub and Meurant 2010, "Matrices, Moments and Quadrature with Applications", Chapter 6 (Gauss quadrature).
+    """
+    check_symmetric(A)
+    if not 1 <= steps <= A.shape[0]:
+        raise ValueError(f"steps must lie in 1 … {A.shape[0]}, the operator's size, got {steps}.")
+    if start.shape != (A.shape[0],) or not float(start.norm()) > 0:
+        raise ValueError(f"start must be a vector ({A.shape[0]},) other than zero, got shape {tuple(start.shape)}.")
+    krylov = Krylov(A, start, torch.Generator().manual_seed(seed), reorthogonalize=reorthogonalize)
+    while len(krylov) < steps and len(krylov.blocks) == 1:
+        krylov.step()
+    return krylov.tridiagonal()
+
+
+def _order(values: Tensor, which: Which) -> Tensor:
+    key = {"LM": values.abs(), "LA": values, "SA": -values}[which]
+    return key.argsort(descending=True)
+
+
+def _checkpoints(first: int, last: int) -> Iterator[int]:
+    """Basis sizes at which convergence is tested: each, then ever rarer, since the test itself costs O(m³)."""
+    m = first
+    while m < last:
+        yield m
+        m += max(1, m // 12)
+    yield last
+
+
+def eigs(
+    A: Operator,
+    k: int = 10,
+    which: Which = "LM",
+    tol: float = 1e-4,
+    max_matvecs: int | None = None,
+    seed: int = 0,
+    start: Tensor | None = None,
+) -> Eigs:
+    r"""The ``k`` extreme eigenpairs of a symmetric operator, each with a bound of its error.
+
+    For a pair (θ, q) of the Krylov space the residual ‖Aq − θq‖ is the last entry of T's eigenvector times the last β, and some eigenvalue
+    lies within it of θ. The reported residual also holds what rounding may have added. Iteration stops when all k residuals are at most
+    ``tol``·|θ| (or ``tol`` ·ε^{1/2}‖A‖ for eigenvalues near zero).
+
+    Where the space turns out invariant, another random direction is explored until it shows nothing beyond the k pairs, so the copies
+    of a multiple eigenvalue are found. Without invariance, exact copies amid many other eigenvalues may be counted once: a Krylov space
+    from one vector sees one direction of each eigenspace.
+
+    Args:
+        A: Symmetric map on R^p; memory is one vector a product.
+        k: How many pairs, 1 … p.
+        which: "LM" largest magnitude, "LA" largest, "SA" smallest; the values come in that order.
+        tol: Relative residual at which to stop.
+        max_matvecs: Products allowed; default: the least of p and 300 + 4k.
+        seed: Of the starting vector.
+        start: A guess of the wanted vector (p,), or several (p, j), e.g. those of a nearby operator. A tenth of a random vector is
+            added, so that a pair that has meanwhile overtaken the guess is still seen.
+
+    Raises:
+        ValueError: an operator that is not symmetric (also if it only claims to be), k outside 1 … p, or a start of the wrong shape.
+
+    Example:
+        >>> A = Operator((4, 4), lambda v: torch.tensor([5.0, 5.0, 1.0, -9.0]).double() * v, symmetric=True)
+        >>> found = eigs(A, k=2, which="LA")
+        >>> [round(v, 6) for v in found.values.tolist()], found.converged
+        ([5.0, 5.0], True)
+
+    Source: Parlett 1998, "The Symmetric Eigenvalue Problem", Chapter 13; the residual bound is its Theorem 4.5.1.
+    """
+    check_symmetric(A)
+    p = A.shape[0]
+    if not 1 <= k <= p:
+        raise ValueError(f"k must lie in 1 … {p}, the operator's size, got {k}.")
+    if which not in ("LM", "LA", "SA"):
+        raise ValueError(f'which must be "LM", "LA" or "SA", got {which!r}.')
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol}.")
+    limit = min(p, 300 + 4 * k if max_matvecs is None else max_matvecs)
+    if limit < k:
+        raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}.")
+    generator = torch.Generator().manual_seed(seed)
+    first = _random(p, generator, torch.empty(0, dtype=A.dtype, device=A.device))
+    if start is not None:
+        if start.shape[0] != p or start.ndim > 2:
+            raise ValueError(f"start must have shape ({p},) or ({p}, j), got {tuple(start.shape)}.")
+        guess = start.to(first).reshape(p, -1).sum(1)
+        if float(guess.norm()) > 0:
+            first = guess / guess.norm() + 0.1 * first / first.norm()
+
+    krylov = Krylov(A, first, generator)
+    values = residuals = order = coefficients = torch.empty(0)
+    done = False
+    for m in _checkpoints(k, limit):
+        while len(krylov) < m:
+            krylov.step()
+        T = krylov.tridiagonal().matrix()
+        values, coefficients = torch.linalg.eigh(T)
+        order = _order(values, which)[:k]
+        residuals = krylov.beta[-1] * coefficients[-1].abs()
+        small = residuals[order] <= tol * values[order].abs().clamp(min=torch.finfo(A.dtype).eps ** 0.5 * krylov.scale)
+        done = bool(small.all()) and (m == p or _nothing_beyond(T, krylov, k, which, tol))
+        if done:
+            break
+    vectors = krylov.tridiagonal().basis @ coefficients[:, order].to(krylov.tridiagonal().basis)
+    bounds = (residuals[order] + krylov.rounding).to(vectors)
+    return Eigs(values[order].to(vectors), vectors, bounds, done, len(krylov))
+
+
+def _nothing_beyond(T: Tensor, krylov: Krylov, k: int, which: Which, tol: float) -> bool:
+    """After an invariant space: whether the latest random direction holds no pair that belongs among the k."""
+    begin = krylov.blocks[-1]
+    if begin == 0:
+        return True
+    if begin == len(krylov) or begin < k:
+        return False  # the new direction is still unexplored, or the exact pairs are too few
+    known = torch.linalg.eigvalsh(T[:begin, :begin])
+    kth = known[_order(known, which)[k - 1]]
+    values, coefficients = torch.linalg.eigh(T[begin:, begin:])
+    best = _order(values, which)[0]
+    slack = tol * max(abs(float(kth)), torch.finfo(krylov.A.dtype).eps ** 0.5 * krylov.scale)
+    if float(krylov.beta[-1] * coefficients[-1, best].abs()) > slack:
+        return False
+    key = {"LM": lambda v: abs(float(v)), "LA": float, "SA": lambda v: -float(v)}[which]
+    return key(values[best]) <= key(kth) + slack

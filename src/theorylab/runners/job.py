@@ -1,0 +1,95 @@
+"""One study to be run: what a worker is sent, what it does, and the record that comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from theorylab.core.config import Config
+from theorylab.core.record import Provenance, Record, claim_dict, machine, source_digest, versions
+from theorylab.core.scale import Scale
+from theorylab.core.study import StudyCard, StudyError, load_study
+from theorylab.runners.memory import peak_bytes, reset_peak
+
+
+@dataclass(frozen=True)
+class Job:
+    """A study with its settings, in plain values: a worker can unpickle it without importing the study.
+
+    ``settings`` are the config's fields as they are; ``provenance.config`` holds the same as JSON has them.
+    """
+
+    card: StudyCard
+    scale: Scale
+    settings: dict[str, Any]
+    provenance: Provenance
+
+    @property
+    def study(self) -> str:
+        """The study's key."""
+        return self.card.key
+
+
+def prepare(card: StudyCard, scale: Scale, config: Config | None) -> Job:
+    """The job of a study; ``config`` is None for a study that could not be imported, whose record can hold only its error."""
+    settings = {} if config is None else config.as_dict()
+    return Job(card, scale, settings, _provenance(card, settings))
+
+
+def _provenance(card: StudyCard, settings: dict[str, Any]) -> Provenance:
+    try:
+        source = source_digest(card.module)
+    except Exception:  # a module that it imports does not parse: the error of the run says so
+        source = ""
+    # through JSON, so that a tuple equals the list that a stored record gives back
+    return Provenance(card.key, json.loads(json.dumps(settings)), source, versions())
+
+
+def empty_record(job: Job, error: str = "") -> Record:
+    """A record of the job without results: of a run that begins, or that could not."""
+    parts = job.card.module.split(".")
+    path = job.card.path.parts[-len(parts) - (job.card.path.name == "__init__.py") :]
+    claims = [claim_dict(claim) for claim in job.card.claims]
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    record = Record(job.provenance, str(job.scale), job.card.title, job.card.text, job.card.module, "/".join(path), claims)
+    return dataclasses.replace(record, error=error, started=started, machine=machine())
+
+
+def run_job(job: Job, on_stage: Callable[[str], None]) -> Record:
+    """Run the study in this process; whatever it raises becomes the record's ``error``.
+
+    ``seconds`` is the wall time of the study itself, without imports. ``peak_bytes`` is the peak resident size of this process during
+    it (see `theorylab.runners.memory`), imports included, since a study needs those too.
+    """
+    on_stage("importing")
+    try:
+        study = load_study(job.study)
+        here = _provenance(job.card, job.settings)
+        if here != job.provenance:
+            changed = here.differs_from(job.provenance)
+            raise StudyError(
+                f"study {job.study}: the worker has another version of what was asked for ({changed}); make them equal, run again."
+            )
+        config = type(study.scales[job.scale])(**job.settings)
+    except Exception:
+        return empty_record(job, traceback.format_exc())
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # parallel over processes: two threads each on a shared machine is several times slower
+    reset_peak()
+    record = empty_record(job)
+    start = time.perf_counter()
+    try:
+        result = study.execute(config, on_stage)
+        record.findings, record.series = result.findings, result.series
+    except Exception:
+        record.error = traceback.format_exc()
+    record.seconds = time.perf_counter() - start
+    record.peak_bytes = peak_bytes()
+    return record

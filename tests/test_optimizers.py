@@ -1,0 +1,173 @@
+"""Every optimizer in learning/optimizers: pure, with hyper-parameters of each replica, and equal to PyTorch's where it has the same."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+import theorylab.learning.optimizers as package
+from theorylab.learning.optimizers.adam import adam
+from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.optimizers.sgd import sgd
+
+K = 3
+SPREAD = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
+REQUIRED = {"lr": 0.05}
+"""Values for arguments without a default; other factories' own are looked up by annotation and name."""
+
+
+def factories() -> Iterator[Callable[..., Optimizer]]:
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            if name.startswith("_") or not inspect.isfunction(value) or value.__module__ != module.__name__:
+                continue
+            if inspect.signature(value).return_annotation in (Optimizer, "Optimizer"):
+                yield value
+
+
+FACTORIES = list(factories())
+COUPLED = {"normalized_gd": "its norm is a replica's", "greedy_coordinate": "its largest coordinate is a replica's"}
+"""Optimizers that must know which axis counts replicas: their tensors always have it, also for a single replica."""
+PARTIAL = {"greedy_coordinate": "moves one coordinate of one tensor"}
+every_factory = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
+
+
+def arguments(factory: Callable[..., Optimizer]) -> dict:
+    """A small positive number for every argument that has no default."""
+    needed = [p for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
+    return {p.name: REQUIRED.get(p.name, 7 if "int" in str(p.annotation) else 0.05) for p in needed}
+
+
+def per_replica(factory: Callable[..., Optimizer]) -> dict:
+    """The arguments, every `Hyper` one different for each replica."""
+    out = arguments(factory)
+    for p in inspect.signature(factory).parameters.values():
+        if "Hyper" not in str(p.annotation) or "tuple" in str(p.annotation):
+            continue
+        value = out.get(p.name, p.default)
+        if isinstance(value, float) and value > 0:
+            out[p.name] = value * SPREAD if value < 0.8 else value * SPREAD.clamp(max=1.0)
+    return out
+
+
+def start(seed: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(K, *shape, generator=g, dtype=torch.float64) for name, shape in (("w", (4, 3)), ("b", (4,)), ("s", ()))}
+
+
+def gradient(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: (p**3 + p - 0.3) for k, p in params.items()}
+
+
+def run(optimizer: Optimizer, params: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
+    state = optimizer.init(params)
+    for _ in range(steps):
+        params, state = optimizer.update(gradient(params), state, params)
+    return params
+
+
+def tensors(tree: object) -> Iterator[torch.Tensor]:
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from tensors(value)
+    else:
+        assert isinstance(tree, torch.Tensor)
+        yield tree
+
+
+def test_the_battery_discovers_the_optimizers():
+    assert {"sgd", "adam"} <= {f.__name__ for f in FACTORIES}
+
+
+@every_factory
+def test_update_is_pure(factory):
+    optimizer = factory(**per_replica(factory))
+    params, grads = start(0), gradient(start(1))
+    state = optimizer.init(params)
+    _, state = optimizer.update(grads, state, params)  # a state that is no longer all zeros
+    inputs = [*tensors(params), *tensors(grads), *tensors(state)]
+    before = [t.clone() for t in inputs]
+    first = optimizer.update(grads, state, params)
+    second = optimizer.update(grads, state, params)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    for a, b in zip([*tensors(first[0]), *tensors(first[1])], [*tensors(second[0]), *tensors(second[1])], strict=True):
+        assert torch.equal(a, b)
+    moved = [not torch.equal(p, params[k]) for k, p in first[0].items()]
+    assert any(moved) if factory.__name__ in PARTIAL else all(moved)
+
+
+@every_factory
+def test_a_lone_replica_equals_its_batch_twin(factory):
+    together = run(factory(**per_replica(factory)), start(0), 10)
+    for k in range(K):
+        alone = {n: (v[k : k + 1] if isinstance(v, torch.Tensor) else v) for n, v in per_replica(factory).items()}
+        lone = run(factory(**alone), {n: p[k : k + 1] for n, p in start(0).items()}, 10)
+        for n, p in lone.items():
+            torch.testing.assert_close(p[0], together[n][k], rtol=1e-12, atol=1e-12)  # ten steps of rounding
+
+
+@every_factory
+def test_per_replica_hypers_equal_a_loop_of_scalar_ones(factory):
+    together = run(factory(**per_replica(factory)), start(0), 10)
+    for k in range(K):
+        scalar = {n: (float(v[k]) if isinstance(v, torch.Tensor) else v) for n, v in per_replica(factory).items()}
+        index = slice(k, k + 1) if factory.__name__ in COUPLED else k
+        lone = run(factory(**scalar), {n: p[index] for n, p in start(0).items()}, 10)
+        for n, p in lone.items():
+            torch.testing.assert_close(p, together[n][index], rtol=1e-12, atol=1e-12)
+
+
+@every_factory
+def test_select_indexes_the_hypers(factory):
+    optimizer = factory(**per_replica(factory))
+    assert optimizer.select is not None, f"decorate {factory.__name__} with @selectable, or populations cannot cut it in chunks"
+    part = run(optimizer.select(slice(1, 3)), {n: p[1:3] for n, p in start(0).items()}, 3)
+    whole = run(optimizer, start(0), 3)
+    assert all(torch.equal(p, whole[n][1:3]) for n, p in part.items())
+
+
+@every_factory
+def test_hypers_of_the_wrong_length_are_refused(factory):
+    hypers = {n: (v[:2] if isinstance(v, torch.Tensor) else v) for n, v in per_replica(factory).items()}
+    with pytest.raises(ValueError, match="one a replica"):
+        run(factory(**hypers), start(0), 1)
+
+
+LR = 0.05 * SPREAD
+AGAINST_TORCH = {
+    "sgd": (sgd(LR), lambda p, k: torch.optim.SGD(p, lr=float(LR[k]))),
+    "momentum": (
+        sgd(LR, momentum=0.9 * SPREAD.clamp(max=1.0), weight_decay=0.1 * SPREAD),
+        lambda p, k: torch.optim.SGD(p, lr=float(LR[k]), momentum=0.9 * min(1.0, float(SPREAD[k])), weight_decay=0.1 * float(SPREAD[k])),
+    ),
+    "nesterov": (sgd(LR, momentum=0.9, nesterov=True), lambda p, k: torch.optim.SGD(p, lr=float(LR[k]), momentum=0.9, nesterov=True)),
+    "adam": (
+        adam(LR, betas=(0.8 * SPREAD.clamp(max=1.0), 0.99), weight_decay=0.1),
+        lambda p, k: torch.optim.Adam(p, lr=float(LR[k]), betas=(0.8 * min(1.0, float(SPREAD[k])), 0.99), weight_decay=0.1),
+    ),
+    "adamw": (
+        adam(LR, weight_decay=0.1 * SPREAD, eps=1e-6 * SPREAD, decoupled=True),
+        lambda p, k: torch.optim.AdamW(p, lr=float(LR[k]), weight_decay=0.1 * float(SPREAD[k]), eps=1e-6 * float(SPREAD[k])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AGAINST_TORCH)
+def test_equals_torch_optim(name):
+    optimizer, reference = AGAINST_TORCH[name]
+    ours = run(optimizer, start(0), 50)
+    for k in range(K):
+        params = {n: p[k].clone().requires_grad_() for n, p in start(0).items()}
+        theirs = reference(list(params.values()), k)
+        for _ in range(50):
+            for n, g in gradient({n: p.detach() for n, p in params.items()}).items():
+                params[n].grad = g
+            theirs.step()
+        for n, p in params.items():
+            torch.testing.assert_close(ours[n][k], p.detach(), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,283 @@
+"""Problem: derivatives of every model in the zoo are right, the model is never changed, and wrong input is refused before any work."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from zoo import ZOO, cnn, is_pair, make, mlp, vectors
+
+from theorylab.core.problem import Problem
+from theorylab.instruments.curvature import ggn, hessian
+
+EVERY = pytest.mark.parametrize("name", ZOO)
+
+
+def direction(problem: Problem, seed: int = 1) -> Tensor:
+    return torch.randn(problem.P, generator=torch.Generator().manual_seed(seed), dtype=problem.dtype)
+
+
+def moved(problem: Problem, v: Tensor, step: float) -> dict[str, Tensor]:
+    return problem.unflatten(problem.flatten(problem.params) + step * v)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    tensors = {k: t.detach().clone() for k, t in model.state_dict().items()}
+    other = [(k, p.requires_grad, None if p.grad is None else p.grad.clone(), p._version, id(p)) for k, p in model.named_parameters()]
+    return {"tensors": tensors, "other": other, "training": [m.training for m in model.modules()], "rng": torch.get_rng_state()}
+
+
+def assert_same(model: nn.Module, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    assert all(torch.equal(t, after["tensors"][k]) for k, t in before["tensors"].items())
+    for (k, needs, grad, version, identity), now in zip(before["other"], after["other"], strict=True):
+        assert (k, needs, version, identity) == (now[0], now[1], now[3], now[4])
+        assert (grad is None) == (now[2] is None)
+        assert grad is None or torch.equal(grad, now[2])
+    assert before["training"] == after["training"]
+    assert torch.equal(before["rng"], after["rng"])
+
+
+@EVERY
+def test_gradient_agrees_with_central_differences(name: str) -> None:
+    problem = make(name)
+    v, h = direction(problem), 1e-5
+    with torch.no_grad():
+        slope = (problem.loss(moved(problem, v, h)) - problem.loss(moved(problem, v, -h))) / (2 * h)
+    assert float(problem.gradient() @ v) == pytest.approx(float(slope), rel=1e-6, abs=1e-7)  # error h²·f''' + ε/h ~ 1e-9
+
+
+@EVERY
+def test_hessian_product_agrees_with_central_differences(name: str) -> None:
+    problem = make(name)
+    v, h = direction(problem), 1e-5
+    reference = (problem.gradient(moved(problem, v, h)) - problem.gradient(moved(problem, v, -h))) / (2 * h)
+    kept, rebuilt = hessian(problem), hessian(problem, memory=0)
+    for H in (kept, rebuilt):
+        assert float((H @ v - reference).norm() / reference.norm()) < 1e-6
+    assert torch.allclose(kept @ torch.stack([v, 2 * v], 1), torch.stack([kept @ v, 2 * (kept @ v)], 1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [k for k in ZOO if is_pair(k)])
+def test_ggn_product_agrees_with_its_definition_by_differences(name: str) -> None:
+    problem = make(name)
+    v, h = direction(problem), 1e-5
+
+    def surrogate(step: float) -> Tensor:
+        """Gradient of the loss of the outputs linearized at the point: its derivative at the point is the GGN."""
+        total = torch.zeros(problem.P, dtype=problem.dtype)
+        with problem.safe():
+            for k, w in enumerate(problem.weights):
+                leaves = problem.leaves()
+                f0 = problem.outputs(k, leaves)
+                with torch.no_grad():
+                    slope = (problem.outputs(k, moved(problem, v, h)) - problem.outputs(k, moved(problem, v, -h))) / (2 * h)
+                head = (f0.detach() + step * slope).requires_grad_()
+                (cotangent,) = torch.autograd.grad(problem.loss_of(k, head), head)
+                grads = torch.autograd.grad(f0, list(leaves.values()), cotangent)
+                total += w * torch.cat([g.reshape(-1) for g in grads])
+        return total
+
+    reference = (surrogate(h) - surrogate(-h)) / (2 * h)
+    for G in (ggn(problem), ggn(problem, memory=0)):
+        assert float((G @ v - reference).norm() / reference.norm()) < 1e-6
+
+
+@EVERY
+def test_the_model_is_left_bitwise_as_it_was(name: str) -> None:
+    maker, loss, data, options = ZOO[name]
+    model = maker()
+    for k, p in enumerate(q for q in model.parameters() if q.requires_grad):
+        if k % 2:
+            p.grad = torch.ones_like(p)
+    for k, module in enumerate(model.modules()):
+        module.training = k % 2 == 0
+    content = data()
+    before = snapshot(model)
+    problem = Problem(model, loss, content, **options)
+    problem.loss()
+    problem.gradient()
+    assert hessian(problem) @ direction(problem) is not None
+    if problem.batches[0].is_pair:
+        assert ggn(problem) @ direction(problem) is not None
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("form", ["outputs, targets", "model, batch"])
+def test_the_model_is_left_as_it_was_when_the_loss_raises(form: str) -> None:
+    model, x = cnn(), torch.randn(4, 1, 6, 6)
+    before = snapshot(model)
+    calls = []
+
+    def fails(a: Any, b: Any) -> Tensor:
+        calls.append(1)
+        if form == "model, batch":
+            a(b["x"])
+        raise RuntimeError("broken loss")
+
+    data = (x, torch.zeros(4)) if form == "outputs, targets" else {"x": x}
+    with pytest.raises(RuntimeError, match="broken loss"):
+        Problem(model, fails, data, train=True)
+    assert calls
+    assert_same(model, before)
+
+
+def test_training_the_model_does_not_move_the_problem() -> None:
+    model = mlp()
+    problem = Problem(model, F.cross_entropy, vectors())
+    before = problem.gradient()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert torch.equal(problem.gradient(), before)
+
+
+def test_a_loader_that_shuffles_is_read_once_and_keeps_its_generator() -> None:
+    x, y = vectors()
+    generator = torch.Generator().manual_seed(5)
+    loader = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True, generator=generator)
+    model = mlp()
+    state, rng = generator.get_state(), torch.get_rng_state()
+    problem = Problem(model, F.cross_entropy, loader)
+    assert torch.equal(generator.get_state(), state)
+    assert [b.rows for b in problem.batches] == [5, 5, 2]
+    assert torch.allclose(problem.gradient(), Problem(model, F.cross_entropy, (x, y)).gradient(), atol=1e-6)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_minibatches_are_weighted_by_rows() -> None:
+    x, y = vectors()
+    model = mlp().double()
+    whole = Problem(model, F.cross_entropy, (x.double(), y))
+    parts = Problem(model, F.cross_entropy, [(x[:1].double(), y[:1]), (x[1:].double(), y[1:])])
+    assert float(parts.loss()) == pytest.approx(float(whole.loss()), rel=1e-12)
+    assert torch.allclose(parts.gradient(), whole.gradient(), rtol=1e-10, atol=1e-14)
+
+
+def test_parameters_are_chosen_by_name_glob_or_tied_alias() -> None:
+    model, data = mlp(), vectors()
+    assert list(Problem(model, F.cross_entropy, data, params="0.*").params) == ["0.weight", "0.bias"]
+    assert list(Problem(model, F.cross_entropy, data, params=["4.bias", "0.w*"]).params) == ["0.weight", "4.bias"]
+    tied = make("attention, tied", params="head.weight")
+    assert list(tied.params) == ["embed.weight"]
+    assert tied.P == 56
+
+
+def test_tied_weights_count_once() -> None:
+    assert make("attention").P - make("attention, tied").P == 56
+
+
+def test_flatten_and_unflatten_are_inverse() -> None:
+    problem = make("mlp")
+    v = direction(problem)
+    assert torch.equal(problem.flatten(problem.unflatten(v)), v)
+    other = problem.at(problem.unflatten(v))
+    assert torch.equal(other.flatten(other.params), v)
+    assert not torch.equal(problem.flatten(problem.params), v)
+
+
+def test_loss_is_differentiable_in_given_parameters() -> None:
+    problem = make("mlp, minibatches")
+    leaves = problem.leaves()
+    grads = torch.autograd.grad(problem.loss(leaves), list(leaves.values()))
+    assert torch.allclose(torch.cat([g.reshape(-1) for g in grads]), problem.gradient(), rtol=1e-12, atol=1e-14)
+    assert not problem.loss().requires_grad
+
+
+def test_gradient_works_under_no_grad_and_autocast() -> None:
+    problem = make("mlp", dtype=torch.float32)
+    expected = problem.gradient()
+    with torch.no_grad():
+        assert torch.equal(problem.gradient(), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(problem.gradient(), expected)
+
+
+def test_dropout_is_frozen_by_the_seed_and_independent_across_batches() -> None:
+    same, other = make("dropout"), make("dropout", seed=1)
+    assert torch.equal(same.gradient(), same.gradient())
+    assert not torch.allclose(same.gradient(), other.gradient())
+    x = torch.ones(4, 5)
+    twice = Problem(mlp(dropout=0.5), F.cross_entropy, [(x, torch.zeros(4).long())] * 2, train=True)
+    with twice.safe():
+        assert not torch.equal(twice.outputs(0), twice.outputs(1))
+
+
+def test_inputs_may_be_a_dict_or_a_tuple() -> None:
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 1)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.linear(a) * b
+
+    model, a, b, y = TwoInputs(), torch.randn(6, 2), torch.randn(6, 1), torch.zeros(6, 1)
+    gradients = [Problem(model, F.mse_loss, (x, y), batch_size=4).gradient() for x in ((a, b), {"b": b, "a": a})]
+    assert torch.equal(*gradients)
+
+
+def test_repr_states_the_reduction_and_the_form_of_the_loss() -> None:
+    assert "cross_entropy(outputs, targets) reduced to a mean" in repr(make("mlp"))
+    assert "per_row(outputs, targets) reduced to rows" in repr(make("mlp, row losses"))
+    assert "dict_loss(model, batch)" in repr(make("dict batches, custom loss"))
+
+
+def integer_parameters() -> nn.Module:
+    model = mlp()
+    model.register_parameter("count", nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False))
+    return model
+
+
+def mixed() -> nn.Module:
+    model = mlp()
+    model[0].double()  # pyright: ignore[reportIndexIssue]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: Problem(lambda x: x, F.cross_entropy, vectors()), TypeError, "model must be a torch.nn.Module"),  # pyright: ignore
+        (lambda: Problem(mlp(), "ce", vectors()), TypeError, "loss must be callable"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, []), ValueError, "at least one batch"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(0)), ValueError, "at least one row"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors()[0]), TypeError, r"tuple \(x, y\)"),
+        (lambda: Problem(mlp(), F.cross_entropy, (vectors(4)[0], vectors(6)[1])), ValueError, "as many rows, got 4 and 6"),
+        (lambda: Problem(mlp(), F.cross_entropy, [vectors(), {"x": 1}]), TypeError, "row axis"),
+        (lambda: Problem(mlp(), F.cross_entropy, [vectors(), {"x": torch.ones(2)}]), TypeError, "mixes pairs"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), params="nothing*"), ValueError, "matches no parameter"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), params=[]), ValueError, "at least one parameter"),
+        (lambda: Problem(mlp().requires_grad_(False), F.cross_entropy, vectors()), ValueError, "all parameters are frozen"),
+        (lambda: Problem(nn.ReLU(), F.cross_entropy, vectors()), ValueError, "no parameters"),
+        (lambda: Problem(integer_parameters(), F.cross_entropy, vectors(), params="count"), TypeError, "real floating point"),
+        (lambda: Problem(mixed(), lambda o, t: o.sum(), vectors()), TypeError, "of one dtype"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), dtype=torch.long), TypeError, "dtype must be"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=0), ValueError, "batch_size must be at least 1"),
+        (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), lambda o, t: o, vectors()), ValueError, r"one loss a row \(12,\), got shape \(12, 3\)"),
+        (lambda: Problem(mlp(), lambda o, t: 1.0, vectors()), TypeError, "loss must return a tensor"),  # pyright: ignore
+        (lambda: make("mlp").at({"9.weight": torch.ones(1)}), ValueError, "not among the selected"),
+        (lambda: make("mlp").at({"0.bias": torch.ones(1)}), ValueError, "must have shape"),
+        (lambda: make("mlp").unflatten(torch.ones(3)), ValueError, "vector must have shape"),
+        (lambda: ggn(make("dict batches, custom loss")), ValueError, "outputs are unknown"),
+    ],
+)
+def test_wrong_input_is_refused(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_a_loss_that_is_not_finite_stops_every_measurement() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")  # pyright: ignore
+    problem = Problem(copy.deepcopy(model), F.cross_entropy, vectors())
+    for measure in (problem.loss, problem.gradient, lambda: hessian(problem), lambda: ggn(problem), lambda: hessian(problem, memory=0)):
+        with pytest.raises(ValueError, match="must be finite"):
+            measure()

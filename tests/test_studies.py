@@ -1,0 +1,118 @@
+"""The battery over every installed study: at tiny it yields exactly its declared claims, and each control fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from theorylab.core.claim import Claim, Verdict
+from theorylab.core.scale import Scale
+from theorylab.core.study import Result, StudyError, find_studies, load_study
+
+CARDS, PROBLEMS = find_studies()
+EVERY = pytest.mark.parametrize("key", CARDS)
+
+
+@functools.lru_cache
+def tiny(key: str) -> Result:
+    """One run a study and process: the tests of a study read the same result."""
+    found = load_study(key)
+    return found.execute(found.scales[Scale.TINY])
+
+
+def test_all_studies_are_readable() -> None:
+    assert not PROBLEMS
+    assert CARDS
+
+
+@EVERY
+def test_the_card_read_from_the_text_is_the_registered_study(key: str) -> None:
+    card, study = CARDS[key], load_study(key)
+    assert card.claims == study.claims  # all claims are registered, as literals, and none is left out
+    assert card.title
+    assert len(card.text) > 200, "the docstring of the module is the text of the study: say what is claimed and when it stops"
+
+
+@EVERY
+def test_tiny_yields_its_claims_and_each_control_fails(key: str) -> None:
+    result = tiny(key)  # raises unless every declared claim has a finding and a control
+    for finding in result.findings:
+        if finding.role == "control":
+            assert finding.verdict is Verdict.FAILS, f"the control of {finding.claim} ({finding.setting}) must fail: {finding}"
+        assert finding.n >= 1
+
+
+@EVERY
+def test_identities_and_inequalities_hold_at_any_scale(key: str) -> None:
+    """A mean may be out of reach with the few replicas of tiny; what is exact is not."""
+    exact = {c.key for c in load_study(key).claims if c.kind in ("identity", "inequality")}
+    for finding in tiny(key).findings:
+        if finding.role == "claim" and finding.claim in exact:
+            assert finding.verdict is Verdict.HOLDS, finding
+
+
+@EVERY
+def test_every_claim_can_be_looked_up_and_shown(key: str) -> None:
+    result, study = tiny(key), load_study(key)
+    for claim in study.claims:
+        assert any(c.isdigit() for c in claim.source.locator) or len(claim.source.locator) > 8, "a source needs a locator"
+        assert ":" in claim.source.ref or len(claim.source.ref) > 8
+        assert claim.statement.endswith(".")
+        assert len(claim.reading) > 60
+    assert {s.claim for s in result.series} <= {c.key for c in study.claims} | {""}
+    assert len({s.key for s in result.series}) == len(result.series)
+    for series in result.series:
+        for line in series.lines:
+            scales = ((series.x_scale, line.x), (series.y_scale, line.y))
+            assert all(np.all(v > 0) for scale, v in scales if scale == "log"), f"{series.key}, {line.label}: not positive on a log axis"
+
+
+@EVERY
+def test_a_study_leaves_the_global_generators_alone(key: str) -> None:
+    study = load_study(key)
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    next(iter(study.run(study.scales[Scale.TINY])), None)
+    tiny(key)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(before_numpy, np.random.get_state()[1])  # type: ignore[index]
+
+
+@EVERY
+def test_configs_check_their_ranges(key: str) -> None:
+    study = load_study(key)
+    with pytest.raises(ValueError, match="seeds must be at least"):
+        dataclasses.replace(study.scales[Scale.SMALL], seeds=0)
+    for f in dataclasses.fields(study.scales[Scale.SMALL]):
+        assert f.metadata.get("help") or f.type == "str", f"{key}: setting {f.name} needs a help text (use `setting`)"
+
+
+def test_contract_violations_are_named() -> None:
+    study = load_study("optimization/saddle")
+    config = study.scales[Scale.TINY]
+    (claim,) = study.claims
+    stranger = dataclasses.replace(claim, key="a/b/c")
+
+    def broken(*findings: object):
+        return dataclasses.replace(study, run=lambda _: iter(findings))
+
+    good = claim.check(predicted=1.0, measured=1.0)
+    with pytest.raises(StudyError, match="no control finding for optimization/saddle/escape_time"):
+        broken(good).execute(config)
+    with pytest.raises(StudyError, match="a/b/c, which it does not declare"):
+        broken(stranger.check(predicted=1.0, measured=1.0)).execute(config)
+    with pytest.raises(StudyError, match="yields a float"):
+        broken(1.0).execute(config)
+    with pytest.raises(TypeError, match="config must be a SaddleConfig"):
+        study.execute(object())  # type: ignore[arg-type]
+    with pytest.raises(StudyError, match="no study 'nope/nope'"):
+        load_study("nope/nope")
+
+
+def test_all_claim_keys_differ() -> None:
+    keys = [claim.key for card in CARDS.values() for claim in card.claims]
+    assert len(keys) == len(set(keys))
+    assert all(isinstance(claim, Claim) for card in CARDS.values() for claim in card.claims)

@@ -1,0 +1,179 @@
+"""The closed forms of first-order optimization against brute force, simulation and linear algebra."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import solve_discrete_lyapunov
+
+from theorylab.learning.flow import gradient_flow
+from theorylab.learning.optimizers.accelerated import accelerated
+from theorylab.learning.optimizers.ogm import ogm
+from theorylab.models.objectives import huber, tridiagonal
+from theorylab.theory import optimization as theory
+
+
+def gd_on_huber(threshold: float, h: float, n: int) -> float:
+    x = 1.0
+    for _ in range(n):
+        x -= h * max(-threshold, min(threshold, x))
+    return x**2 / 2 if abs(x) <= threshold else threshold * abs(x) - threshold**2 / 2
+
+
+@pytest.mark.parametrize("h", [0.2, 0.7, 1.0])
+@pytest.mark.parametrize("n", [0, 1, 7, 40])
+def test_gd_worst_case_is_the_maximum_over_huber_functions(h, n):
+    worst = theory.gd_worst_threshold(n, step_ratio=h)
+    others = [gd_on_huber(t, h, n) for t in np.linspace(0.2, 3, 201) * worst]
+    assert gd_on_huber(worst, h, n) == pytest.approx(theory.gd_worst_case(n, step_ratio=h), rel=1e-12)
+    assert max(others) <= theory.gd_worst_case(n, step_ratio=h) * (1 + 1e-12)
+
+
+def test_worst_cases_scale_with_their_units():
+    assert theory.gd_worst_case(3, smoothness=5, radius=2) == pytest.approx(20 * theory.gd_worst_case(3))
+    assert theory.ogm_worst_case(3, smoothness=5, radius=2) == pytest.approx(20 * theory.ogm_worst_case(3))
+    assert theory.subgradient_worst_case(3, lipschitz=5, radius=2) == pytest.approx(10 * theory.subgradient_worst_case(3))
+    assert theory.span_lower_bound(3, smoothness=5, radius=2) == pytest.approx(20 * theory.span_lower_bound(3))
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 30])
+def test_ogm_meets_its_worst_case_and_no_other_huber_function_exceeds_it(n):
+    def final_gap(threshold: float) -> float:
+        f, method = huber(threshold), ogm(lr=1.0, steps=n)
+        y = {"y": torch.ones(1, dtype=torch.float64)}
+        state = method.init(y)
+        for _ in range(n):
+            y, state = method.update({"y": f.gradient(y["y"])}, state, y)
+        return float(f.gap(y["y"]))
+
+    worst = 1 / theory.ogm_theta(n) ** 2
+    assert final_gap(worst) == pytest.approx(theory.ogm_worst_case(n), rel=1e-10)
+    assert max(final_gap(t * worst) for t in np.linspace(0.1, 4, 60)) <= theory.ogm_worst_case(n) * (1 + 1e-10)
+
+
+def test_ogm_is_optimal_for_the_number_of_steps():
+    # Drori 2017: no method has a smaller worst case, so gradient descent's and the lower bound bracket it
+    for n in (1, 5, 50):
+        assert theory.span_lower_bound(n) < theory.ogm_worst_case(n) < theory.gd_worst_case(n)
+    assert theory.ogm_theta(1000) == pytest.approx(1000 / math.sqrt(2), rel=0.01)
+
+
+def test_accelerated_keeps_nesterovs_guarantee():
+    f = tridiagonal(61)
+    method, params = accelerated(lr=1.0), {"x": torch.zeros(61, dtype=torch.float64)}
+    state = method.init(params)
+    radius = float(f.minimizer.norm())
+    for k in range(1, 31):
+        params, state = method.update({"x": f.gradient(params["x"])}, state, params)
+        assert float(f.gap(state["x"]["x"])) <= 2 * radius**2 / (k + 1) ** 2
+
+
+@pytest.mark.parametrize("kappa", [2.0, 10.0, 400.0])
+def test_polyak_tuning_gives_all_eigenvalues_its_rate(kappa):
+    step, beta = theory.polyak_tuning(1.0, 1 / kappa)
+    for lam in np.linspace(1 / kappa, 1, 13):
+        companion = np.array([[1 + beta - step * lam, -beta], [1, 0]])
+        # at the two ends the eigenvalue is double, and rounding splits it by the root of the unit roundoff
+        assert max(abs(np.linalg.eigvals(companion))) == pytest.approx(theory.polyak_rate(kappa), rel=1e-6)
+    assert max(abs(1 - 2 / (1 + 1 / kappa) * lam) for lam in (1, 1 / kappa)) == pytest.approx(theory.gd_rate(kappa))
+
+
+def test_lessard_cycle_solves_the_recursion_exactly():
+    eta, beta = Fraction(1, 9), Fraction(4, 9)
+    cycle = [Fraction(x).limit_denominator(1225) for x in theory.lessard_cycle()]
+    assert [float(x) for x in cycle] == list(theory.lessard_cycle())
+
+    def slope(x: Fraction) -> Fraction:
+        return 25 * x if x < 1 else x + 24 if x < 2 else 25 * x - 24
+
+    for t in range(3):
+        before, now, after = (cycle[(t + i) % 3] for i in range(3))
+        assert (1 + beta) * now - beta * before - eta * slope(now) == after
+
+
+@pytest.mark.parametrize(("eta", "beta"), [(0.05, 0.0), (1.2, 0.0), (0.5, 0.5), (2.5, 0.9)])
+def test_stationary_variance_solves_the_lyapunov_equation(eta, beta):
+    lam, sigma = 1.3, 0.7
+    companion = np.array([[1 + beta - eta * lam, -beta], [1, 0]])
+    covariance = solve_discrete_lyapunov(companion, np.diag([(eta * sigma) ** 2, 0.0]))
+    assert theory.sgd_stationary_variance(eta, lam, sigma, beta) == pytest.approx(covariance[0, 0], rel=1e-9)
+
+
+def test_sde_variance_is_the_limit_of_small_steps():
+    for beta in (0.0, 0.9):
+        exact, limit = (f(1e-6, 1.3, 0.7, beta) for f in (theory.sgd_stationary_variance, theory.sde_stationary_variance))
+        assert exact == pytest.approx(limit, rel=1e-5)
+    assert theory.sgd_stationary_variance(1.2, 1.3, 0.7) / theory.sde_stationary_variance(1.2, 1.3, 0.7) == pytest.approx(2 / (2 - 1.56))
+
+
+@pytest.mark.parametrize("method", ["polyak", "nesterov"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_edge_is_where_the_companion_matrix_leaves_the_unit_disc(method, beta):
+    eta = 0.3
+
+    def radius(lam: float) -> float:
+        # the state (x, v) of v ← βv + λx, x ← x − ηv (Polyak) or x ← x − η(λx + βv) (Nesterov)
+        step = np.array([[1 - eta * lam, -eta * beta], [lam, beta]])
+        if method == "nesterov":
+            step[0] = [1 - eta * lam * (1 + beta), -eta * beta**2]
+        return max(abs(np.linalg.eigvals(step)))
+
+    edge = theory.stability_threshold(eta, beta, method=method)
+    assert radius(0.999 * edge) < 1 < radius(1.001 * edge)
+
+
+def test_modified_flow_orders_follow_from_the_expansion_of_one_step():
+    # f = λx²/2: gradient descent multiplies by 1 − ηλ, the flow of f + cη f'² by exp(−ηλ(1 + 2cηλ))
+    for c, order in ((0.25, 2), (0.0, 1), (0.5, 1)):
+        errors = [abs((1 - e) ** round(1 / e) - math.exp(-(1 + 2 * c * e))) for e in (2**-8, 2**-9)]
+        assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.02)
+        assert theory.flow_error_order(c) == order
+
+
+def test_gradient_flow_has_order_four():
+    start, time = torch.tensor([2.0], dtype=torch.float64), 1.0  # x' = −x³ has the solution x₀/√(1 + 2tx₀²)
+    errors = [abs(gradient_flow(lambda x: x**3, start, time, n).item() - 2 / 3) for n in (160, 320)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3)
+
+
+def test_saddle_slope_counts_doublings():
+    step, curvature = 0.5, -2.0  # the coordinate doubles at every step
+    assert theory.saddle_escape_slope(step, curvature) == pytest.approx(1 / math.log(2))
+
+
+def test_pl_rates():
+    assert theory.least_squares_rate(3.0, 1.0) == theory.pl_rate(3.0, 1.0) ** 2 == pytest.approx(4 / 9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.gd_worst_case(-1), "steps"),
+        (lambda: theory.gd_worst_case(3, step_ratio=1.5), "step_ratio"),
+        (lambda: theory.gd_worst_case(3, radius=0), "radius"),
+        (lambda: theory.subgradient_worst_case(-1), "steps"),
+        (lambda: theory.ogm_theta(0), "steps"),
+        (lambda: theory.nonconvex_gradient_bound(0, 1.0), "steps"),
+        (lambda: theory.nonconvex_gradient_bound(3, -1.0), "gap"),
+        (lambda: theory.span_lower_bound(0), "steps"),
+        (lambda: theory.gd_rate(0.5), "condition"),
+        (lambda: theory.polyak_rate(0.5), "condition.*got 0.5"),
+        (lambda: theory.polyak_tuning(1.0, 2.0), "condition"),
+        (lambda: theory.pl_rate(1.0, 2.0), "curvature"),
+        (lambda: theory.sgd_stationary_variance(2.0, 1.0, 1.0), "below 2"),
+        (lambda: theory.sgd_stationary_variance(0.1, 1.0, 1.0, 1.0), "momentum"),
+        (lambda: theory.sde_stationary_variance(-0.1, 1.0, 1.0), "step"),
+        (lambda: theory.stability_threshold(0.1, 0.9, method="adam"), "method"),
+        (lambda: theory.stability_threshold(0.0), "step"),
+        (lambda: theory.saddle_escape_slope(0.1, 1.0), "curvature"),
+        (lambda: ogm(lr=1.0, steps=0), "steps"),
+        (lambda: gradient_flow(lambda x: x, torch.ones(1), 1.0, 0), "steps"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
