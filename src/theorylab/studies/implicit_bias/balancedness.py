@@ -27,6 +27,7 @@ from theorylab.data.synthetic import teacher_student
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.models.deep_linear import imbalance
 from theorylab.stats.fits import power_law
 from theorylab.theory.implicit_bias import balance_increment, unit_balance_increment
 
@@ -144,8 +145,7 @@ def dense(config: BalancednessConfig, sizes: list[int], *, bias: bool) -> Params
 
 def imbalances(params: Params) -> list[Tensor]:
     """W_{j+1}ᵀW_{j+1} − W_jW_jᵀ of every pair of neighbouring layers, each (replica, width, width)."""
-    weights = [params[f"w{j}"] for j in range(len(params))]
-    return [above.mT @ above - below @ below.mT for below, above in pairwise(weights)]
+    return imbalance([params[f"w{j}"] for j in range(len(params))])
 
 
 def layer_residual(steps: Iterator[Step], lr: Tensor) -> Tensor:

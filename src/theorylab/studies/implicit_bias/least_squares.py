@@ -33,8 +33,8 @@ MIN_NORM = Claim(
     kind="identity",
     relation=Equals(atol=1e-8),
     control="a start with a part outside the row space; Adam from 0",
-    reading="The algorithm is the regularizer: of infinitely many solutions of zero loss it picks one, and the step size has no say. Change the "
-    "start or the geometry of the optimizer and the solution changes with it, at the same zero loss.",
+    reading="The algorithm is the regularizer: of infinitely many solutions of zero loss it picks one, and the step size has no say. "
+    "Change the start or the geometry of the optimizer and the solution changes with it, at the same zero loss.",
 )
 
 
@@ -58,7 +58,9 @@ def problems(config: LeastSquaresConfig) -> tuple[Tensor, Tensor, Tensor]:
     drawn = []
     for seed in config.replica_seeds:
         generator = torch.Generator().manual_seed(seed)
-        drawn.append([torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((config.n, config.d), (config.n,), (config.d,))])
+        drawn.append(
+            [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((config.n, config.d), (config.n,), (config.d,))]
+        )
     x, y, start = (torch.stack(part).to(device=config.device, dtype=config.torch_dtype) for part in zip(*drawn, strict=True))
     return x, y, start
 
