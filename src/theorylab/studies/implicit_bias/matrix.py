@@ -50,7 +50,8 @@ NORMS_DIVERGE = Claim(
     relation=AtLeast(),
     control="independent, unbalanced factors of the same size: the determinant changes its sign",
     reading="Among the matrices that fit there are some of small norm, and training runs away from all of them; it lowers the rank "
-    "instead. So no norm is what depth minimises in general. Unbalanced factors let the determinant cross zero, and a small completion is found.",
+    "instead. So no norm is what depth minimises in general. Unbalanced factors let the determinant cross zero, and a small completion "
+    "is found.",
 )
 
 OBSERVED = ((0.0, 1.0), (1.0, 1.0))  # mask
@@ -160,9 +161,8 @@ def singular_value_flow(config: MatrixConfig) -> Iterator[Finding | Series]:
             yield check(measured=orders, setting=f"{name} factors, depth {depth}")
             role = "measured" if factors is even else "control"
             figure.line(f"{name}, depth {depth}", config.flow_lrs, errors.log().mean(1).exp(), role=role, mark="points")
-            if factors is even and depth == config.depths[0]:
-                proportional = errors[0].log().mean().exp() * errors.new_tensor(config.flow_lrs) / config.flow_lrs[0]
-    yield figure.line("∝ η", config.flow_lrs, proportional, role="predicted")
+    first = figure.lines[0].y[0]
+    yield figure.line("∝ η", config.flow_lrs, [first * lr / config.flow_lrs[0] for lr in config.flow_lrs], role="predicted")
 
 
 def norms_diverge(config: MatrixConfig) -> Iterator[Finding | Series]:
