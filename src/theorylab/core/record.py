@@ -241,7 +241,8 @@ def _read_series(path: Path, digest: str, bodies: list[dict[str, Any]]) -> list[
         for j, line in enumerate(body["lines"]):
             parts = {p: arrays[name] for p in ("x", "y", "low", "high") if (name := f"{i}.{j}.{p}") in arrays}
             lines.append(Line(**line, **parts))
-        found.append(Series(**body | {"lines": lines}))
+        fields: dict[str, Any] = body | {"lines": lines}
+        found.append(Series(**fields))
     return found
 
 

@@ -104,7 +104,9 @@ def configure(study: Study, scale: Scale, common: Mapping[str, Any], own: Mappin
         except ValueError:
             raise UsageError(f"study {study.key}: {name} must be {in_words(hints[name])}, got {text!r}.") from None
     try:
-        return dataclasses.replace(base, **values)
+        config = dataclasses.replace(base, **values)
+        study.validate(config)
+        return config
     except ValueError as error:
         raise UsageError(f"study {study.key}: {error}") from None
 
