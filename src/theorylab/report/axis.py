@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from theorylab.report.numbers import number, power_of_ten
 
-VISIBLE = 0.1
+VISIBLE = 0.05
 """The share of the axis below which the claim's own numbers would no longer be told apart."""
 
 MARGIN = 0.06

@@ -61,6 +61,9 @@ def mathml(latex: str, *, display: bool = True) -> Markup:
                 return as_code
             if node.tag == "mo" and node.text in ("|", "‖", "/"):  # bars and a solidus stand close; \mid is another character
                 node.attrib.update(lspace="0", rspace="0")
+                node.attrib.setdefault(
+                    "stretchy", "false"
+                )  # an opening bar grows with its row by default, a closing one in a power does not
         if display and node.tag == "msub" and node[0].text in _LIMITS:
             node.tag = "munder"
     root.attrib.pop("xmlns", None)

@@ -76,7 +76,7 @@
   // A link into a folded part unfolds it; for print, everything is unfolded.
   const unfold = () => {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    const folded = target && (target.closest("details") || target.querySelector(":scope > details"));
+    const folded = target && target.closest("details");
     if (folded) { folded.open = true; target.scrollIntoView(); }
   };
   addEventListener("hashchange", unfold);
