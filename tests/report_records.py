@@ -147,7 +147,7 @@ def worst_case() -> Record:
     for name, size in (("random losses", 0.4), ("drifting losses", 0.6), ("alternating losses", 0.15)):
         regrets.line(name, t, size * np.sqrt(t), low=size * np.sqrt(t) * 0.7, high=size * np.sqrt(t) * 1.3)
     regrets.line("√(T ln N / 2)", t, np.sqrt(t * np.log(10) / 2), role="predicted").line("follow the leader", t, t / 2, role="control")
-    text = "Worst cases are *exact*: on some function the bound is attained, with ``L`` its smoothness.\n\n- Huber functions for GD\n- a game for Hedge"
+    text = "Worst cases are *exact*: some function attains them, with ``L`` its smoothness.\n\n- Huber functions for GD\n- a game for Hedge"
     return record(
         "optimization/worst_case",
         "The worst case of first-order methods is attained",

@@ -254,6 +254,8 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path: Path, caps
     device = f"cuda:{torch.cuda.device_count()}"
     assert main(["run", "optimization/saddle", "--device", device, "--out", str(tmp_path)]) == 2
     assert f"--device {device} cannot be used here" in capsys.readouterr().err
+    assert main(["run", "optimization/saddle", "--set", f"device={device}", "--out", str(tmp_path)]) == 2
+    assert f"--device {device} cannot be used here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

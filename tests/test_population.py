@@ -245,6 +245,44 @@ def test_dropout_trains_in_a_loop_on_its_own_stream():
     assert torch.equal(pop.losses(), pop.losses())
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x.unflatten(1, (3, 2))).flatten(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.LSTM(2, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x.unflatten(1, (3, 2)))[0][:, -1])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x).tanh()).tanh())
+
+
+@pytest.mark.parametrize(("net", "vmaps"), [(Attention, True), (Tied, True), (Recurrent, False)])
+def test_layers_of_other_kinds(net, vmaps):
+    pop = population(make_model=net, batch_size=8, mode="vmap" if vmaps else "auto")
+    assert pop.mode == ("vmap" if vmaps else "loop")
+    pop.train(10)
+    for k, seed in enumerate(SEEDS):
+        assert_replica(pop, k, lone(seed, lambda p, k=k: torch.optim.SGD(p, lr=float(LR[k])), 10, *data(), 8, net))
+
+
 def test_frozen_parameters_stay():
     pop = population(trainable=lambda name: name.startswith("3"))
     assert set(pop.params) == {"3.weight", "3.bias"}

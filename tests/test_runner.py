@@ -266,8 +266,13 @@ def test_selection_by_study_topic_claim_and_glob(lab: FakeLab) -> None:
     assert len(select(cards, [])) == len(cards)
     with pytest.raises(UsageError, match=f"did you mean {quick}"):
         select(cards, [f"{lab.topic}/quikc"])
-    with pytest.raises(UsageError, match="did you mean optimization"):
-        select(cards, ["optimisation"])
+    for pattern, meant in (
+        ("optimisation", "optimization"),
+        ("sadle", "optimization/saddle"),
+        ("optimization/sadle", "optimization/saddle"),
+    ):
+        with pytest.raises(UsageError, match=rf"did you mean {meant}\?"):
+            select(cards, [pattern])
 
 
 @pytest.mark.parametrize(
@@ -371,6 +376,7 @@ def test_expected_cost_comes_from_records_then_the_table_then_nothing(lab: FakeL
     assert (expect(job, tmp_path, table).seconds, expect(job, tmp_path, table).bytes) == (10.0, 1000)
     double = expect(jobs(key, seeds=4)[0], tmp_path, table)
     assert (double.seconds, double.bytes) == (20.0, 2000)
+    assert expect(jobs(key, seeds=4)[0], tmp_path, table, floor=800).bytes == 800 + 2 * 200
     half = expect(jobs(key, seeds=1)[0], tmp_path, table)
     assert (half.seconds, half.bytes) == (5.0, 1000)
     other = jobs_of([find_studies()[0][key]], Scale.TINY, {}, {"width": "7"})[0][0]

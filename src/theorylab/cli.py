@@ -5,6 +5,7 @@ Everything beyond the parser is imported by the command that needs it, so that `
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ Examples:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; ``args`` are those of the process where None."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows ?
     command = _parse(sys.argv[1:] if args is None else args)
     from theorylab.course.syllabus import SyllabusError
@@ -192,10 +193,11 @@ def _jobs(options: Selection, *, here: bool = True) -> tuple[list[Job], list[Out
     own = assignments(options.set)
     cards, problems = _cards()
     chosen = select(cards, (*options.globs, *options.only))
-    if here and options.device:
-        check_device(options.device)
     common = {k: v for k in ("seeds", "seed", "device", "dtype") if (v := getattr(options, k)) is not None}
     jobs, broken = jobs_of(chosen, Scale(options.scale), common, own)
+    if here:
+        for device in sorted({job.settings["device"] for job in jobs}):  # asked for here, or the scale's own
+            check_device(device)
     for outcome in broken:
         _complain(outcome.reason, 1)
     return jobs, broken, chosen, problems
@@ -278,6 +280,7 @@ def plan(options: Plan) -> int:
     from rich.table import Table
 
     from theorylab.course.costs import load_costs
+    from theorylab.runners.memory import peak_bytes
     from theorylab.runners.plan import calibrate, expect, longest_first, makespan
     from theorylab.runners.schedule import decide
 
@@ -285,7 +288,8 @@ def plan(options: Plan) -> int:
     table = load_costs()
     speed = calibrate() / table["calibration_seconds"]
     decisions = {job.study: decide(job, options.out, force=False) for job in jobs}
-    costs = {job.study: expect(job, options.out, table, speed) for job in jobs if decisions[job.study].record is None}
+    floor = peak_bytes()  # this process has imported the studies, as a worker would
+    costs = {job.study: expect(job, options.out, table, speed, floor) for job in jobs if decisions[job.study].record is None}
     shown = Table("study", "seconds", "memory", "from", box=None, pad_edge=False)
     for key, decision in decisions.items():
         cost = costs.get(key)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from theorylab.core.batches import Batch, as_batches, tensors_of
-from theorylab.core.safe import safe
+from theorylab.core.safe import kernels, needs_plain_kernels, safe, seed_generators
 
 Params = dict[str, Tensor]
 
@@ -70,6 +70,7 @@ class Problem:
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a real floating-point type, got {dtype}.")
         self.model, self.criterion, self.train, self.seed = model, loss, train, seed
+        self._plain = needs_plain_kernels(model, train)
         names = _select(model, params)
         tensors = dict(model.named_parameters())
         self.device = _one_device(tensors[names[0]].device if device is None else torch.device(device))
@@ -108,6 +109,12 @@ class Problem:
         with safe(self.model, train=self.train, seed=self.seed, device=self.device):
             yield
 
+    @contextmanager
+    def kernels(self) -> Iterator[None]:
+        """The part of `safe` that products through a kept graph need."""
+        with kernels(plain=self._plain, device=self.device):
+            yield
+
     def outputs(self, k: int, params: Params | None = None) -> Any:
         """Outputs of the model on x of batch ``k``; call it within `safe`.
 
@@ -118,7 +125,7 @@ class Problem:
             raise ValueError("this problem's loss has the form loss(model, batch): its outputs are unknown. Give batches as pairs (x, y).")
         x = self.batches[k].content[0]
         args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
-        torch.manual_seed(self.seed + k)
+        seed_generators(self.seed + k, self.device)
         return functional_call(self.model, self._tensors(params), args, kwargs)
 
     def loss_of(self, k: int, outputs: Any) -> Tensor:
@@ -132,7 +139,7 @@ class Problem:
     def _raw_loss(self, k: int, params: Params | None = None) -> Tensor:
         if self.batches[k].is_pair:
             return self.criterion(self.outputs(k, params), self.batches[k].content[1])
-        torch.manual_seed(self.seed + k)
+        seed_generators(self.seed + k, self.device)
         tensors = {f"model.{name}": t for name, t in self._tensors(params).items()}
         return functional_call(_Whole(self.model), tensors, (self.criterion, self.batches[k].content))
 

@@ -14,7 +14,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,29 +110,41 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in VERSIONED}
 
 
+@cache  # studies share most of what they import
+def _module(name: str) -> tuple[Path, tuple[str, ...]] | None:
+    """The source file of a module and the names that it imports absolutely; None where there is no such file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    path, names = Path(spec.origin), []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+    return path, tuple(names)
+
+
 @lru_cache
 def imported_files(module: str) -> frozenset[Path]:
     """The source files of ``module`` and of all modules of its top-level package, and of theorylab, that it imports, however deep."""
     roots = (module.partition(".")[0], "theorylab")
-    seen: dict[str, Path] = {}
+    seen: set[str] = set()
+    files: set[Path] = set()
     queue = [module]
     while queue:
         name = queue.pop()
         if name in seen or name.partition(".")[0] not in roots:
             continue
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
-            continue
-        if spec is None or spec.origin is None:
-            continue
-        seen[name] = path = Path(spec.origin)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                queue += [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                queue += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-    return frozenset(seen.values())
+        seen.add(name)
+        found = _module(name)
+        if found is not None:
+            files.add(found[0])
+            queue += found[1]
+    return frozenset(files)
 
 
 def source_digest(module: str) -> str:

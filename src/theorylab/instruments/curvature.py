@@ -148,9 +148,10 @@ def _operator(problem: Problem, build: Callable[[Problem, list[int]], Product], 
             problem.loss()  # refuses a loss that is not finite now, not at the first product
 
     def product(v: Tensor, many: bool) -> Tensor:
-        with problem.safe():
-            if kept is not None:
+        if kept is not None:
+            with problem.kernels():
                 return kept(v, many).detach()
+        with problem.safe():
             total = torch.zeros_like(v)
             for k in every:
                 total += build(problem, [k])(v, many).detach()

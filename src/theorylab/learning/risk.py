@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from theorylab.learning.optimizers.base import Params
 
@@ -73,7 +74,8 @@ class StackedGradient:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
         axis = None if shared else 0
         batched = vmap(self.one, in_dims=(0, 0, axis, axis, None if weights is None else 0), randomness="error")
-        return batched({**params, **frozen}, buffers, x, y, weights)
+        with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused attention kernels
+            return batched({**params, **frozen}, buffers, x, y, weights)
 
     def __call__(
         self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from theorylab.core.series import Line, Series
 from theorylab.report.inline_svg import COLOUR, MEASURED, inlined
 from theorylab.report.numbers import number, power_of_ten
-from theorylab.report.thinning import POINTS, select, thin
+from theorylab.report.thinning import POINTS, evenly, select, thin
 
 _MARKERS = "os^Dvp"
 _DASHES = ((4.5, 2.5), (7, 2, 1.5, 2), (2.5, 1.5), (9, 3), (5, 2, 1, 2, 1, 2))
@@ -71,6 +71,14 @@ def _drawable(line: Line, log_x: bool, log_y: bool) -> np.ndarray:
     if log_y:
         keep &= line.y > 0
     return np.flatnonzero(keep)
+
+
+def _marked(x: np.ndarray, log: bool, marks: int = 8) -> list[int]:
+    """Where a line carries its marker: evenly along the axis, so that a noisy curve is not covered by them."""
+    along = np.log(x) if log else x
+    if x.size <= marks or not np.all(np.diff(along) >= 0):
+        return evenly(x.size, marks).tolist()
+    return np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], marks)).clip(max=x.size - 1)).tolist()
 
 
 def _ticks(axis: Any, log: bool) -> None:
@@ -134,7 +142,7 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
                 linestyle=(0, style.dash) if style.dash and style.line else "-" if style.line else "none",
                 marker=style.marker or "none",
                 markersize=4.6,
-                markevery=1 if not style.line else max(1, kept.x.size // 7),
+                markevery=_marked(kept.x, usable["x"]) if style.line else 1,
                 markerfacecolor=colour if style.filled else paper,
                 markeredgecolor=paper if style.filled and style.line else colour,
                 markeredgewidth=0.6 if style.filled else 1.0,

@@ -58,6 +58,8 @@ def inlined(svg: str, prefix: str) -> tuple[str, str]:
                 value = _FONT.sub("", value) if node.tag == "text" else value
             elif name in ("d", "x", "y"):
                 value = " ".join(_NUMBER.sub(_shorter, value).split())
+                if not re.search("[CQ]", value):
+                    value = value.replace(" L ", " ")  # pairs that follow a move are lines
             elif name == "transform" and value.startswith("rotate(-0 "):
                 del node.attrib[name]
                 continue
@@ -65,5 +67,11 @@ def inlined(svg: str, prefix: str) -> tuple[str, str]:
         if node.tag != "text":
             node.text = None
         node.tail = None
+    for node in nodes:  # the markers of a curve look alike: say it once
+        looks = {child.get("style") for child in node}
+        if len(node) > 1 and len(looks) == 1 and all(child.tag == "use" for child in node):
+            node.set("style", looks.pop() or "")
+            for child in node:
+                child.attrib.pop("style", None)
     body = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
     return root.attrib["viewBox"], body

@@ -68,6 +68,35 @@ def mathml(latex: str, *, display: bool = True) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode").replace(" />", "/>"))
 
 
+_SCRIPT = re.compile(
+    r"(?P<base>(?:(?<![A-Za-z0-9_])[^\W\d_]|(?<=[a-z0-9}])[A-Z])[′*]?)"  # one letter: θ_t, W_jW_k, but no snake_case
+    r"_(?P<sub>\{[^{}]+\}|[A-Za-z0-9α-ω]{1,2}(?![a-z0-9_])|[A-Za-z0-9α-ω](?=[A-Z]_))"
+    r"|(?<=[\w)\]|‖])\^(?P<sup>\{[^{}]+\}|\([^()]+\)|[-−]?[^\W_]{1,3})(?!\w)"
+)
+
+
+def typeset(text: str) -> Markup:
+    """Plain words with the indices and powers of their formulas raised and lowered; everything escaped.
+
+    Example:
+        >>> str(typeset("θ_t, W_{j+1}ᵀW_k, (1 − μ/L)^k, snake_case, x_train"))
+        'θ<sub>t</sub>, W<sub>j+1</sub>ᵀW<sub>k</sub>, (1 − μ/L)<sup>k</sup>, snake_case, x_train'
+    """
+
+    def script(text: str) -> str:
+        return (text[1:-1] if text[0] in "{(" else text).replace("-", "−")
+
+    parts, end = [], 0
+    for match in _SCRIPT.finditer(text):
+        parts.append(escape(text[end : match.start()]))
+        if match["sub"]:
+            parts.append(Markup("{}<sub>{}</sub>").format(match["base"], script(match["sub"])))
+        else:
+            parts.append(Markup("<sup>{}</sup>").format(script(match["sup"])))
+        end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
+
+
 _INLINE = re.compile(r"``(?P<code>.+?)``|:math:`(?P<math>.+?)`|`(?P<name>[^`\n]+)`|\*(?P<emphasis>[^*\s](?:[^*]*[^*\s])?)\*", re.DOTALL)
 
 
@@ -80,7 +109,7 @@ def inline(text: str) -> Markup:
     """
     parts, end = [], 0
     for match in _INLINE.finditer(text):
-        parts.append(escape(text[end : match.start()]))
+        parts.append(typeset(text[end : match.start()]))
         if match["math"]:
             parts.append(mathml(match["math"], display=False))
         elif match["emphasis"]:
@@ -88,7 +117,7 @@ def inline(text: str) -> Markup:
         else:
             parts.append(Markup("<code>{}</code>").format(match["code"] or match["name"]))
         end = match.end()
-    return Markup("").join([*parts, escape(text[end:])])
+    return Markup("").join([*parts, typeset(text[end:])])
 
 
 def paragraphs(text: str) -> Markup:

@@ -23,12 +23,15 @@ from theorylab.report import ledger, numbers
 from theorylab.report.figures import Figure, draw
 from theorylab.report.interval_plot import Plot, plot
 from theorylab.report.ledger import Row
-from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.mathml import mathml, paragraphs, typeset
 from theorylab.report.tables import EMBEDDED, Table, as_csv, data_link, table
 from theorylab.report.thinning import POINTS
 
-FIGURES = 40
-"""Figures that a page holds at full detail; with more, each is drawn with fewer points, so that the page stays light."""
+DRAWN = 100_000
+"""Points that all curves of a page may have together, a band counting twice; with more, each curve is drawn with fewer."""
+
+ROWS = 24_000
+"""Rows of CSV that a page may hold; the files beside it always hold all."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,29 @@ def _body(text: str) -> Markup:
     return paragraphs(text.strip().partition("\n")[2])  # the first line is the title
 
 
-def _figures(record: Record, detail: float) -> list[FigureView]:
+@dataclass(frozen=True)
+class Detail:
+    """What a figure may hold: points of a curve, and rows of its CSV."""
+
+    points: int = POINTS
+    rows: int = EMBEDDED
+
+
+def detail_of(records: Sequence[Record]) -> Detail:
+    """The detail at which the figures of all records fit on one page."""
+    series = [s for r in records for s in r.series]
+    wanted = sum(min(line.x.size, POINTS) * (1 if line.low is None else 3) for s in series for line in s.lines)
+    return Detail(max(40, min(POINTS, POINTS * DRAWN // max(1, wanted))), max(60, min(EMBEDDED, ROWS // max(1, len(series)))))
+
+
+def _figures(record: Record, detail: Detail) -> list[FigureView]:
     views = []
     for series, name in zip(record.series, csv_names(record), strict=True):
         if not series.lines:
             continue
-        link, whole = data_link(series, max(50, int(EMBEDDED * detail)))
+        link, whole = data_link(series, detail.rows)
         anchor = f"figure:{name.removesuffix('.csv')}"
-        points = max(40, int(min(POINTS, 2 * EMBEDDED / len(series.lines)) * detail))
-        drawn = draw(series, _slug(name.removesuffix(".csv")), points)
+        drawn = draw(series, _slug(name.removesuffix(".csv")), detail.points)
         views.append(FigureView(series, anchor, drawn, table(series), name, link, whole))
     return views
 
@@ -124,8 +141,8 @@ def _claim_view(row: Row, figures: Sequence[FigureView] = ()) -> ClaimView:
     return ClaimView(row, mathml(row.claim["formula"]), drawn, tuple(f for f in figures if f.series.claim == row.key))
 
 
-def study_view(record: Record, detail: float = 1.0) -> StudyView:
-    """What the page shows of a record; ``detail`` in (0, 1] scales the points of its figures."""
+def study_view(record: Record, detail: Detail) -> StudyView:
+    """What the page shows of a record."""
     figures = _figures(record, detail)
     rows = ledger.rows_of(record)
     source, changed = _source(record)
@@ -176,6 +193,7 @@ def _environment() -> Environment:
         "topic": ledger.topic_name,
         "in_words": numbers.in_words,
         "sentence": numbers.sentence,
+        "typeset": typeset,
     }
     environment.globals |= {"interval": numbers.interval, "digits_for": numbers.digits_for}
     return environment
@@ -187,7 +205,7 @@ def _asset(name: str) -> str:
 
 def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: Sequence[StudyCard] = ()) -> str:
     """The page as text; see `write`."""
-    detail = min(1.0, FIGURES / max(1, sum(len(r.series) for r in records)))
+    detail = detail_of(records)
     views = [*(study_view(r, detail) for r in records), *map(pending_view, pending)]
     stops = ledger.outline(syllabus, (v.topic for v in views))
     order = ledger.topic_order(stops)
@@ -198,7 +216,7 @@ def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: S
         _environment()
         .get_template("page.html")
         .render(
-            course=syllabus.get("course", {}),
+            course={"title": "theorylab", "about": ""} | syllabus.get("course", {}),
             stops=stops,
             order=order,
             views=views,

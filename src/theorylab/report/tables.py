@@ -16,7 +16,7 @@ from theorylab.report.thinning import evenly, select
 SHOWN = 40
 """Rows of a table on the page; of more, evenly spaced ones, first and last among them."""
 
-EMBEDDED = 1500
+EMBEDDED = 1000
 """Rows of the CSV inside the page; the file beside it always holds all."""
 
 

@@ -46,10 +46,12 @@ def _matches(card: StudyCard, pattern: str) -> bool:
 
 
 def _near(pattern: str, cards: Iterable[StudyCard]) -> str:
-    names = {name: card.key for card in cards for name in (card.key.partition("/")[0], card.key.partition("/")[2], card.key)}
-    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.6)  # the nearest first
-    near = [names[name] if "/" in pattern else name for name in close]
-    advice = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "."
+    names: dict[str, str] = {}  # what a user may have meant to write → what to write
+    for card in cards:
+        topic, _, short = card.key.partition("/")
+        names |= {topic: topic, short: card.key, card.key: card.key}
+    near = difflib.get_close_matches(pattern, names, n=1)
+    advice = f"; did you mean {names[near[0]]}?" if near else "."
     return f"{advice} `theorylab syllabus` lists the studies."
 
 

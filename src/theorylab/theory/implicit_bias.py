@@ -1,4 +1,4 @@
-"""Which solution training picks: minimum norms, maximal margins, conserved balance, and a lower bound that no norm explains."""
+"""Which solution training picks: minimum norms, maximal margins, conserved balance, and products whose rank falls while norms grow."""
 
 from __future__ import annotations
 
@@ -189,6 +189,40 @@ def unit_balance_increment(lr: Tensor | float, grad_in: Tensor, grad_bias: Tenso
     order is the exact remainder of one step.
     """
     return lr**2 * (grad_in.square().sum(-1) + grad_bias.square() - grad_out.square().sum(-2))
+
+
+def singular_value_speed(product: Tensor, gradient: Tensor, depth: int) -> Tensor:
+    r"""Time derivative of the singular values of a product of balanced factors under gradient flow.
+
+    .. math:: \dot\sigma_r = -N\,(\sigma_r^2)^{1 - 1/N}\,\langle \nabla\ell(W),\, u_r v_r^\top\rangle
+
+    The deeper the product, the slower its small singular values move against its large ones, which is what favours low rank.
+
+    Args:
+        product: W = W_N⋯W₁, (..., k, d), with distinct singular values.
+        gradient: ∇ℓ(W), the loss's gradient in the product, of the same shape.
+        depth: Number of factors N ≥ 1.
+
+    Returns:
+        (..., min(k, d)), in the order of descending singular values.
+
+    Raises:
+        ValueError: ``depth`` < 1, or unequal shapes.
+
+    Example:
+        >>> product = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+        >>> singular_value_speed(product, torch.eye(2), depth=2).tolist()
+        [-8.0, -2.0]
+
+    Source: Arora et al. 2019, Theorem 3, arXiv:1905.13655.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}.")
+    if product.shape != gradient.shape:
+        raise ValueError(f"gradient must have the shape of product, {tuple(product.shape)}, got {tuple(gradient.shape)}.")
+    u, s, vh = torch.linalg.svd(product, full_matrices=False)
+    along = torch.einsum("...kr,...kd,...rd->...r", u, gradient, vh)
+    return -depth * (s**2).pow(1 - 1 / depth) * along
 
 
 def unobserved_entry_bound(loss: Tensor) -> Tensor:

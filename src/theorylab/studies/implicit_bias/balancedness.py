@@ -27,6 +27,7 @@ from theorylab.data.synthetic import teacher_student
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.models.deep_linear import imbalance
 from theorylab.stats.fits import power_law
 from theorylab.theory.implicit_bias import balance_increment, unit_balance_increment
 
@@ -144,8 +145,7 @@ def dense(config: BalancednessConfig, sizes: list[int], *, bias: bool) -> Params
 
 def imbalances(params: Params) -> list[Tensor]:
     """W_{j+1}ᵀW_{j+1} − W_jW_jᵀ of every pair of neighbouring layers, each (replica, width, width)."""
-    weights = [params[f"w{j}"] for j in range(len(params))]
-    return [above.mT @ above - below @ below.mT for below, above in pairwise(weights)]
+    return imbalance([params[f"w{j}"] for j in range(len(params))])
 
 
 def layer_residual(steps: Iterator[Step], lr: Tensor) -> Tensor:
@@ -173,6 +173,19 @@ def unit_residual(steps: Iterator[Step], lr: Tensor) -> Tensor:
             residual = (new_in - new_out) - (old_in - old_out) - predicted
             worst = torch.maximum(worst, (residual.abs() / (old_in + old_out)).amax(1))
     return worst
+
+
+def accumulated(steps: Iterator[Step], lr: float) -> tuple[list[float], list[float]]:
+    """Distance of the first replica's imbalances from their start after each step: measured, and summed up from the gradients."""
+    start, total, measured, predicted = None, 0.0, [], []
+    for before, grads, after in steps:
+        start = torch.stack(imbalances(before)) if start is None else start
+        increments = [balance_increment(lr, grads[f"w{j}"], grads[f"w{j + 1}"]) for j in range(len(grads) - 1)]
+        total = total + torch.stack(increments)
+        moved = torch.stack(imbalances(after)) - start
+        measured.append(float(moved[:, 0].norm()))
+        predicted.append(float(total[:, 0].norm()))
+    return measured, predicted
 
 
 def drift(optimizer: Optimizer, params: Params, x: Tensor, y: Tensor, steps: int) -> Tensor:
@@ -203,6 +216,16 @@ def balancedness(config: BalancednessConfig) -> Iterator[Finding | Series | Stag
     for activation, check in ((torch.nn.Identity(), DISCRETE_IDENTITY.check), (torch.tanh, DISCRETE_IDENTITY.control_check)):
         steps = train(sgd(lr=lr), wide, wide_x, wide_y, activation, config.steps)
         yield check(predicted=0.0, measured=layer_residual(steps, lr))
+
+    axes = {"x": "step", "y": "imbalance gained ‖B(t) − B(0)‖", "claim": DISCRETE_IDENTITY.key, "y_scale": "log"}
+    paths = Series("imbalance", f"What the layers' imbalance gains, η = {config.lrs[0]:g}", **axes)
+    numbers = range(1, config.steps + 1)
+    gd = sgd(lr=config.lrs[0])
+    measured, predicted = accumulated(train(gd, linear, x, y, torch.nn.Identity(), config.steps), config.lrs[0])
+    paths.line("linear layers", numbers, measured)
+    paths.line("η² Σ (GᵀG − GGᵀ)", numbers, predicted, role="predicted")
+    measured, _ = accumulated(train(gd, linear, x, y, torch.tanh, config.steps), config.lrs[0])
+    yield paths.line("tanh between the layers", numbers, measured, role="control")
 
     yield Stage("ReLU unit identity")
     wide = {k: p.repeat_interleave(len(config.lrs), 0) for k, p in dense(config, [*hidden[:3], 1], bias=True).items()}

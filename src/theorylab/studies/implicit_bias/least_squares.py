@@ -33,8 +33,8 @@ MIN_NORM = Claim(
     kind="identity",
     relation=Equals(atol=1e-8),
     control="a start with a part outside the row space; Adam from 0",
-    reading="The algorithm is the regularizer: of infinitely many solutions of zero loss it picks one, and the step size has no say. Change the "
-    "start or the geometry of the optimizer and the solution changes with it, at the same zero loss.",
+    reading="The algorithm is the regularizer: of infinitely many solutions of zero loss it picks one, and the step size has no say. "
+    "Change the start or the geometry of the optimizer and the solution changes with it, at the same zero loss.",
 )
 
 

@@ -227,9 +227,11 @@ def margin_study(config: MarginsConfig) -> Iterator[Finding | Series | Stage]:
     best = {p: z.new_tensor([max_margin(x, y, p)[0] for x, y in data]) for p in NORMS}
     record = sorted({round(t) for t in np.geomspace(10, config.steps, 30)})
 
-    figure = Series(
-        "geometry", "Margin in the optimizer's own norm", x="step", y="margin / largest margin", claim=GEOMETRY.key, x_scale="log"
-    )
+    axes = {"x": "step", "y": "margin / largest margin", "x_scale": "log"}
+    figures = {
+        GEOMETRY.key: Series("geometry", "Each steepest descent's margin in its own norm", claim=GEOMETRY.key, **axes),
+        ADAM.key: Series("adam", "Adam's margin in three norms", claim=ADAM.key, **axes),
+    }
     for method in methods(config):
         yield Stage(method.name)
         runs = train(method, z, config, record)
@@ -238,12 +240,15 @@ def margin_study(config: MarginsConfig) -> Iterator[Finding | Series | Stage]:
             yield check(
                 predicted=1.0, measured=margins(z, runs[-1], p) / best[p], setting=f"{method.name}, {norm} margin / largest {norm} margin"
             )
-        own = torch.stack([margins(z, w, method.p) / best[method.p] for w in runs])  # (time, replica)
-        figure.line(f"{method.name}, {NORMS[method.p]}", record, own.mean(1), low=own.amin(1), high=own.amax(1))
-        if method.p == 1:
-            off = torch.stack([margins(z, w, 2) / best[2] for w in runs])
-            figure.line(f"{method.name}, ℓ2", record, off.mean(1), low=off.amin(1), high=off.amax(1), role="control")
-    yield figure.line("largest margin", [record[0], record[-1]], [1.0, 1.0], role="predicted")
+        figure = figures[method.claim.key]
+        for p, norm in NORMS.items():
+            if p != method.p and method.name not in ("greedy coordinate", "Adam"):
+                continue  # the crossed pairs of one steepest descent are enough for the eye
+            ratio = torch.stack([margins(z, w, p) / best[p] for w in runs])  # (time, replica)
+            role = "measured" if p == method.p else "control"
+            figure.line(f"{method.name}, {norm}", record, ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)
+    for figure in figures.values():
+        yield figure.line("largest margin", [record[0], record[-1]], [1.0, 1.0], role="predicted")
 
     yield from growth_law(config)
 
@@ -272,7 +277,9 @@ def growth_law(config: MarginsConfig) -> Iterator[Finding | Series | Stage]:
     norms = Series("growth", "The norm grows with ln t", x="ln t", y="‖w‖₂ [1/unit of x]", claim=NORM_GROWTH.key)
     angle = Series("angle", "The direction closes in on the support vector machine", x="ln t", y="angle [rad]", claim=DIRECTION_RATE.key)
     angle.x_scale = angle.y_scale = "log"
-    for name, role, grown in (("gradient descent", "measured", run), ("one flipped label", "control", stuck)):
+    norms.x_scale = norms.y_scale = "log"
+    for name, grown in (("gradient descent", run), ("one flipped label", stuck)):
+        role = "measured" if grown is run else "control"
         thin = np.unique(np.geomspace(1, len(grown.log_time), 200).astype(int)) - 1
         thin = thin[grown.log_time[thin, 0] > 1]
         norms.line(name, grown.log_time[thin, 0], grown.norm[thin, 0], role=role)

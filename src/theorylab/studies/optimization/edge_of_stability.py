@@ -1,0 +1,178 @@
+"""Full-batch gradient descent trains networks at the edge of stability, where classical theory says that it should not train at all.
+
+Descent lemmas ask for λ₁ < 2/η, λ₁ the largest eigenvalue of the loss's Hessian. Networks do not keep away from that border: along the
+path λ₁ grows (progressive sharpening) until it reaches 2/η, and then stays there while the loss goes on falling. Momentum moves the
+border, and λ₁ goes to the border as momentum has moved it. Minibatch noise keeps λ₁ below; a linear model, whose curvature is fixed, does
+nothing of this.
+
+Measured on real data: a tanh network on the handwritten digits of scikit-learn, squared loss Σ(f − y)² on one-hot targets, mean over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from theorylab.core.claim import Claim, Finding, Orders, Within
+from theorylab.core.config import Config, setting
+from theorylab.core.series import Series, Stage
+from theorylab.core.source import Source
+from theorylab.core.study import study
+from theorylab.data.digits import digits
+from theorylab.instruments.curvature import sharpness
+from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.population import Population
+from theorylab.learning.trajectory import Trajectory
+from theorylab.models.mlp import mlp
+from theorylab.theory.optimization import stability_threshold
+
+GD = Claim(
+    "optimization/edge_of_stability/gd",
+    "In full-batch gradient descent on a network the sharpness λ₁ rises to 2/η and stays there.",
+    formula=r"\lambda_1(\nabla^2 L(\theta_t)) \approx \frac{2}{\eta}",
+    source=Source("Cohen et al. 2021", "Section 3 (the edge of stability)", "arXiv:2103.00065"),
+    kind="statistical",
+    relation=Within(0.95, 1.10),
+    control="minibatches of 4 rows, with the same step size",
+    reading="The step size decides how sharp a minimum training can end in, and training ends in the sharpest that it allows: "
+    "stability is not granted beforehand but found on the way. With minibatches λ₁ settles lower, and before the edge is "
+    "reached it obeys no such law.",
+)
+
+MOMENTUM = Claim(
+    "optimization/edge_of_stability/momentum",
+    "With momentum β the sharpness goes to (2+2β)/η for Polyak's method and to (2+2β)/(η(1+2β)) for Nesterov's.",
+    formula=r"\lambda_1 \approx \frac{2 + 2\beta}{\eta}\ \text{(Polyak)}, \qquad \lambda_1 \approx \frac{2 + 2\beta}{\eta\,(1 + 2\beta)}\ "
+    r"\text{(Nesterov)}",
+    source=Source("Cohen et al. 2021", "Section 3 and Appendix B (gradient descent with momentum)", "arXiv:2103.00065"),
+    kind="statistical",
+    relation=Within(0.90, 1.10),
+    control="the same runs against 2/η, the edge without momentum",
+    reading="What the path feels is the stability of the method in use, not a property of the loss: change the method and the "
+    "sharpness follows. Training must last until the edge is reached, which with a small step it may never do.",
+)
+
+PROGRESSIVE_SHARPENING = Claim(
+    "optimization/edge_of_stability/progressive_sharpening",
+    "Below the edge of stability the sharpness grows along the path of full-batch gradient descent: by more than a half.",
+    formula=r"\lambda_1(\theta_T) / \lambda_1(\theta_0) - 1 > \tfrac12 \quad\text{while}\quad \lambda_1 < 2/\eta",
+    source=Source("Cohen et al. 2021", "Section 3 (progressive sharpening)", "arXiv:2103.00065"),
+    kind="statistical",
+    relation=Orders(gap=0.5),
+    control="a linear model, whose Hessian does not depend on the parameters",
+    reading="As it fits the data better, a network becomes more sensitive to its parameters; this is what drives training to the "
+    "edge. How far it goes depends on the task and the loss: with cross-entropy it reverses once the data are fitted.",
+)
+
+MOMENTUM_COEFFICIENT = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeConfig(Config):
+    """A seed is an initial network; the data are the same for all. The edge is a mean of λ₁ over the late half of training."""
+
+    rows: int = setting(512, "digits to train on", low=16, high=1797)
+    width: int = setting(32, "units of each of the two hidden layers", low=2)
+    steps: int = setting(1000, "training steps", low=8)
+    measurements: int = setting(8, "how often λ₁ is measured on the way, after the start", low=2)
+    gd_steps: tuple[float, ...] = setting((0.25,), "step sizes η of gradient descent", low=1e-3)
+    polyak_step: float = setting(0.4, "step size η of Polyak's momentum; a small one does not get to the edge in time", low=1e-3)
+    nesterov_step: float = setting(0.2, "step size η of Nesterov's momentum", low=1e-3)
+    small_step: float = setting(0.05, "step size η below the edge", low=1e-4)
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared distance from the target, one a row."""
+    return ((outputs - targets) ** 2).sum(-1)
+
+
+def sharpness_of_all() -> Callable[[Population], dict[str, Tensor]]:
+    """A measure of λ₁ and the loss of every replica; each search starts from the eigenvector that it found before."""
+    vectors: dict[int, Tensor] = {}
+
+    def measure(population: Population) -> dict[str, Tensor]:
+        values = []
+        for k in range(population.size):
+            found = sharpness(population.problem(k), tol=1e-2, start=vectors.get(k))  # the eigenvalue's error is of the order of tol²
+            vectors[k] = found.vector
+            values.append(found.value)
+        return {"sharpness": torch.tensor(values, dtype=torch.float64), "loss": population.losses().double()}
+
+    return measure
+
+
+def late(run: Trajectory, config: EdgeConfig) -> Tensor:
+    """Mean λ₁ in the second half of training, (replica,)."""
+    return run.values["sharpness"][run.steps >= config.steps / 2].mean(0)
+
+
+@study(
+    "optimization/edge_of_stability",
+    claims=[GD, MOMENTUM, PROGRESSIVE_SHARPENING],
+    tiny=EdgeConfig(seeds=8, rows=64, width=16, steps=80, measurements=2, dtype="float32"),
+    small=EdgeConfig(seeds=4, dtype="float32"),
+    large=EdgeConfig(seeds=16, rows=1797, width=128, steps=10_000, measurements=100, gd_steps=(0.1, 0.25, 0.5), dtype="float32"),
+)
+def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
+    """Train populations to the edge, beyond it by momentum, below it by a small step, and where there is none."""
+    x, y = digits(config.rows, dtype=config.torch_dtype)
+    data = x, nn.functional.one_hot(y, 10).to(x)
+    every = config.steps // config.measurements
+
+    def run(optimizer: Optimizer, widths: tuple[int, ...] = (config.width, config.width), batch_size: int | None = None) -> Trajectory:
+        population = Population(
+            lambda: mlp([64, *widths, 10], activation="tanh"),
+            squared,
+            data,
+            optimizer=optimizer,
+            seeds=config.replica_seeds,
+            batch_size=batch_size,
+            dtype=config.torch_dtype,
+            device=config.device,
+        )
+        return population.train(config.steps, every=every, measure=sharpness_of_all())
+
+    figure = Series("gd", "Gradient descent finds the edge of stability", x="step", y="λ₁ · η / 2", claim=GD.key)
+    for eta in config.gd_steps:
+        yield Stage(f"gradient descent, η = {eta:g}")
+        edge, full = stability_threshold(eta), run(sgd(lr=eta))
+        yield GD.check(predicted=edge, measured=late(full, config), setting=f"η = {eta:g}")
+        figure.line(f"full batch, η = {eta:g}", full.steps, full.values["sharpness"].mean(1) / edge)
+    yield Stage("minibatches")
+    noisy = run(sgd(lr=eta), batch_size=4)
+    yield GD.control_check(predicted=edge, measured=late(noisy, config), setting=f"batch 4, η = {eta:g}")
+    figure.line(f"batch 4, η = {eta:g}", noisy.steps, noisy.values["sharpness"].mean(1) / edge, role="control")
+    yield figure.line("edge of stability", full.steps, torch.ones(len(full.steps)), role="predicted")
+    losses = Series("loss", "At the edge the loss still falls", x="step", y="squared loss", claim=GD.key, y_scale="log")
+    losses.line(f"full batch, η = {eta:g}", full.steps, full.values["loss"].mean(1))
+    yield losses.line(f"batch 4, η = {eta:g}", noisy.steps, noisy.values["loss"].mean(1), role="control")
+
+    figure = Series("momentum", "Momentum moves the edge", x="step", y="λ₁ / edge with momentum", claim=MOMENTUM.key)
+    beta = MOMENTUM_COEFFICIENT
+    for method, eta in (("polyak", config.polyak_step), ("nesterov", config.nesterov_step)):
+        name = f"{method.capitalize()}, η = {eta:g}"
+        yield Stage(name)
+        edge = stability_threshold(eta, beta, method=method)
+        trained = run(sgd(lr=eta, momentum=beta, nesterov=method == "nesterov"))
+        yield MOMENTUM.check(predicted=edge, measured=late(trained, config), setting=name)
+        yield MOMENTUM.control_check(predicted=stability_threshold(eta), measured=late(trained, config), setting=f"{name}, against 2/η")
+        figure.line(name, trained.steps, trained.values["sharpness"].mean(1) / edge)
+        ratio = stability_threshold(eta) / edge
+        figure.line(f"2/η ({method})", trained.steps, torch.full((len(trained.steps),), ratio), role="control")
+    yield figure.line("edge of stability", trained.steps, torch.ones(len(trained.steps)), role="predicted")
+
+    yield Stage("below the edge")
+    network, linear = run(sgd(lr=config.small_step)), run(sgd(lr=config.small_step), widths=())
+    growth, flat = (r.values["sharpness"][-1] / r.values["sharpness"][0] - 1 for r in (network, linear))
+    yield PROGRESSIVE_SHARPENING.check(measured=growth, setting=f"η = {config.small_step:g}")
+    yield PROGRESSIVE_SHARPENING.control_check(measured=flat, setting="linear model")
+    title = "Sharpness grows along the path of a network"
+    figure = Series("sharpening", title, x="step", y="λ₁ / λ₁ at the start", claim=PROGRESSIVE_SHARPENING.key)
+    for label, r, role in (("tanh network", network, "measured"), ("linear model", linear, "control")):
+        relative = r.values["sharpness"] / r.values["sharpness"][0]
+        figure.line(label, r.steps, relative.mean(1), low=relative.amin(1), high=relative.amax(1), role=role)
+    yield figure
