@@ -96,7 +96,7 @@ class InvarianceConfig(Config):
     rows: int = setting(128, "rows of data", low=16)
     batch: int = setting(64, "rows of a minibatch", low=8)
     steps: int = setting(100, "optimizer steps", low=10)
-    dense_width: int = setting(8, "hidden units of the network whose Hessian is formed", low=4)
+    dense_width: int = setting(6, "hidden units of the network whose Hessian is formed", low=4)
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
