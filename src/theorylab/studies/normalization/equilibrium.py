@@ -43,7 +43,7 @@ RELATIVE_UPDATE = Claim(
     source=Source("Wan et al. 2021", "theorem on the angular update in equilibrium, at momentum zero", "arXiv:2006.08419"),
     kind="asymptotic",
     relation=Equals(rtol=0.03),
-    control="no BatchNorm; no weight decay, where the update falls for ever",
+    control="no BatchNorm; no weight decay, where nothing holds the norm back",
     reading="Step size and decay act through their product, and every normalized layer turns at the same speed. "
     "It takes about 1/(ηλ) steps to get there, so a run shorter than that, or a fast schedule, never sees the law.",
 )
