@@ -294,7 +294,7 @@ class Population:
         if check and steps:
             for name, p in self.params.items():
                 if not bool(p.isfinite().all()):
-                    k = int((~p.isfinite().flatten(1).all(1)).nonzero()[0])
+                    k = int((~p.isfinite().reshape(self.size, -1).all(1)).nonzero()[0])
                     raise FloatingPointError(self._diverged(k, self.step_count, f"parameter {name} is not finite"))
         return recorder.trajectory()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
@@ -35,12 +36,16 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
 
     def init(params: Params) -> Any:
         like = next(iter(params.values()))
-        rate = torch.as_tensor(lr).to(like) * torch.ones_like(torch.as_tensor(growth).to(like))  # () or (replica,)
+        rate = _as(lr, like) * torch.ones_like(_as(growth, like))  # () or (replica,)
         return {"rate": rate, "buffer": {k: spread(buffer, p) * p for k, p in params.items()}}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         buffers = {k: spread(momentum, p) * state["buffer"][k] + grads[k] for k, p in params.items()}
         new = {k: p - spread(state["rate"], p) * buffers[k] for k, p in params.items()}
-        return new, {"rate": state["rate"] * torch.as_tensor(growth).to(state["rate"]), "buffer": buffers}
+        return new, {"rate": state["rate"] * _as(growth, state["rate"]), "buffer": buffers}
 
     return Optimizer("exponential_sgd", init, update)
+
+
+def _as(hyper: Hyper, like: Tensor) -> Tensor:
+    return torch.as_tensor(hyper, dtype=like.dtype, device=like.device)  # at once: a number would pass through float32

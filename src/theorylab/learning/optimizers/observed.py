@@ -24,7 +24,7 @@ def step_geometry(grads: Params, before: Params, after: Params) -> dict[str, Ten
     for name, p in before.items():
         norm, after_norm = _norm(p), _norm(after[name])
         # From the chord between the unit vectors: the cosine of a small angle is 1 up to rounding.
-        chord = _norm(p.flatten(1) / norm[:, None] - after[name].flatten(1) / after_norm[:, None])
+        chord = _norm(_rows(p) / norm[:, None] - _rows(after[name]) / after_norm[:, None])
         angle = 2 * torch.asin((chord / 2).clamp(max=1))
         out |= {f"norm {name}": norm, f"gradient {name}": _norm(grads[name]), f"after {name}": after_norm, f"angle {name}": angle}
     return out
@@ -65,4 +65,8 @@ def observed(optimizer: Optimizer, observe: Observe = step_geometry) -> Optimize
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    return torch.linalg.vector_norm(_rows(tensor), dim=1)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1)  # a scalar parameter is (replica,), which `flatten(1)` refuses
