@@ -201,7 +201,7 @@ def drift(optimizer: Optimizer, params: Params, x: Tensor, y: Tensor, steps: int
     claims=[DISCRETE_IDENTITY, DRIFT_ORDER, RELU_UNIT],
     tiny=BalancednessConfig(n=20, width=5, steps=20, lrs=(0.1, 0.01), time=2.0),
     small=BalancednessConfig(),
-    large=BalancednessConfig(seeds=32, n=500, width=50, steps=500, drift_lrs=(0.04, 0.02, 0.01, 0.005)),
+    large=BalancednessConfig(seeds=32, n=200, width=30, steps=200, drift_lrs=(0.04, 0.02, 0.01, 0.005)),
 )
 def balancedness(config: BalancednessConfig) -> Iterator[Finding | Series | Stage]:
     """Check the identities step by step, then fit the drift's order in η."""

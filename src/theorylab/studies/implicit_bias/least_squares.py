@@ -81,7 +81,7 @@ def descend(optimizer: Optimizer, x: Tensor, y: Tensor, start: Tensor, record: l
     claims=[MIN_NORM],
     tiny=LeastSquaresConfig(seeds=3, n=5, d=20, steps=600),
     small=LeastSquaresConfig(),
-    large=LeastSquaresConfig(seeds=64, n=200, d=500, steps=20_000, adam_lr=0.001),
+    large=LeastSquaresConfig(seeds=32, n=200, d=500, steps=5000),
 )
 def least_squares(config: LeastSquaresConfig) -> Iterator[Finding | Series | Stage]:
     """Distance from the minimum-norm solution, for gradient descent from 0, from elsewhere, and for Adam from 0."""

@@ -136,7 +136,7 @@ def gradients(params: Params, residual: Tensor) -> Params:
     claims=[SINGULAR_VALUE_FLOW, NORMS_DIVERGE],
     tiny=MatrixConfig(seeds=8, steps=3000, size=4),
     small=MatrixConfig(),
-    large=MatrixConfig(seeds=256, depth=4, lr=0.002, steps=500_000, size=12, depths=(2, 3, 4, 6)),
+    large=MatrixConfig(seeds=256, depth=4, lr=0.002, steps=500_000, size=12, depths=(2, 3, 4, 6), flow_lrs=(4e-5, 2e-5, 1e-5)),
 )
 def matrix(config: MatrixConfig) -> Iterator[Finding | Series | Stage]:
     """Compare single steps with the flow of the singular values; then the free entry with its bound, wherever the bound speaks."""
