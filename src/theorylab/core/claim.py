@@ -45,6 +45,10 @@ def _tolerance(rtol: float, atol: float) -> str:
     return " + ".join(f"{v:g}{unit}" for v, unit in ((rtol, "·|predicted|"), (atol, "")) if v) or "0"
 
 
+def _slack(sign: str, rtol: float, atol: float) -> str:
+    return f" {sign} {_tolerance(rtol, atol)}" if rtol or atol else ""
+
+
 @dataclass(frozen=True)
 class Equals(Relation):
     """Measured equals predicted up to ``rtol``·|predicted| + ``atol``."""
@@ -86,7 +90,7 @@ class AtMost(Relation):
         return -math.inf, predicted + self.rtol * abs(predicted) + self.atol
 
     def describe(self) -> str:
-        return f"at most predicted + {_tolerance(self.rtol, self.atol)}"
+        return "at most predicted" + _slack("+", self.rtol, self.atol)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class AtLeast(Relation):
         return predicted - self.rtol * abs(predicted) - self.atol, math.inf
 
     def describe(self) -> str:
-        return f"at least predicted − {_tolerance(self.rtol, self.atol)}"
+        return "at least predicted" + _slack("−", self.rtol, self.atol)
 
 
 @dataclass(frozen=True)

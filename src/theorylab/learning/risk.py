@@ -83,7 +83,8 @@ class StackedGradient:
         """Losses (replica,) and the gradients of ``params``."""
         leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
         losses = self.losses(leaves, frozen, buffers, x, y, weights, shared)
-        grads = torch.autograd.grad(losses, list(leaves.values()), torch.ones_like(losses), materialize_grads=True)
+        # of the sum, not with a vector of ones: checking the shape of that would import sympy, a second in every process
+        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         return losses.detach(), dict(zip(leaves, grads, strict=True))
 
 
