@@ -113,6 +113,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], Callable[[]
     "mlp, row losses": (mlp, per_row, vectors, {}),
     "cnn, BatchNorm eval": (cnn, F.cross_entropy, images, {}),
     "cnn, BatchNorm train": (cnn, F.cross_entropy, images, {"train": True}),
+    "cnn, dropout": (lambda: nn.Sequential(*cnn()[:-1], nn.Dropout(0.3), nn.Linear(4, 3)), F.cross_entropy, images, {"train": True}),  # pyright: ignore
     "dropout": (lambda: mlp(dropout=0.3), F.cross_entropy, vectors, {"train": True, "batch_size": 6}),
     "attention": (lambda: Attention(tied=False), F.cross_entropy, tokens, {}),
     "attention, tied": (lambda: Attention(tied=True), F.cross_entropy, tokens, {}),

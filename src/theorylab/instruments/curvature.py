@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ def _join(parts: list[Tensor], many: bool) -> Tensor:
     return torch.cat([g.reshape(len(g), -1) if many else g.reshape(-1) for g in parts], dim=-1)
 
 
-def _hessian_graph(problem: Problem, batches: list[int]) -> Product:
+def _hessian_graph(problem: Problem, batches: list[int], keep: bool) -> Product:
     leaves = problem.leaves()
     inputs = list(leaves.values())
     total = sum(
@@ -98,7 +99,7 @@ def _hessian_graph(problem: Problem, batches: list[int]) -> Product:
     return product
 
 
-def _ggn_graph(problem: Problem, batches: list[int]) -> Product:
+def _ggn_graph(problem: Problem, batches: list[int], keep: bool) -> Product:
     leaves = problem.leaves()
     inputs = list(leaves.values())
     pieces = []
@@ -114,13 +115,13 @@ def _ggn_graph(problem: Problem, batches: list[int]) -> Product:
         head = outputs.detach().requires_grad_()
         loss = problem.weights[k] * _checked(problem.loss_of(k, head))
         (slope,) = torch.autograd.grad(loss, [head], create_graph=True)
-        pieces.append((outputs, u, pulled, head, slope))
+        pieces.append((outputs, u, pulled, head, slope, _linearized(problem, k, u, pulled) if keep else None))
 
     def product(v: Tensor, many: bool) -> Tensor:
         parts = _split(problem, v, many)
         total: Tensor | None = None
-        for outputs, u, pulled, head, slope in pieces:
-            pushed = _grad(pulled, [u], parts, many)
+        for outputs, u, pulled, head, slope, forward in pieces:
+            pushed = _grad(pulled, [u], parts, many) if forward is None or many else [forward(parts)]
             curved = _grad([slope], [head], pushed, many)
             piece = _join(_grad([outputs], inputs, curved, many), many)
             total = piece if total is None else total + piece
@@ -130,20 +131,41 @@ def _ggn_graph(problem: Problem, batches: list[int]) -> Product:
     return product
 
 
+def _linearized(problem: Problem, k: int, u: Tensor, pulled: list[Tensor]) -> Callable[[list[Tensor]], Tensor] | None:
+    """J v by `torch.func.linearize` for convolutions, where it takes half the time; None where it does not agree with the kept graph."""
+    if not any(isinstance(m, nn.modules.conv._ConvNd) for m in problem.model.modules()):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of its own constants
+        try:
+            _, push = torch.func.linearize(lambda p: problem.outputs(k, p), problem.params)
+        except (RuntimeError, NotImplementedError):  # no forward derivative of some layer
+            return None
+
+    def forward(parts: list[Tensor]) -> Tensor:
+        return push(dict(zip(problem.params, parts, strict=True)))
+
+    generator = torch.Generator().manual_seed(0)
+    test = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in problem.params.values()]
+    (expected,) = _grad(pulled, [u], test, False)
+    agree = float((forward(test) - expected).norm()) <= torch.finfo(u.dtype).eps ** 0.5 * float(expected.norm())
+    return forward if agree else None
+
+
 def _checked(loss: Tensor) -> Tensor:
     if not bool(torch.isfinite(loss.detach())):
         raise ValueError(f"the loss must be finite to be measured, got {loss.item()}: check the model's parameters and the data.")
     return loss
 
 
-def _operator(problem: Problem, build: Callable[[Problem, list[int]], Product], name: str, memory: int) -> Operator:
+def _operator(problem: Problem, build: Callable[[Problem, list[int], bool], Product], name: str, memory: int) -> Operator:
     """The operator of a sum over batches: from one kept graph where it fits ``memory``, else built for every product."""
     every = list(range(len(problem.batches)))
     kept: Product | None = None
     with problem.safe():
         try:
             with _Budget(memory, problem.held()).hooks():
-                kept = build(problem, every)
+                kept = build(problem, every, True)
         except _OverBudget:
             problem.loss()  # refuses a loss that is not finite now, not at the first product
 
@@ -154,7 +176,7 @@ def _operator(problem: Problem, build: Callable[[Problem, list[int]], Product], 
         with problem.safe():
             total = torch.zeros_like(v)
             for k in every:
-                total += build(problem, [k])(v, many).detach()
+                total += build(problem, [k], False)(v, many).detach()
             return total
 
     def matvec(v: Tensor) -> Tensor:
