@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
@@ -244,6 +245,44 @@ def test_dropout_trains_in_a_loop_on_its_own_stream():
     assert torch.equal(pop.losses(), pop.losses())
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x.unflatten(1, (3, 2))).flatten(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.LSTM(2, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x.unflatten(1, (3, 2)))[0][:, -1])
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x).tanh()).tanh())
+
+
+@pytest.mark.parametrize(("net", "vmaps"), [(Attention, True), (Tied, True), (Recurrent, False)])
+def test_layers_of_other_kinds(net, vmaps):
+    pop = population(make_model=net, batch_size=8, mode="vmap" if vmaps else "auto")
+    assert pop.mode == ("vmap" if vmaps else "loop")
+    pop.train(10)
+    for k, seed in enumerate(SEEDS):
+        assert_replica(pop, k, lone(seed, lambda p, k=k: torch.optim.SGD(p, lr=float(LR[k])), 10, *data(), 8, net))
+
+
 def test_frozen_parameters_stay():
     pop = population(trainable=lambda name: name.startswith("3"))
     assert set(pop.params) == {"3.weight", "3.bias"}
@@ -251,6 +290,17 @@ def test_frozen_parameters_stay():
     before = pop.frozen
     pop.train(5)
     assert all(torch.equal(p, before[name]) for name, p in pop.frozen.items())
+
+
+def test_parameters_that_need_no_gradient_are_frozen_by_default():
+    def net() -> nn.Module:
+        made = make()
+        made.get_parameter("1.weight").requires_grad_(False)
+        return made
+
+    pop = population(make_model=net)
+    assert set(pop.frozen) == {"1.weight"}
+    assert pop.problem(0).params.keys() == pop.params.keys()
 
 
 @pytest.mark.parametrize("mode", ["vmap", "loop"])
@@ -291,6 +341,38 @@ def test_replicas_are_copies():
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     with pytest.raises(IndexError, match=r"0\.\.3"):
         pop.replica(4)
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+def test_problems_have_the_losses_and_gradients_of_their_replicas(mode):
+    weights = (torch.rand(K, N, generator=torch.Generator().manual_seed(1)) < 0.5).double()
+    for kwargs in ({}, {"row_weights": weights}, {"trainable": lambda name: name.endswith("weight")}):
+        pop = population(mode=mode, **kwargs)
+        pop.train(3)
+        losses, grads = pop.gradients()
+        for k in range(K):
+            problem = pop.problem(k)
+            torch.testing.assert_close(problem.loss(), losses[k])
+            torch.testing.assert_close(problem.gradient(), problem.flatten({name: g[k] for name, g in grads.items()}))
+    assert pop.measure(lambda problem, power: float(problem.gradient().norm()) ** power, power=2) == pytest.approx(
+        sum(g.flatten(1).square().sum(1) for g in grads.values()).tolist()
+    )
+
+
+@pytest.mark.parametrize("last", [nn.BatchNorm1d(CLASSES), nn.Dropout(0.5)], ids=["batch_norm", "dropout"])
+def test_problems_of_models_with_a_mode(last):
+    pop = population(make_model=lambda: nn.Sequential(make(), copy.deepcopy(last)), batch_size=8)
+    pop.train(3)
+    losses, grads = pop.gradients()
+    problem = pop.problem(1)
+    torch.testing.assert_close(problem.loss(), losses[1])
+    torch.testing.assert_close(problem.gradient(), problem.flatten({name: g[1] for name, g in grads.items()}))
+
+
+def test_a_problem_without_weights_is_refused():
+    pop = population(row_weights=torch.arange(1.0, N + 1).repeat(K, 1))
+    with pytest.raises(ValueError, match="row weights"):
+        pop.problem(0)
 
 
 # ---- the way of training ----

@@ -15,7 +15,7 @@ from theorylab.core.problem import Problem
 class Attention(nn.Module):
     """A one-block language model whose attention goes through `scaled_dot_product_attention`."""
 
-    def __init__(self, *, tied: bool, vocabulary: int = 7, width: int = 8) -> None:
+    def __init__(self, *, tied: bool, vocabulary: int = 7, width: int = 4) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -34,8 +34,8 @@ class Attention(nn.Module):
 class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, dropout=0.1, activation="gelu", batch_first=True)
-        self.head = nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=6, dropout=0.1, activation="gelu", batch_first=True)
+        self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(x).mean(1))
@@ -44,8 +44,8 @@ class Encoder(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(4, 5, num_layers=2, batch_first=True)
-        self.head = nn.Linear(5, 3)
+        self.lstm = nn.LSTM(4, 3, num_layers=2, batch_first=True)
+        self.head = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.lstm(x)[0][:, -1])
@@ -62,9 +62,8 @@ def cnn() -> nn.Module:
 
 
 def norms() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.GELU(), nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)
-    )
+    features = [nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.GELU(), nn.AvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*features, nn.Linear(16, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
 
 
 def half_frozen() -> nn.Module:
@@ -86,10 +85,6 @@ def images(n: int = 12) -> tuple[Tensor, Tensor]:
 
 
 def sequences(n: int = 12) -> tuple[Tensor, Tensor]:
-    return torch.randn(n, 4, 8), labels(n)
-
-
-def steps(n: int = 12) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 4, 4), labels(n)
 
 
@@ -123,7 +118,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], Callable[[]
     "attention, tied": (lambda: Attention(tied=True), F.cross_entropy, tokens, {}),
     "TransformerEncoderLayer": (Encoder, F.cross_entropy, sequences, {}),
     "TransformerEncoderLayer, train": (Encoder, F.cross_entropy, sequences, {"train": True}),
-    "LSTM": (Recurrent, F.cross_entropy, steps, {}),
+    "LSTM": (Recurrent, F.cross_entropy, sequences, {}),
     "GroupNorm, LayerNorm": (norms, F.cross_entropy, images, {}),
     "frozen and trainable": (half_frozen, F.cross_entropy, vectors, {}),
     "dict batches, custom loss": (mlp, dict_loss, as_dict, {"batch_size": 5}),

@@ -5,12 +5,13 @@ Everything beyond the parser is imported by the command that needs it, so that `
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
 
 import tyro
 from tyro.conf import DisallowNone, Positional, UseAppendAction, arg, subcommand
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from theorylab.runners.outcome import Outcome, RunResult
 
 _GLOBS = "studies: optimization/saddle, a topic (optimization), a claim, or a quoted glob ('opt*/*'); none means all"
+_COURSE = "a course's own syllabus (TOML); default: the packaged example"
 _SET = "a study's own setting as name=value, repeatable; `theorylab config STUDY` lists them"
 
 
@@ -50,9 +52,7 @@ class Run(Selection):
     cluster: Annotated[
         str | None, arg(help="address of a Dask scheduler, tcp://head:8786; needs theorylab[cluster]", help_behavior_hint="")
     ] = None
-    syllabus: Annotated[Path | None, arg(help="a course's own syllabus (TOML); default: the packaged example", help_behavior_hint="")] = (
-        None
-    )
+    syllabus: Annotated[Path | None, arg(help=_COURSE, help_behavior_hint="")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,8 @@ class Syllabus:
 
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print JSON for programs")] = False
     out: Annotated[Path, arg(help="folder of the records that tell the claims' state")] = Path("runs")
-    syllabus: Annotated[Path | None, arg(help="a course's own syllabus (TOML); default: the packaged example", help_behavior_hint="")] = (
-        None
-    )
+    # Optional, not Path | None: tyro checks the latter's default by importing typeguard, a third of this command's time
+    syllabus: Annotated[Optional[Path], arg(help=_COURSE, help_behavior_hint="")] = None  # noqa: UP045
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,8 @@ class Settings:
 
 _RUN = """Check the claims: compute what has no valid record, then write the report.
 
-The report covers the studies that this command names, computed now or earlier. A run that was stopped goes on where it was.
+The report covers the studies that this command names, computed now or earlier. Ctrl-C stops a run, with a report of what is done;
+the same command goes on from there.
 
 Examples:
   theorylab run                                          the whole syllabus at laptop scale
@@ -139,7 +139,7 @@ Examples:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; ``args`` are those of the process where None."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show λ shows ?
     command = _parse(sys.argv[1:] if args is None else args)
     from theorylab.course.syllabus import SyllabusError
@@ -191,10 +191,11 @@ def _jobs(options: Selection, *, here: bool = True) -> tuple[list[Job], list[Out
     own = assignments(options.set)
     cards, problems = _cards()
     chosen = select(cards, (*options.globs, *options.only))
-    if here and options.device:
-        check_device(options.device)
     common = {k: v for k in ("seeds", "seed", "device", "dtype") if (v := getattr(options, k)) is not None}
     jobs, broken = jobs_of(chosen, Scale(options.scale), common, own)
+    if here:
+        for device in sorted({job.settings["device"] for job in jobs}):  # asked for here, or the scale's own
+            check_device(device)
     for outcome in broken:
         _complain(outcome.reason, 1)
     return jobs, broken, chosen, problems
@@ -229,7 +230,9 @@ def run(options: Run) -> int:
     console = _console()
     progress = watch(console)
     workers = (
-        ClusterWorkers(options.cluster, progress.stage) if options.cluster else LocalWorkers(_processes(options, jobs), progress.stage)
+        ClusterWorkers(options.cluster, progress.stage)
+        if options.cluster
+        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output)
     )
     with contextlib.closing(workers), progress:
         result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())
@@ -237,14 +240,15 @@ def run(options: Run) -> int:
     for line in result.problems[len(problems) :]:
         _complain(line, 1)
     if result.interrupted:
-        done = sum(o.record is not None for o in result.outcomes)
-        return _complain(f"stopped: {done} of {len(result.outcomes)} studies are saved; the same command goes on from there.", 130)
+        _complain(f"stopped: {len(result.records)} of {len(chosen)} studies are saved; the same command goes on from there.", 130)
+        if not result.records:
+            return 130  # and an earlier report stays
 
     from theorylab.report import write
 
     _summarize(result, console)
-    pending = [card for card in chosen if card.key not in {r.study for r in result.records}]
-    print(write(result.records, dict(course.raw), options.out, pending=pending))
+    done = {record.study for record in result.records}
+    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]))
     return result.exit_status
 
 
@@ -258,8 +262,15 @@ def _summarize(result: RunResult, console: Any) -> None:
     for claim, found, state in lines(result):
         console.print(f"{state.upper()}  {claim}  {found}", style="yellow" if "inconclusive" in state else "red", **say)
     console.print(
-        f"{sum(counts.values())} claims: {in_numbers(counts) or 'none'}. {len(result.outcomes)} studies, {reused} of them reused.", **say
+        f"{_many(sum(counts.values()), 'claim')}: {in_numbers(counts) or 'none'}. "
+        f"{_many(len(result.outcomes), 'study')}, {reused} of them reused.",
+        **say,
     )
+
+
+def _many(n: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n} {noun if n == 1 else plural}"
 
 
 def plan(options: Plan) -> int:
@@ -267,6 +278,7 @@ def plan(options: Plan) -> int:
     from rich.table import Table
 
     from theorylab.course.costs import load_costs
+    from theorylab.runners.memory import peak_bytes
     from theorylab.runners.plan import calibrate, expect, longest_first, makespan
     from theorylab.runners.schedule import decide
 
@@ -274,7 +286,8 @@ def plan(options: Plan) -> int:
     table = load_costs()
     speed = calibrate() / table["calibration_seconds"]
     decisions = {job.study: decide(job, options.out, force=False) for job in jobs}
-    costs = {job.study: expect(job, options.out, table, speed) for job in jobs if decisions[job.study].record is None}
+    floor = peak_bytes()  # this process has imported the studies, as a worker would
+    costs = {job.study: expect(job, options.out, table, speed, floor) for job in jobs if decisions[job.study].record is None}
     shown = Table("study", "seconds", "memory", "from", box=None, pad_edge=False)
     for key, decision in decisions.items():
         cost = costs.get(key)
@@ -291,7 +304,7 @@ def plan(options: Plan) -> int:
     seconds = makespan([c.seconds for c in known if c.seconds is not None], processes)
     memory = sum(sorted((c.bytes for c in known if c.bytes is not None), reverse=True)[:processes])
     unknown = sum(c.seconds is None for c in known)
-    beside = f", and {unknown} {'study' if unknown == 1 else 'studies'} of unknown cost" if unknown else ""
+    beside = f", and {_many(unknown, 'study')} of unknown cost" if unknown else ""
     console.print(f"\nIn all: about {seconds:.0f} s with --jobs {processes}, at most {_size(memory)} at a time{beside}.", highlight=False)
     return int(bool(broken or problems))
 
@@ -349,7 +362,7 @@ def syllabus(options: Syllabus) -> int:
     if options.json:
         print(json.dumps(as_json(course, cards, options.out), indent=1, ensure_ascii=False))
     else:
-        _console().print(as_text(course, cards, options.out), markup=False, highlight=False, soft_wrap=True)
+        print(as_text(course, cards, options.out))  # plain: importing rich would take a fifth of the time of this command
     return int(bool(problems))
 
 

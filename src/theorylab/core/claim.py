@@ -7,12 +7,13 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from theorylab.core.estimate import LEVEL, Estimate, as_samples, mean_interval
 from theorylab.core.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Verdict(StrEnum):
@@ -222,6 +223,8 @@ class Claim:
         return self._judge("control", measured, predicted, setting, note, level)
 
     def _judge(self, role: Literal["claim", "control"], measured: Any, predicted: Any, setting: str, note: str, level: float) -> Finding:
+        import numpy as np
+
         if predicted is None:
             if isinstance(self.relation, Scales):
                 predicted = self.relation.exponent
@@ -264,6 +267,8 @@ class Claim:
     def _judge_every(
         self, role: Literal["claim", "control"], samples: np.ndarray, targets: np.ndarray, setting: str, note: str, level: float
     ) -> Finding:
+        import numpy as np
+
         if targets.size not in (1, samples.size):
             raise ValueError(f"claim {self.key}: predicted must be one number or one a sample ({samples.size}), got {targets.size}.")
         targets = np.broadcast_to(targets, samples.shape)

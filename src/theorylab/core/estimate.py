@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # numpy is imported where it is used: the syllabus lists claims without paying for it
+    import numpy as np
 
 LEVEL = 0.99
 """Two-sided confidence of every interval: at 95 %, a ledger of 200 claims would raise ten false alarms."""
@@ -19,6 +20,8 @@ def as_samples(samples: Any, *, name: str = "samples") -> np.ndarray:
     Raises:
         ValueError: nothing in it, or an entry is NaN or infinite.
     """
+    import numpy as np
+
     if hasattr(samples, "detach"):  # a tensor, without importing torch here
         samples = samples.detach().cpu().double().numpy()
     x = np.asarray(samples, dtype=np.float64).reshape(-1)
@@ -55,6 +58,7 @@ def mean_interval(samples: Sequence[float] | np.ndarray, level: float = LEVEL) -
     Source: Hall 1992, doi:10.1111/j.2517-6161.1992.tb01876.x, Section 2 (the cubic transformation); Grubbs 1950,
     doi:10.1214/aoms/1177729885.
     """
+    import numpy as np
     from scipy.special import stdtrit
 
     x = as_samples(samples)

@@ -8,20 +8,22 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from theorylab.core.claim import Claim, Finding, Verdict
 from theorylab.core.series import Line, Series
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEMA = 1
 """Raised when the layout changes; records of another schema are computed again."""
@@ -108,29 +110,41 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in VERSIONED}
 
 
+@cache  # studies share most of what they import
+def _module(name: str) -> tuple[Path, tuple[str, ...]] | None:
+    """The source file of a module and the names that it imports absolutely; None where there is no such file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    path, names = Path(spec.origin), []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+    return path, tuple(names)
+
+
 @lru_cache
 def imported_files(module: str) -> frozenset[Path]:
     """The source files of ``module`` and of all modules of its top-level package, and of theorylab, that it imports, however deep."""
     roots = (module.partition(".")[0], "theorylab")
-    seen: dict[str, Path] = {}
+    seen: set[str] = set()
+    files: set[Path] = set()
     queue = [module]
     while queue:
         name = queue.pop()
         if name in seen or name.partition(".")[0] not in roots:
             continue
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
-            continue
-        if spec is None or spec.origin is None:
-            continue
-        seen[name] = path = Path(spec.origin)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                queue += [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                queue += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-    return frozenset(seen.values())
+        seen.add(name)
+        found = _module(name)
+        if found is not None:
+            files.add(found[0])
+            queue += found[1]
+    return frozenset(files)
 
 
 def source_digest(module: str) -> str:
@@ -164,6 +178,8 @@ def folder_of(runs: Path, provenance: Provenance) -> Path:
 
 def save(record: Record, runs: Path) -> Path:
     """Write a record: ``series.npz`` first, then ``record.json``, which holds its checksum and so makes it valid."""
+    import numpy as np
+
     folder = folder_of(runs, record.provenance)
     arrays: dict[str, np.ndarray] = {}
     series = []
@@ -193,8 +209,8 @@ def save(record: Record, runs: Path) -> Path:
     return folder
 
 
-def load(folder: Path) -> Record:
-    """Read a record back.
+def load(folder: Path, *, series: bool = True) -> Record:
+    """Read a record back; without its series (and without numpy) where only the findings are wanted.
 
     Raises:
         RecordError: it is incomplete, damaged or of another schema; the message names the file and the reason.
@@ -204,34 +220,40 @@ def load(folder: Path) -> Record:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of theorylab")
-        packed = (folder / "series.npz").read_bytes()
-        if hashlib.sha256(packed).hexdigest() != body.pop("series_sha256"):
-            raise ValueError("series.npz does not match its checksum")
-        arrays = np.load(io.BytesIO(packed), allow_pickle=False)
-        body["series"] = [
-            Series(
-                **{k: v for k, v in s.items() if k != "lines"},
-                lines=[
-                    Line(**line, **{p: arrays[f"{i}.{j}.{p}"] for p in ("x", "y", "low", "high") if f"{i}.{j}.{p}" in arrays})
-                    for j, line in enumerate(s["lines"])
-                ],
-            )
-            for i, s in enumerate(body["series"])
-        ]
+        digest, stored_series = body.pop("series_sha256"), body.pop("series")
+        body["series"] = _read_series(folder / "series.npz", digest, stored_series) if series else []
         body["findings"] = [_decode(f) for f in body["findings"]]
         return Record(**body | {"provenance": Provenance(**body["provenance"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); the study will be computed again.") from error
 
 
+def _read_series(path: Path, digest: str, bodies: list[dict[str, Any]]) -> list[Series]:
+    import numpy as np
+
+    packed = path.read_bytes()
+    if hashlib.sha256(packed).hexdigest() != digest:
+        raise ValueError(f"{path.name} does not match its checksum")
+    arrays = np.load(io.BytesIO(packed), allow_pickle=False)
+    found = []
+    for i, body in enumerate(bodies):
+        lines = []
+        for j, line in enumerate(body["lines"]):
+            parts = {p: arrays[name] for p in ("x", "y", "low", "high") if (name := f"{i}.{j}.{p}") in arrays}
+            lines.append(Line(**line, **parts))
+        fields: dict[str, Any] = body | {"lines": lines}
+        found.append(Series(**fields))
+    return found
+
+
 def _encode(finding: Finding) -> dict[str, Any]:
     # JSON knows no infinity: an open end of a region is null
-    return dataclasses.asdict(finding) | {"region": [v if np.isfinite(v) else None for v in finding.region]}
+    return dataclasses.asdict(finding) | {"region": [v if math.isfinite(v) else None for v in finding.region]}
 
 
 def _decode(body: dict[str, Any]) -> Finding:
     low, high = body["region"]
-    region = (-np.inf if low is None else low, np.inf if high is None else high)
+    region = (-math.inf if low is None else low, math.inf if high is None else high)
     return Finding(**body | {"region": region, "verdict": Verdict(body["verdict"]), "samples": tuple(body["samples"])})
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from theorylab.core.estimate import as_samples
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,22 @@ class Study:
     run: Run
     module: str
 
+    def validate(self, config: Config) -> None:
+        """Refuse a config before any work.
+
+        Raises:
+            TypeError: it is not of the study's own config class.
+            ValueError: less than float64 for a study that checks exact claims.
+        """
+        expected = type(next(iter(self.scales.values())))
+        if not isinstance(config, expected):
+            raise TypeError(f"study {self.key}: config must be a {expected.__qualname__}, got {type(config).__qualname__}.")
+        exact = [c.key.rpartition("/")[2] for c in self.claims if c.kind in ("identity", "inequality")]
+        if config.dtype != "float64" and exact:
+            raise ValueError(
+                f"dtype must be float64, got {config.dtype}, whose rounding hides a violation of exact claims ({', '.join(exact)})."
+            )
+
     def execute(self, config: Config, on_stage: Callable[[str], None] = lambda _: None) -> Result:
         """Run and check the contract: a finding and a control for every declared claim, and nothing else.
 
@@ -59,9 +75,7 @@ class Study:
         Raises:
             StudyError: a finding of an undeclared claim, or a claim without a finding or without its control.
         """
-        expected = type(next(iter(self.scales.values())))
-        if not isinstance(config, expected):
-            raise TypeError(f"study {self.key}: config must be a {expected.__qualname__}, got {type(config).__qualname__}.")
+        self.validate(config)
         declared = {c.key for c in self.claims}
         result = Result()
         for item in self.run(config):

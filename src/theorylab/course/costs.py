@@ -32,17 +32,17 @@ def _is_default(record: Record) -> bool:
     return json.loads(json.dumps(config.as_dict())) == record.provenance.config
 
 
-def main(runs: str) -> None:
-    """Write the table next to this file, keeping the newest record of each study and scale."""
+def main(runs: Path, path: Path | None = None) -> None:
+    """Write the table, next to this file unless told otherwise, from the newest record of each study and scale under ``runs``."""
     from theorylab.runners.plan import table_of
 
     records = []
-    for folder in sorted(stored(Path(runs)), key=lambda f: (f / "record.json").stat().st_mtime):
+    for folder in sorted(stored(runs), key=lambda f: (f / "record.json").stat().st_mtime):
         with contextlib.suppress(RecordError):
             records.append(load(folder))
     table = table_of([r for r in records if _is_default(r)])
-    Path(__file__).with_name(_FILE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    (path or Path(__file__).with_name(_FILE)).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

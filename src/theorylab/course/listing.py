@@ -22,7 +22,7 @@ def last_states(study: str, runs: Path) -> tuple[str, dict[str, str]]:
     """
     for path in sorted((runs / study).glob("*/record.json"), key=lambda p: p.stat().st_mtime, reverse=True):
         with contextlib.suppress(RecordError):
-            record = load(path.parent)
+            record = load(path.parent, series=False)
             return record.scale, dict(states(record))
     return "", {}
 

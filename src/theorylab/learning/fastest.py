@@ -13,7 +13,9 @@ from theorylab.learning.group import Group
 CHUNKS = (8, 32, 128)
 RECORD_FROM = 10_000
 """Steps times replicas from which recording a step pays."""
-_WARMUP, _ROUNDS, _STEPS = 2, 5, 2
+_ROUNDS, _STEPS = 5, 2
+_SLOW = 0.1
+"""Seconds of a step from which one is enough: it is far above the clock's noise, and more would cost more than they could save."""
 
 log = logging.getLogger(__name__)
 _cache: dict[tuple, int] = {}
@@ -24,12 +26,13 @@ class Stopwatch:
 
     def __init__(self, group: Group, record: bool):
         self.group = group.trial()
-        self.running = self.group.steps(_WARMUP + _ROUNDS * _STEPS, self.group.recorded() if record else None)
+        self.running = self.group.steps(2 + _ROUNDS * _STEPS, self.group.recorded() if record else None)
         # other processes on the machine do not count; but several threads, or a device, are known by the wall only
         alone = torch.get_num_threads() == 1 and group.device.type == "cpu"
         self.clock = time.process_time if alone else time.perf_counter
-        self.best = float("inf")
-        self.take(_WARMUP)
+        self.take(1)  # what the first step allocates
+        self.best = self.take(1)
+        self.rounds = 0 if self.best > _SLOW else _ROUNDS
 
     def take(self, steps: int) -> float:
         """Seconds of some steps."""
@@ -40,8 +43,10 @@ class Stopwatch:
         return self.clock() - start
 
     def round(self) -> None:
-        """Time one round and keep the best."""
-        self.best = min(self.best, self.take(_STEPS) / (_STEPS * self.group.size))
+        """Time a few more steps, where they are cheap, and keep the best."""
+        if self.rounds:
+            self.rounds -= 1
+            self.best = min(self.best, self.take(_STEPS) / _STEPS)
 
 
 def seconds_per_step(groups: dict[int, Group], record: bool) -> dict[int, float]:
@@ -50,7 +55,7 @@ def seconds_per_step(groups: dict[int, Group], record: bool) -> dict[int, float]
     for _ in range(_ROUNDS):
         for watch in watches.values():
             watch.round()
-    return {name: watch.best for name, watch in watches.items()}
+    return {name: watch.best / watch.group.size for name, watch in watches.items()}
 
 
 def fastest_chunk(key: tuple, size: int, make: Callable[[int], Group], record: bool = False) -> int:

@@ -51,7 +51,7 @@ class Population:
         mode: ``"vmap"``, ``"loop"`` (one replica after another), or ``"auto"``, which times both for a few steps at the first `train`,
             takes the faster and says so in `mode` and by `logging`. The two differ by rounding. In long runs the step under vmap is
             recorded and repeated without vmap: forward pass and loss must stay the same functions while the population lives.
-        trainable: Which parameters are trained, by name; all by default.
+        trainable: Which parameters are trained, by name; by default those that require a gradient.
 
     Raises:
         ValueError: an argument out of range, with what to do; a model that vmap cannot run, under ``mode="vmap"``. Among these are layers
@@ -92,11 +92,11 @@ class Population:
         self.seeds = tuple(int(s) for s in seeds)
         self.loss, self.optimizer, self.batch_size, self.row_weights = loss, optimizer, batch_size, row_weights
         self.mode: str = mode
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # with its index
         self.step_count = 0
         rows = make_rows(data, self.seeds, batch_size, row_weights, data_per_replica, dtype, self.device)
         module, params, buffers, noise = initialize(make_model, self.seeds, dtype, self.device)
-        trained = {k: p for k, p in params.items() if trainable is None or trainable(k)}
+        trained = {k: params[k] for k, p in module.named_parameters() if (p.requires_grad if trainable is None else trainable(k))}
         if not trained:
             raise ValueError(f"trainable must accept at least one parameter of {sorted(params)}.")
         frozen = {k: p for k, p in params.items() if k not in trained}
@@ -217,7 +217,7 @@ class Population:
         Raises:
             ValueError: no device, or more devices than replicas.
         """
-        places = [torch.device(d) for d in devices]
+        places = [torch.empty(0, device=d).device for d in devices]
         if not 1 <= len(places) <= self.size:
             raise ValueError(f"devices must name between 1 and {self.size} (the number of replicas) devices, got {len(places)}.")
         if self.optimizer.select is None and len(places) > 1:
@@ -294,7 +294,7 @@ class Population:
         if check and steps:
             for name, p in self.params.items():
                 if not bool(p.isfinite().all()):
-                    k = int((~p.isfinite().flatten(1).all(1)).nonzero()[0])
+                    k = int((~p.isfinite().reshape(self.size, -1).all(1)).nonzero()[0])
                     raise FloatingPointError(self._diverged(k, self.step_count, f"parameter {name} is not finite"))
         return recorder.trajectory()
 
@@ -350,15 +350,24 @@ class Population:
     def problem(self, k: int) -> Problem:
         """Replica ``k`` as a `Problem` of its own, on the rows it trains on; a copy, so that later training does not change it.
 
+        Its loss and gradient are those of `losses` and `gradients`: in training mode where the model is, with dropout off.
+
         Raises:
             IndexError: there is no such replica.
-            ValueError: its row weights are not all equal where positive.
+            ValueError: its row weights are not all equal where positive, or it has batch norm and dropout, both in training.
         """
         from theorylab.core.problem import Problem
 
         model, x, y = self.replica(k)
-        names = list(self._groups[0].params)
-        return Problem(model, self.loss, (x, y), params=names, dtype=x.dtype if x.is_floating_point() else None, train=model.training)
+        # a problem sets one mode for all layers: training for batch norm's sake, evaluation for that of dropout
+        live = [m for m in model.modules() if m.training]
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in live)
+        if norms and any(isinstance(m, nn.modules.dropout._DropoutNd) for m in live):
+            raise ValueError(
+                "a problem is in training or evaluation mode as a whole, and this model has batch norm and dropout in training."
+            )
+        drops = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in live)
+        return Problem(model, self.loss, (x, y), params=list(self._groups[0].params), train=model.training and not drops)
 
     def replica(self, k: int) -> tuple[nn.Module, Tensor, Tensor]:
         """A copy of replica ``k``'s network with its parameters and buffers, and the rows (m, ...) it trains on.

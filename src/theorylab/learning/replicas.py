@@ -114,7 +114,7 @@ def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[b
     if norms and row_weights is not None:
         raise ValueError("row_weights do not go with batch norm in training, whose statistics have no weights; use another norm or eval().")
     x, y = (group.rows.x, group.rows.y) if group.rows.shared else (group.rows.x[0], group.rows.y[0])
-    few = slice(0, group.rows.orders[0].batch_size if group.rows.orders else min(len(x), 64))
+    few = slice(0, group.rows.orders[0].batch_size if group.rows.orders else len(x))
     one = group.part(slice(0, 1), group.optimizer, False, group.device)
     loop = LoopGradient(one.module, one.risk)
     loop._load(one.params, one.frozen, tree_map(torch.clone, one.buffers), 0)

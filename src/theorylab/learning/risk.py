@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from theorylab.learning.optimizers.base import Params
 
@@ -46,7 +47,7 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor, weighted: bool) -> 
     if value.shape not in ((), (rows,)):
         raise ValueError(f"loss must be a scalar (the mean over rows) or one number a row ({rows},), got shape {tuple(value.shape)}.")
     if weighted and value.ndim == 0:
-        single = torch.stack([loss(o[None], t[None]) for o, t in zip(outputs, targets, strict=True)]).mean()
+        single = vmap(lambda o, t: loss(o[None], t[None]))(outputs, targets).mean()
         if not torch.allclose(value, single, rtol=1e-4, atol=1e-6):
             raise ValueError("row_weights need a loss that is a mean over rows, or one number a row; got a scalar that is neither.")
 
@@ -59,7 +60,6 @@ class StackedGradient:
     Args:
         module: Whose forward pass it is; only its structure is used.
         risk: From `row_risk`.
-        x_dim: Axis of the inputs and targets that runs over replicas, None where all see the same.
     """
 
     def __init__(self, module: nn.Module, risk: Risk):
@@ -74,7 +74,8 @@ class StackedGradient:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
         axis = None if shared else 0
         batched = vmap(self.one, in_dims=(0, 0, axis, axis, None if weights is None else 0), randomness="error")
-        return batched({**params, **frozen}, buffers, x, y, weights)
+        with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused attention kernels
+            return batched({**params, **frozen}, buffers, x, y, weights)
 
     def __call__(
         self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool

@@ -106,7 +106,7 @@ class Krylov:
         if beta <= 100 * torch.finfo(w.dtype).eps * max(self.scale, length):
             beta = 0.0
             self.blocks.append(j + 1)
-            w = _random(len(q), self.generator, q)
+            w = random_vector(self.A, self.generator)
             for _ in range(2):
                 w = w / w.norm()
                 w = w - (self._basis[: j + 1] @ w) @ self._basis[: j + 1]
@@ -137,8 +137,9 @@ class Krylov:
         return float(torch.finfo(self._basis.dtype).eps) * self.scale * len(self)
 
 
-def _random(p: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(p, generator=generator, dtype=torch.float64).to(like)  # drawn on the CPU: the same on every device and dtype
+def random_vector(A: Operator, generator: torch.Generator) -> Tensor:
+    """A Gaussian vector that ``A`` can multiply; drawn on the CPU in float64, so the same on every device and in every precision."""
+    return torch.randn(A.shape[1], generator=generator, dtype=torch.float64).to(A.device, A.dtype)
 
 
 def lanczos(A: Operator, start: Tensor, steps: int, *, seed: int = 0, reorthogonalize: bool = True) -> Tridiagonal:
@@ -242,7 +243,7 @@ def eigs(
     if limit < k:
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}.")
     generator = torch.Generator().manual_seed(seed)
-    first = _random(p, generator, torch.empty(0, dtype=A.dtype, device=A.device))
+    first = random_vector(A, generator)
     if start is not None:
         if start.shape[0] != p or start.ndim > 2:
             raise ValueError(f"start must have shape ({p},) or ({p}, j), got {tuple(start.shape)}.")

@@ -28,7 +28,7 @@ class ClusterWorkers:
         UsageError: Dask is not installed, no scheduler answers, or it has no workers.
     """
 
-    def __init__(self, address: str, on_stage: Callable[[str, str], None], *, timeout: float = 10.0) -> None:
+    def __init__(self, address: str, on_stage: Callable[[str, str], None], *, timeout: float = 5.0) -> None:
         try:
             from distributed import Client
         except ImportError as error:

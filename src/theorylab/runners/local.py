@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,10 +49,11 @@ class LocalWorkers:
     Args:
         jobs: Processes at a time, at least 1.
         on_stage: Told (study, stage) as it happens, in a thread of its own.
+        on_output: Told (study, line) of what a study prints or warns, which would tear a live table if it went to the terminal.
     """
 
-    def __init__(self, jobs: int, on_stage: Callable[[str, str], None]) -> None:
-        self._on_stage = on_stage
+    def __init__(self, jobs: int, on_stage: Callable[[str, str], None], on_output: Callable[[str, str], None]) -> None:
+        self._on = {"stage": on_stage, "output": on_output}
         self._reuse = reset_peak()
         self._slots = ThreadPoolExecutor(jobs, thread_name_prefix="theorylab-slot")
         self._mine = threading.local()
@@ -67,7 +70,7 @@ class LocalWorkers:
     def _run(self, job: Job) -> Record:
         worker = self._worker()
         try:
-            record = worker.run(job, lambda stage: self._on_stage(job.study, stage))
+            record = worker.run(job, lambda kind, text: self._on[kind](job.study, text))
         except WorkerDied:
             self._drop(worker)
             raise
@@ -100,7 +103,10 @@ class LocalWorkers:
             worker.stop()
         self._slots.shutdown(wait=True, cancel_futures=True)
         for name, value in self._environment.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _Worker:
@@ -115,7 +121,7 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def run(self, job: Job, on_stage: Callable[[str], None]) -> Record:
+    def run(self, job: Job, tell: Callable[[str, str], None]) -> Record:
         try:
             self._pipe.send(job)
             while True:
@@ -125,7 +131,7 @@ class _Worker:
                 message = self._pipe.recv()
                 if isinstance(message, Record):
                     return message
-                on_stage(message)
+                tell(*message)
         except (EOFError, OSError):
             self._process.join()
             raise WorkerDied(_cause(self._process.exitcode)) from None
@@ -147,12 +153,33 @@ def _serve(pipe: Connection) -> None:
     """The life of a worker: run jobs until the pipe closes, and never outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    lock = threading.Lock()
+
+    def send(message: Record | tuple[str, str]) -> None:
+        with lock:  # a study's own threads may print
+            pipe.send(message)
+
+    sys.stdout = sys.stderr = _Output(lambda line: send(("output", line)))
     while True:
         try:
             job = pipe.recv()
         except EOFError:
             return
-        pipe.send(run_job(job, pipe.send))
+        send(run_job(job, lambda stage: send(("stage", stage))))
+
+
+class _Output(io.TextIOBase):
+    """A text stream that hands on whole lines, without their ends."""
+
+    def __init__(self, hand_on: Callable[[str], None]) -> None:
+        self._hand_on = hand_on
+        self._rest = ""
+
+    def write(self, text: str, /) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._hand_on(line)
+        return len(text)
 
 
 def _exit_with_parent() -> None:

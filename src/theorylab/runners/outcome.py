@@ -106,13 +106,16 @@ class RunResult:
 
 
 def lines(result: RunResult) -> Iterator[tuple[str, str, State]]:
-    """The claims that do not hold, as (claim, what was found, state): what a reader must look at."""
+    """The claims that do not hold, as (claim, what was found, state), and a failed study once: what a reader must look at."""
     for record in result.records:
+        if record.error:
+            yield record.study, last_line(record.error), "error"
+            continue
         for claim, s in states(record).items():
             if s == "holds":
                 continue
             if s == "error":
-                yield claim, last_line(record.error), s
+                yield claim, "no finding, or no control", s
                 continue
             role = "control" if s.startswith("control") else "claim"
             yield claim, f"{role}: {_worst(record, claim, role)}", s

@@ -28,27 +28,28 @@ class Cost:
     basis: str
 
 
-def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0) -> Cost:
+def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0, floor: int = 0) -> Cost:
     """What the job will cost on this machine.
 
     The newest finished record of the study at this scale, on a machine like this one, is the best witness; else the table, times
     ``speed``. Only settings that differ in ``seeds`` (and ``seed``) are comparable: seconds are then scaled by the seeds, which is right
-    for a loop over replicas and too much for a population trained at once. Bytes are scaled up but never down.
+    for a loop over replicas and too much for a population trained at once. Of bytes, what exceeds ``floor`` is scaled up, never down.
 
     Args:
         job: What would run.
         runs: Folder of the records.
         table: Costs on the machine where the table was made.
+        floor: Bytes that a process takes before it computes, by its imports alone.
         speed: This machine's `calibrate` over the table's ``calibration_seconds``: 2.0 where this machine is half as fast.
     """
     here = machine()
     past = [r for r in history(job.study, runs) if r.scale == job.scale and not r.error and r.machine == here]
     for record in sorted(past, key=lambda r: r.provenance.config != job.provenance.config):  # an equal config first; the sort keeps age
         if (ratio := _seeds_ratio(job, record.provenance.config)) is not None:
-            return Cost(record.seconds * ratio, round(record.peak_bytes * max(1.0, ratio)), _basis("a record of this machine", ratio))
+            return Cost(record.seconds * ratio, _scaled(record.peak_bytes, ratio, floor), _basis("a record of this machine", ratio))
     row = table.get("studies", {}).get(job.study, {}).get(job.scale)
     if row is not None and (ratio := _seeds_ratio(job, row["config"])) is not None:
-        return Cost(row["seconds"] * ratio * speed, round(row["bytes"] * max(1.0, ratio)), _basis("the packaged table", ratio))
+        return Cost(row["seconds"] * ratio * speed, _scaled(row["bytes"], ratio, floor), _basis("the packaged table", ratio))
     return Cost(None, None, f"unknown: no record with these settings; `theorylab run {job.study} --scale {job.scale}` measures it")
 
 
@@ -59,6 +60,11 @@ def _seeds_ratio(job: Job, other: Mapping[str, Any]) -> float | None:
         config.pop("seed", None)
     seeds, others = mine.pop("seeds", None), theirs.pop("seeds", None)
     return seeds / others if mine == theirs and seeds and others else None
+
+
+def _scaled(size: int, ratio: float, floor: int) -> int:
+    fixed = min(size, floor)
+    return round(fixed + (size - fixed) * max(1.0, ratio))
 
 
 def _basis(what: str, ratio: float) -> str:

@@ -27,6 +27,9 @@ class Progress(Protocol):
     def stage(self, study: str, name: str) -> None:
         """A study begins a stage."""
 
+    def output(self, study: str, line: str) -> None:
+        """A study printed or warned."""
+
     def finished(self, study: str, record: Record) -> None:
         """A study ended, well or with an error."""
 
@@ -69,6 +72,10 @@ class Lines:
         """Say how a study ended."""
         self._say(study, f"{verdict_line(record)} [{record.seconds:.1f} s, {record.peak_bytes / 2**20:.0f} MiB]")
 
+    def output(self, study: str, line: str) -> None:
+        """Hand on what a study printed."""
+        self._say(study, f"| {line}")
+
     def _say(self, study: str, text: str) -> None:
         self._console.print(f"{study}: {text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -109,6 +116,10 @@ class LiveTable:
             self._started.pop(study, None)
             self._rows[study] = ["failed" if record.error else "done", f"{record.seconds:.1f} s", self._verdict(record)]
 
+    def output(self, study: str, line: str) -> None:
+        """Print above the table what a study printed."""
+        self._live.console.print(f"{study} | {line}", markup=False, highlight=False, soft_wrap=True)
+
     @staticmethod
     def _verdict(record: Record) -> str:
         return f"[{style_of(record)}]{escape(verdict_line(record))}[/]"
@@ -117,7 +128,9 @@ class LiveTable:
         table = Table("study", "stage", "elapsed", "verdict", box=None, pad_edge=False, header_style="bold")
         now = time.monotonic()
         with self._lock:
-            for study, (stage, elapsed, verdict) in self._rows.items():
+            # what runs stands on top, since a terminal shows only the beginning of a long table
+            rows = sorted(self._rows.items(), key=lambda row: row[0] not in self._started)
+            for study, (stage, elapsed, verdict) in rows:
                 running = f"{now - self._started[study]:.0f} s" if study in self._started else elapsed
                 table.add_row(study, stage, running, verdict, style="bold" if study in self._started else "")
         return table

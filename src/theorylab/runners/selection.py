@@ -46,9 +46,12 @@ def _matches(card: StudyCard, pattern: str) -> bool:
 
 
 def _near(pattern: str, cards: Iterable[StudyCard]) -> str:
-    names = {name: card.key for card in cards for name in (card.key.partition("/")[0], card.key.partition("/")[2], card.key)}
-    near = [k if "/" in pattern else n for n, k in names.items() if n in difflib.get_close_matches(pattern, names, n=3, cutoff=0.6)]
-    advice = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "."
+    names: dict[str, str] = {}  # what a user may have meant to write → what to write
+    for card in cards:
+        topic, _, short = card.key.partition("/")
+        names |= {topic: topic, short: card.key, card.key: card.key}
+    near = difflib.get_close_matches(pattern, names, n=1)
+    advice = f"; did you mean {names[near[0]]}?" if near else "."
     return f"{advice} `theorylab syllabus` lists the studies."
 
 
@@ -101,7 +104,9 @@ def configure(study: Study, scale: Scale, common: Mapping[str, Any], own: Mappin
         except ValueError:
             raise UsageError(f"study {study.key}: {name} must be {in_words(hints[name])}, got {text!r}.") from None
     try:
-        return dataclasses.replace(base, **values)
+        config = dataclasses.replace(base, **values)
+        study.validate(config)
+        return config
     except ValueError as error:
         raise UsageError(f"study {study.key}: {error}") from None
 
@@ -117,8 +122,13 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
-    except Exception as error:  # AssertionError without CUDA, RuntimeError for a wrong name or index, NotImplementedError for others
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+        if kind == "cuda":  # without a tensor: its context would take memory here, and the device itself where it admits one process
+            if index >= torch.cuda.device_count():
+                raise RuntimeError(f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices")
+        else:
+            torch.empty(1, device=device)
+    except Exception as error:  # RuntimeError for a wrong name, NotImplementedError for a device that this torch was not built for
         why = str(error).strip().split("\n")[0] or type(error).__name__
         raise UsageError(
             f"--device {device} cannot be used here ({why}); leave --device out for the CPU, or install a torch for it."

@@ -63,7 +63,7 @@ def adam(
             out["second"][k] = v = (b2 * state["second"][k]).addcmul_(g, (1 - b2) * g)
             size = (v / (1 - power2)).sqrt_().add_(spread(eps, p))
             base = p * (1 - eta * spread(weight_decay, p)) if decays and decoupled else p
-            new[k] = base - (eta / (1 - power1)) * m / size
+            new[k] = torch.addcdiv(base, (-eta / (1 - power1)) * m, size)
         return new, out
 
     return Optimizer("adamw" if decoupled else "adam", init, update)

@@ -1,0 +1,77 @@
+"""How does an SVG file of matplotlib become a part of the page? With the page's colours and fonts, and ids of its own."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+MEASURED = 6
+"""Colours of measured curves; the page's CSS names them --c1, --c2, ... (Okabe and Ito's, shaded for light and dark)."""
+
+# Colours that stand in for the page's variables: matplotlib writes them out as they are, and they are replaced in the text.
+STAND_INS = {f"#0101{k:02x}": f"var(--c{k})" for k in range(1, MEASURED + 1)} | {
+    "#020201": "var(--ink)",
+    "#020202": "var(--ink-2)",
+    "#020203": "var(--rule)",
+    "#020204": "var(--paper)",
+    "#020205": "var(--control)",
+}
+COLOUR = {name: key for key, name in STAND_INS.items()}
+"""The stand-in of each variable."""
+
+_NUMBER = re.compile(r"-?\d+\.\d{2,}")
+_REFERENCE = re.compile(r"^#(.+)|url\(#([^)]+)\)")
+_FONT = re.compile(r"font(?:-size|-family|-style|-weight)?: [^;]*(?:; )?")
+
+
+def _shorter(match: re.Match[str]) -> str:
+    return f"{round(float(match[0]), 1) + 0.0:g}"  # + 0.0: no minus before a zero
+
+
+def inlined(svg: str, prefix: str) -> tuple[str, str]:
+    """An SVG file's ``viewBox`` and its content, ready for an ``<svg>`` element of the page.
+
+    Ids that are referred to get ``prefix`` and the others go, coordinates are rounded to a tenth of a point, colours become the page's
+    variables, and text takes the page's font. Attributes alone are rewritten, so a label may say what it likes.
+    """
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # The style sheet would rule the whole page (the figure's class says the same); the metadata names matplotlib's own title.
+            if child.tag.endswith(("}metadata", "}style", "}title")):
+                parent.remove(child)
+    nodes = list(root.iter())
+    referred = {a or b for node in nodes for value in node.attrib.values() for a, b in _REFERENCE.findall(value)}
+    for node in nodes:
+        node.tag = node.tag.rpartition("}")[2]
+        node.attrib = {name.rpartition("}")[2]: value for name, value in node.attrib.items()}
+        for name, value in list(node.attrib.items()):
+            if name == "id":
+                if value not in referred:
+                    del node.attrib[name]
+                    continue
+                value = f"{prefix}-{value}"
+            elif name in ("href", "clip-path"):
+                value = value.replace("#", f"#{prefix}-")
+            elif name == "style":
+                value = re.sub(r"#0[12]0[12]0[0-9a-f]", lambda m: STAND_INS.get(m[0], m[0]), value)
+                value = _FONT.sub("", value) if node.tag == "text" else value
+            elif name in ("d", "x", "y"):
+                value = " ".join(_NUMBER.sub(_shorter, value).split())
+                if not re.search("[CQ]", value):
+                    value = value.replace(" L ", " ")  # pairs that follow a move are lines
+            elif name == "transform" and value.startswith("rotate(-0 "):
+                del node.attrib[name]
+                continue
+            node.attrib[name] = value
+        if node.tag != "text":
+            node.text = None
+        node.tail = None
+    for node in nodes:  # the markers of a curve look alike: say it once
+        looks = {child.get("style") for child in node}
+        if len(node) > 1 and len(looks) == 1 and all(child.tag == "use" for child in node):
+            node.set("style", looks.pop() or "")
+            for child in node:
+                child.attrib.pop("style", None)
+    body = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+    return root.attrib["viewBox"], body

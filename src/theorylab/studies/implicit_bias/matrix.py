@@ -1,0 +1,203 @@
+"""A deep linear network lowers the rank of its product, at the price of any norm.
+
+The singular values of a product of N balanced factors move at a speed proportional to σ^{2−2/N}: the small ones stay behind, the more so
+the deeper the product. That is a preference for low rank, and it is no preference for a small norm. Of a 2×2 matrix let three entries be
+observed, w₀₁ = w₁₀ = 1 and w₁₁ = 0, and the fourth be free. Balanced factors keep the sign of the determinant under gradient flow; where it
+is positive, the observations can be fitted only in the limit |w₀₀| → ∞, and training goes there, although matrices of small norm fit too.
+Steps must be small for gradient descent to keep the sign as the flow does, and at the step size used here the depth at least 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theorylab.core.claim import AtLeast, Claim, Finding, Scales
+from theorylab.core.config import Config, setting
+from theorylab.core.series import Series, Stage
+from theorylab.core.source import Source
+from theorylab.core.study import study
+from theorylab.learning.optimizers.base import Params
+from theorylab.learning.optimizers.sgd import sgd
+from theorylab.models.deep_linear import balanced, end_to_end
+from theorylab.stats.fits import power_law
+from theorylab.theory.implicit_bias import singular_value_speed, unobserved_entry_bound
+
+SINGULAR_VALUE_FLOW = Claim(
+    "implicit_bias/matrix/singular_value_flow",
+    "One step of gradient descent on balanced factors moves the singular values of their product by η times the speed of the flow, "
+    "−N(σ²)^{1−1/N}⟨∇ℓ, uvᵀ⟩, up to a relative error of order η.",
+    formula=r"\dot\sigma_r = -N\,(\sigma_r^2)^{1 - 1/N}\,\langle \nabla\ell(W), u_r v_r^\top\rangle",
+    source=Source("Arora et al. 2019", "Theorem 3", "arXiv:1905.13655"),
+    kind="asymptotic",
+    relation=Scales(1.0, 0.1),
+    control="unbalanced factors of the same product: the error does not vanish with η",
+    reading="Depth gives every singular value a step size of its own, which grows with the value: the large are learned first and the "
+    "small hardly at all. The law needs balanced factors, which small starts provide and a rescaled layer destroys.",
+)
+
+NORMS_DIVERGE = Claim(
+    "implicit_bias/matrix/norms_diverge",
+    "Completing a 2×2 matrix with balanced factors and positive determinant, the unobserved entry is at least (1 − √(2ℓ))²/√(2ℓ) at loss "
+    "ℓ, so every norm diverges as the loss vanishes.",
+    formula=r"|w_{00}| \ge \frac{\left(1 - \sqrt{2\ell}\right)^2}{\sqrt{2\ell}} \qquad \text{while } 2\ell < 1",
+    source=Source("Razin and Cohen 2020", "Theorem 1 and the lower bound on the unobserved entry in its proof", "arXiv:2005.06398"),
+    kind="inequality",
+    relation=AtLeast(),
+    control="independent, unbalanced factors of the same size: the determinant changes its sign",
+    reading="Among the matrices that fit there are some of small norm, and training runs away from all of them; it lowers the rank "
+    "instead. So no norm is what depth minimises in general. Unbalanced factors let the determinant cross zero, and a small completion "
+    "is found.",
+)
+
+OBSERVED = ((0.0, 1.0), (1.0, 1.0))  # mask
+TARGET = ((0.0, 1.0), (1.0, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixConfig(Config):
+    """Gradient descent on the factors of a 2×2 matrix of which one entry is free; single steps on factors of a larger one."""
+
+    seeds: int = setting(24, "replicas, each with its own random numbers", low=1)
+    depth: int = setting(3, "factors", low=3)
+    scale: float = setting(0.3, "standard deviation of the initial end-to-end entries", low=0.01, high=1.0)
+    lr: float = setting(0.01, "step size η", low=1e-4, high=0.05)
+    steps: int = setting(20_000, "steps", low=100)
+    size: int = setting(6, "rows and columns of the matrix of the singular-value flow", low=2)
+    depths: tuple[int, ...] = setting((2, 3, 4), "factors in the singular-value flow", low=2, high=8)
+    flow_lrs: tuple[float, ...] = setting((4e-4, 2e-4, 1e-4), "step sizes η of the singular-value flow", low=1e-6, high=1e-2)
+
+
+def flow_error(factors: Params, target: Tensor, lr: float) -> Tensor:
+    """Relative error of the predicted speed of the singular values in one step on ½‖W − target‖²; (replica,)."""
+    product = end_to_end(list(factors.values()))
+    gd = sgd(lr=lr)
+    after, _ = gd.update(gradients(factors, product - target), gd.init(factors), factors)
+    moved = (torch.linalg.svdvals(end_to_end(list(after.values()))) - torch.linalg.svdvals(product)) / lr
+    speed = singular_value_speed(product, product - target, len(factors))
+    return (moved - speed).norm(dim=1) / speed.norm(dim=1)
+
+
+def flow_factors(config: MatrixConfig, depth: int) -> tuple[Params, Params, Tensor]:
+    """Balanced factors, unbalanced ones of the same product, and a target, (replica, size, size) each."""
+    even, uneven, targets = [], [], []
+    for seed in config.replica_seeds:
+        generator = torch.Generator().manual_seed(seed)
+        factors = balanced([config.size] * (depth + 1), config.size**-0.5, generator)
+        stretch, target = torch.randn(2, config.size, config.size, generator=generator, dtype=torch.float64)
+        basis, scales = torch.linalg.qr(stretch).Q, torch.linspace(-1, 1, config.size, dtype=torch.float64).exp()
+        even.append(torch.stack(factors))
+        # W₁ → AW₁ and W₂ → W₂A⁻¹ with A = diag(scales)·basis leave the product as it is
+        uneven.append(torch.stack([scales[:, None] * (basis @ factors[0]), factors[1] @ basis.T / scales, *factors[2:]]))
+        targets.append(target)
+    stacks = [torch.stack(part).to(device=config.device, dtype=config.torch_dtype) for part in (even, uneven, targets)]
+    balanced_, unbalanced = ({f"w{j}": stack[:, j] for j in range(depth)} for stack in stacks[:2])
+    return balanced_, unbalanced, stacks[2]
+
+
+def initial(config: MatrixConfig) -> Params:
+    """Factors (2·replica, 2, 2) with positive determinant: balanced ones of each seed first, then independent ones."""
+    runs = []
+    for unbalanced in (False, True):
+        for seed in config.replica_seeds:
+            generator = torch.Generator().manual_seed(seed)
+            factors = balanced([2] * (config.depth + 1), config.scale, generator)
+            if unbalanced:  # entries of each factor so that those of the product have the same variance
+                size = (config.scale**2 / 2 ** (config.depth - 1)) ** (1 / (2 * config.depth))
+                factors = [size * torch.randn(2, 2, generator=generator, dtype=torch.float64) for _ in factors]
+            if float(torch.linalg.det(end_to_end(factors))) < 0:
+                factors[0] = factors[0] * factors[0].new_tensor([-1.0, 1.0])  # reflects the inputs, which keeps W₁W₁ᵀ and the balance
+            runs.append(torch.stack(factors))
+    stacked = torch.stack(runs).to(device=config.device, dtype=config.torch_dtype)
+    return {f"w{j}": stacked[:, j] for j in range(config.depth)}
+
+
+def gradients(params: Params, residual: Tensor) -> Params:
+    """Of a function of the product W_L⋯W₁ whose gradient in the product is ``residual``: (W_L⋯W_{j+1})ᵀ R (W_{j−1}⋯W₁)ᵀ."""
+    weights = list(params.values())
+    left, lefts = residual, [residual]  # (W_L⋯W_{j+1})ᵀ R, from the last factor down
+    for w in reversed(weights[1:]):
+        left = w.mT @ left
+        lefts.append(left)
+    grads = {"w0": lefts.pop()}
+    below = weights[0]
+    for j, w in enumerate(weights[1:], start=1):
+        grads[f"w{j}"] = lefts.pop() @ below.mT
+        below = w @ below
+    return grads
+
+
+@study(
+    "implicit_bias/matrix",
+    claims=[SINGULAR_VALUE_FLOW, NORMS_DIVERGE],
+    tiny=MatrixConfig(seeds=8, steps=3000, size=4),
+    small=MatrixConfig(),
+    large=MatrixConfig(seeds=256, depth=4, lr=0.002, steps=500_000, size=12, depths=(2, 3, 4, 6), flow_lrs=(4e-5, 2e-5, 1e-5)),
+)
+def matrix(config: MatrixConfig) -> Iterator[Finding | Series | Stage]:
+    """Compare single steps with the flow of the singular values; then the free entry with its bound, wherever the bound speaks."""
+    yield Stage("singular values in one step")
+    yield from singular_value_flow(config)
+    yield Stage(f"{config.steps} steps, balanced and unbalanced")
+    yield from norms_diverge(config)
+
+
+def singular_value_flow(config: MatrixConfig) -> Iterator[Finding | Series]:
+    """Order in η of the error of the predicted speed, for each depth."""
+    figure = Series("flow", "Error of the predicted speed of the singular values", x="step size η", y="relative error of one step")
+    figure.claim, figure.x_scale, figure.y_scale = SINGULAR_VALUE_FLOW.key, "log", "log"
+    for depth in config.depths:
+        even, uneven, target = flow_factors(config, depth)
+        for factors, check, name in (
+            (even, SINGULAR_VALUE_FLOW.check, "balanced"),
+            (uneven, SINGULAR_VALUE_FLOW.control_check, "unbalanced"),
+        ):
+            errors = torch.stack([flow_error(factors, target, lr) for lr in config.flow_lrs])  # (lr, replica)
+            orders = [power_law(config.flow_lrs, column) for column in errors.T]
+            yield check(measured=orders, setting=f"{name} factors, depth {depth}")
+            role = "measured" if factors is even else "control"
+            figure.line(f"{name}, depth {depth}", config.flow_lrs, errors.log().mean(1).exp(), role=role, mark="points")
+    first = figure.lines[0].y[0]
+    yield figure.line("∝ η", config.flow_lrs, [first * lr / config.flow_lrs[0] for lr in config.flow_lrs], role="predicted")
+
+
+def norms_diverge(config: MatrixConfig) -> Iterator[Finding | Series]:
+    """Loss and entry along the training of balanced and of unbalanced factors."""
+    params = initial(config)
+    mask, target = (params["w0"].new_tensor(entries) for entries in (OBSERVED, TARGET))
+    gd = sgd(lr=config.lr)
+    state, kept = gd.init(params), []
+    record = {round(t) for t in np.geomspace(1, config.steps, 60)}
+
+    for t in range(1, config.steps + 1):
+        residual = (end_to_end(list(params.values())) - target) * mask
+        params, state = gd.update(gradients(params, residual), state, params)
+        if t in record:
+            kept.append(end_to_end(list(params.values())))
+    path = torch.stack(kept).unflatten(1, (2, config.seeds))  # (time, start, replica, 2, 2)
+    losses = ((path - target) * mask).square().sum((3, 4)) / 2
+    determinants = torch.linalg.det(path)
+    entries = path[..., 0, 0].abs()
+
+    figure = Series("entry", "The smaller the loss, the larger the entry", x="loss ℓ", y="|w₀₀|", claim=NORMS_DIVERGE.key)
+    figure.x_scale = figure.y_scale = "log"
+    for start, (name, check) in enumerate((("balanced", NORMS_DIVERGE.check), ("unbalanced", NORMS_DIVERGE.control_check))):
+        loss, entry = losses[:, start], entries[:, start]
+        speaks = (loss > 0) & (2 * loss < 1)
+        bound = unobserved_entry_bound(loss[speaks])
+        kept_sign = int((determinants[:, start] > 0).all(0).sum())
+        singular = torch.linalg.svdvals(path[-1, start])
+        note = (
+            f"determinant positive throughout in {kept_sign} of {config.seeds}; at the end |w₀₀| is {float(entry[-1].mean()):.3g} and "
+            f"σ₂/σ₁ {float((singular[:, 1] / singular[:, 0]).mean()):.2g} in the mean"
+        )
+        yield check(predicted=bound, measured=entry[speaks], setting=f"{name} factors, depth {config.depth}", note=note)
+        role = "measured" if start == 0 else "control"
+        shown = speaks & (loss > losses[:, 0].min() / 10)  # unbalanced factors fit to rounding, far off the figure
+        figure.line(name, loss[shown], entry[shown], role=role, mark="points")
+    grid = torch.logspace(np.log10(float(losses[:, 0].min())), np.log10(0.45), 100, dtype=losses.dtype)
+    yield figure.line("lower bound", grid, unobserved_entry_bound(grid), role="predicted")

@@ -1,0 +1,253 @@
+"""Which solution training picks: minimum norms, maximal margins, conserved balance, and products whose rank falls while norms grow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.optimize import linprog, nnls
+from torch import Tensor
+
+
+def min_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:
+    r"""The interpolant of an underdetermined linear system that lies nearest to a start, in the Euclidean norm.
+
+    .. math:: w^\star = w_0 + X^+(y - X w_0), \qquad X^+ = X^\top (X X^\top)^{-1}
+
+    Gradient descent on the squared error moves within the row space of X only, so this is where it ends; from 0 it is the solution of
+    minimum norm. Computed by a QR factorization of :math:`X^\top`, so the condition number is not squared.
+
+    Args:
+        x: (..., n, d) of full row rank, n ≤ d.
+        y: (..., n).
+        start: w₀ (..., d); 0 if left out.
+
+    Returns:
+        (..., d).
+
+    Raises:
+        ValueError: n > d, or rows that are linearly dependent to working precision.
+
+    Example:
+        >>> min_norm_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([25.0])).tolist()
+        [3.0, 4.0]
+
+    Source: Gunasekar et al. 2018, Theorem 1 (mirror descent) with the Euclidean potential, arXiv:1802.08246.
+    """
+    n, d = x.shape[-2:]
+    if n > d:
+        raise ValueError(f"x must have no more rows than columns (an underdetermined system), got {n} rows and {d} columns.")
+    q, r = torch.linalg.qr(x.mT)  # Xᵀ = QR, so X⁺ = Q R⁻ᵀ
+    pivots = r.diagonal(dim1=-2, dim2=-1).abs()
+    if bool((pivots.amin(-1) <= torch.finfo(x.dtype).eps * d * pivots.amax(-1)).any()):
+        raise ValueError("x must have linearly independent rows; leave out rows that repeat others.")
+    residual = y if start is None else y - (x @ start.unsqueeze(-1)).squeeze(-1)
+    step = (q @ torch.linalg.solve_triangular(r.mT, residual.unsqueeze(-1), upper=False)).squeeze(-1)
+    return step if start is None else start + step
+
+
+def max_margin(x: Tensor, y: Tensor, p: float) -> tuple[float, Tensor]:
+    r"""The largest margin that a linear classifier through 0 can have, in the geometry of the p-norm, and the classifier that has it.
+
+    .. math:: \gamma_p = \max_{\|w\|_p \le 1} \min_i y_i \langle w, x_i\rangle
+
+    p = 1 and p = ∞ are linear programs. p = 2 is the hard-margin support vector machine without intercept, solved as the least-distance
+    problem min ‖v‖₂ subject to :math:`y_i\langle v, x_i\rangle \ge 1` by non-negative least squares, an active-set method that is exact.
+
+    Args:
+        x: (n, d).
+        y: (n,) of ±1.
+        p: 1, 2 or ``math.inf``.
+
+    Returns:
+        The margin, in units of ``x``, and w (d,) with ‖w‖_p = 1, in the dtype of ``x``.
+
+    Raises:
+        ValueError: another p, labels other than ±1, or data that no hyperplane through 0 separates.
+
+    Example:
+        >>> x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0])
+        >>> [round(max_margin(x, y, p)[0], 9) for p in (1, 2, math.inf)]
+        [4.0, 5.0, 7.0]
+
+    Source: Gunasekar et al. 2018, Theorem 5 (the limit of steepest descent), arXiv:1802.08246; Lawson and Hanson 1974, "Solving Least
+    Squares Problems", Chapter 23 (least distance by non-negative least squares).
+    """
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"p must be 1, 2 or math.inf, got {p}.")
+    if not bool((y.abs() == 1).all()):
+        raise ValueError("y must hold ±1 only; map the two classes to −1 and +1.")
+    signed = (x * y.to(x)[:, None]).double().cpu().numpy()  # (n, d): y_i x_i
+    n, d = signed.shape
+    if p == 2:
+        w = _least_distance(signed)
+    elif p == 1:  # w = u − v with u, v ≥ 0 and Σ(u + v) ≤ 1
+        constraints = np.block([[-signed, signed, np.ones((n, 1))], [np.ones((1, 2 * d)), np.zeros((1, 1))]])
+        bounds = [(0.0, None)] * (2 * d) + [(None, None)]
+        solution = linprog([0.0] * (2 * d) + [-1.0], A_ub=constraints, b_ub=[0.0] * n + [1.0], bounds=bounds).x
+        w = solution[:d] - solution[d : 2 * d]
+    else:
+        bounds = [(-1.0, 1.0)] * d + [(None, None)]
+        w = linprog([0.0] * d + [-1.0], A_ub=np.hstack([-signed, np.ones((n, 1))]), b_ub=[0.0] * n, bounds=bounds).x[:d]
+    size = float(np.linalg.norm(w, p))
+    margin = float((signed @ w).min()) / size if size > 0 else 0.0
+    if margin <= 1e-9 * float(np.abs(signed).max()):
+        raise ValueError("x and y must be separable by a hyperplane through 0, and are not: no classifier has a positive margin.")
+    return margin, torch.as_tensor(w / size).to(x)
+
+
+def _least_distance(rows: np.ndarray) -> np.ndarray:
+    """Min ‖v‖₂ with rows @ v ≥ 1, or 0 where no v satisfies it (Lawson and Hanson 1974, Chapter 23)."""
+    target = np.zeros(rows.shape[1] + 1)
+    target[-1] = 1.0
+    matrix = np.vstack([rows.T, np.ones(len(rows))])
+    dual, distance = nnls(matrix, target)
+    if distance < 1e-9:
+        return np.zeros(rows.shape[1])
+    residual = matrix @ dual - target
+    return -residual[:-1] / residual[-1]
+
+
+def norm_growth_slope(margin: float) -> float:
+    r"""Norm that gradient descent on an exponential-tailed loss gains per unit of ln t, on separable data: 1/γ₂.
+
+    The iterate is :math:`w(t) = \hat w \ln t + O(1)`, where ŵ is the support vector machine of functional margin 1, of norm 1/γ₂.
+
+    Args:
+        margin: γ₂ > 0, the largest ℓ2 margin (see `max_margin`).
+
+    Raises:
+        ValueError: ``margin`` ≤ 0.
+
+    Example:
+        >>> norm_growth_slope(0.5)
+        2.0
+
+    Source: Soudry et al. 2018, Theorem 3, arXiv:1710.10345.
+    """
+    if margin <= 0:
+        raise ValueError(f"margin must be positive (separable data), got {margin}.")
+    return 1 / margin
+
+
+def balance_increment(lr: Tensor | float, grad_below: Tensor, grad_above: Tensor) -> Tensor:
+    r"""What one step of gradient descent adds to the imbalance of two neighbouring linear layers.
+
+    .. math:: \Delta\left(W_{j+1}^\top W_{j+1} - W_j W_j^\top\right) = \eta^2\left(G_{j+1}^\top G_{j+1} - G_j G_j^\top\right)
+
+    The terms of first order cancel because :math:`W_{j+1}^\top G_{j+1} = G_j W_j^\top` for a linear network and any loss: the imbalance
+    is conserved by gradient flow and drifts by η² a step in gradient descent.
+
+    Args:
+        lr: Step size η, a number or a tensor that broadcasts against (..., width, width).
+        grad_below: G_j, the gradient of the lower layer's weight (..., width, d).
+        grad_above: G_{j+1}, that of the upper layer's weight (..., k, width).
+
+    Returns:
+        (..., width, width).
+
+    Raises:
+        ValueError: the layers do not meet in one width.
+
+    Example:
+        >>> balance_increment(0.5, torch.tensor([[2.0]]), torch.tensor([[4.0]])).item()
+        3.0
+
+    Source: conservation by gradient flow: Arora et al. 2018, Theorem 1 and its proof, arXiv:1802.06509; Du et al. 2018, Theorem 2.2,
+    arXiv:1806.00900. The term of second order is the exact remainder of one step.
+    """
+    if grad_below.shape[-2] != grad_above.shape[-1]:
+        raise ValueError(
+            f"grad_above must have as many columns as grad_below has rows, got {tuple(grad_above.shape)} and {tuple(grad_below.shape)}."
+        )
+    return lr**2 * (grad_above.mT @ grad_above - grad_below @ grad_below.mT)
+
+
+def unit_balance_increment(lr: Tensor | float, grad_in: Tensor, grad_bias: Tensor, grad_out: Tensor) -> Tensor:
+    r"""What one step of gradient descent adds to the imbalance of each hidden ReLU unit.
+
+    .. math:: \Delta\left(\|w_{in}\|^2 + b^2 - \|a\|^2\right) = \eta^2\left(\|g_{in}\|^2 + g_b^2 - \|g_a\|^2\right)
+
+    A positively homogeneous unit takes the same gradient through its input as through its output,
+    :math:`\langle w_{in}, g_{in}\rangle + b\,g_b = \langle a, g_a\rangle`, so the terms of first order cancel.
+
+    Args:
+        lr: Step size η, a number or a tensor that broadcasts against (..., width).
+        grad_in: Gradient of the incoming weights (..., width, d).
+        grad_bias: Gradient of the biases (..., width).
+        grad_out: Gradient of the outgoing weights (..., k, width).
+
+    Returns:
+        (..., width).
+
+    Example:
+        >>> unit_balance_increment(1.0, torch.tensor([[3.0]]), torch.tensor([1.0]), torch.tensor([[2.0]])).tolist()
+        [6.0]
+
+    Source: Du et al. 2018, Theorem 2.1 (gradient flow, the bias as one more incoming weight), arXiv:1806.00900; the term of second
+    order is the exact remainder of one step.
+    """
+    return lr**2 * (grad_in.square().sum(-1) + grad_bias.square() - grad_out.square().sum(-2))
+
+
+def singular_value_speed(product: Tensor, gradient: Tensor, depth: int) -> Tensor:
+    r"""Time derivative of the singular values of a product of balanced factors under gradient flow.
+
+    .. math:: \dot\sigma_r = -N\,(\sigma_r^2)^{1 - 1/N}\,\langle \nabla\ell(W),\, u_r v_r^\top\rangle
+
+    The deeper the product, the slower its small singular values move against its large ones, which is what favours low rank.
+
+    Args:
+        product: W = W_N⋯W₁, (..., k, d), with distinct singular values.
+        gradient: ∇ℓ(W), the loss's gradient in the product, of the same shape.
+        depth: Number of factors N ≥ 1.
+
+    Returns:
+        (..., min(k, d)), in the order of descending singular values.
+
+    Raises:
+        ValueError: ``depth`` < 1, or unequal shapes.
+
+    Example:
+        >>> product = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+        >>> singular_value_speed(product, torch.eye(2), depth=2).tolist()
+        [-8.0, -2.0]
+
+    Source: Arora et al. 2019, Theorem 3, arXiv:1905.13655.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}.")
+    if product.shape != gradient.shape:
+        raise ValueError(f"gradient must have the shape of product, {tuple(product.shape)}, got {tuple(gradient.shape)}.")
+    u, s, vh = torch.linalg.svd(product, full_matrices=False)
+    along = torch.einsum("...kr,...kd,...rd->...r", u, gradient, vh)
+    return -depth * (s**2).pow(1 - 1 / depth) * along
+
+
+def unobserved_entry_bound(loss: Tensor) -> Tensor:
+    r"""How large the missing entry of a 2×2 completion must be where the determinant is positive.
+
+    Observed are w₀₁ = w₁₀ = 1 and w₁₁ = 0, with loss ℓ half the sum of squared residuals. Each residual is at most √(2ℓ), and a positive
+    determinant means w₀₀w₁₁ > w₀₁w₁₀, so
+
+    .. math:: |w_{00}| > \frac{w_{01}\,w_{10}}{|w_{11}|} \ge \frac{(1 - \sqrt{2\ell})^2}{\sqrt{2\ell}} \qquad (2\ell < 1)
+
+    and fitting the observations drives the entry, hence every norm of the matrix, to infinity.
+
+    Args:
+        loss: ℓ, any shape, in (0, 1/2).
+
+    Raises:
+        ValueError: a loss outside (0, 1/2).
+
+    Example:
+        >>> round(unobserved_entry_bound(torch.tensor(0.005)).item(), 4)
+        8.1
+
+    Source: Razin and Cohen 2020, Theorem 1 and the lower bound on the unobserved entry in its proof, arXiv:2005.06398.
+    """
+    if not bool(((loss > 0) & (loss < 0.5)).all()):
+        raise ValueError(f"loss must lie in (0, 1/2), where both off-diagonal entries are positive, got {loss.min():g} to {loss.max():g}.")
+    root = (2 * loss).sqrt()
+    return (1 - root).square() / root

@@ -1,0 +1,200 @@
+"""Closed-form predictions for scale-invariant weights: norm dynamics, equilibrium under weight decay, equivalent exponential step sizes."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Normalization = Literal["none", "batch", "layer", "group", "rms", "weight"]
+
+
+def exponential_growth(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
+    r"""The rate α at which weight decay shrinks scale-invariant weights: training at constant step equals training with η_t = η α^{−2t−1}.
+
+    α is the larger root of x² − (1 + γ − λη) x + γ = 0. Without momentum α = 1 − λη.
+
+    Args:
+        lr: Step size η > 0.
+        weight_decay: Coupled decay λ ≥ 0.
+        momentum: γ in [0, 1).
+
+    Returns:
+        α in (√γ, 1]; the equivalent step grows by α^{−2} a step.
+
+    Raises:
+        ValueError: an argument out of range, or λη > (1 − √γ)², where the roots are complex and no exponential schedule is equivalent.
+
+    Example:
+        >>> round(exponential_growth(0.1, 0.1), 12)
+        0.99
+        >>> round(exponential_growth(0.4, 0.01, momentum=0.5), 5)
+        0.99193
+
+    Source: Li and Arora 2020, arXiv:1910.07454, Section 2 (constant step size, weight decay and momentum).
+    """
+    _check_rates(lr, weight_decay, momentum)
+    half = (1 + momentum - weight_decay * lr) / 2
+    if weight_decay * lr > (1 - math.sqrt(momentum)) ** 2:
+        raise ValueError(
+            f"weight_decay·lr must be at most (1 − √momentum)² = {(1 - math.sqrt(momentum)) ** 2:.4g} for a real α, "
+            f"got {weight_decay * lr:.4g}: lower one of them."
+        )
+    return half + math.sqrt(max(half**2 - momentum, 0.0))
+
+
+def matched_buffer(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
+    r"""The initial momentum buffer, in units of θ_0, that makes the exponential run start as the decayed one does: −(1 − α) / (ηα).
+
+    With weight decay and v_0 = 0 the first iterate forgets that θ would have shrunk before; in rescaled coordinates that is a velocity,
+    (γ/α²)(θ_0 − αθ_0), which the exponential run must be given as v_0 = −(1 − α) θ_0 / (ηα).
+
+    Args:
+        lr: Step size η > 0 of the run with decay.
+        weight_decay: Its coupled decay λ ≥ 0.
+        momentum: Its momentum γ in [0, 1); at γ = 0 the buffer plays no part.
+
+    Raises:
+        ValueError: as `exponential_growth`.
+
+    Example:
+        >>> round(matched_buffer(0.1, 0.1), 6)
+        -0.10101
+
+    Source: derived from the three-term recurrence of Li and Arora 2020, arXiv:1910.07454, Section 2.
+    """
+    alpha = exponential_growth(lr, weight_decay, momentum)
+    return -(1 - alpha) / (lr * alpha)
+
+
+def squared_norm_after_step(squared_norm: float, squared_gradient: float, lr: float, weight_decay: float = 0.0) -> float:
+    r"""‖θ⁺‖² = (1 − ηλ)² ‖θ‖² + η² ‖g‖²: a step of plain SGD on scale-invariant weights, whose gradient is orthogonal to them.
+
+    Args:
+        squared_norm: ‖θ‖² before the step; also a tensor.
+        squared_gradient: ‖g‖²; also a tensor. A sum over steps gives, without decay, the norm after all of them.
+        lr: Step size η.
+        weight_decay: Coupled decay λ.
+
+    Example:
+        >>> squared_norm_after_step(4.0, 9.0, lr=1.0, weight_decay=0.5)
+        10.0
+
+    Source: van Laarhoven 2017, arXiv:1706.05350, effective learning rate; without decay Arora, Li and Lyu 2019, arXiv:1812.03981.
+    """
+    return (1 - lr * weight_decay) ** 2 * squared_norm + lr**2 * squared_gradient
+
+
+def equilibrium_angle(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
+    r"""Root-mean-square angle a step [radians] at which scale-invariant weights turn in equilibrium: √(2ηλ / (1 + γ)).
+
+    Without momentum it is also the relative update η‖g‖/‖θ‖. To leading order in ηλ.
+
+    Args:
+        lr: Step size η > 0.
+        weight_decay: Coupled decay λ ≥ 0.
+        momentum: Heavy-ball γ in [0, 1).
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> round(equilibrium_angle(0.2, 0.01), 4), round(equilibrium_angle(0.05, 0.02, momentum=0.9), 5)
+        (0.0632, 0.03244)
+
+    Source: Wan et al. 2021, arXiv:2006.08419, theorem on the angular update in equilibrium.
+    """
+    _check_rates(lr, weight_decay, momentum)
+    return math.sqrt(2 * lr * weight_decay / (1 + momentum))
+
+
+def equilibrium_norm4(lr: float, weight_decay: float, unit_squared_gradient: float = 1.0) -> float:
+    r"""E‖θ‖⁴ in equilibrium of plain SGD: (η / 2λ) E‖ḡ‖², with ḡ = ‖θ‖ g the gradient at unit norm.
+
+    With momentum γ the argument ``lr`` is often replaced by η/(1 − γ). That needs gradients that are independent from one step to the
+    next, and is off where they are not.
+
+    Args:
+        lr: Step size η > 0.
+        weight_decay: Coupled decay λ > 0.
+        unit_squared_gradient: E‖ḡ‖²; left at 1, the ratio E‖θ‖⁴ / E‖ḡ‖².
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> round(equilibrium_norm4(0.2, 0.01, unit_squared_gradient=3.0), 9)
+        30.0
+
+    Source: Li, Lyu and Arora 2020, arXiv:2010.02916, equilibrium of the effective learning rate; the stationary point of
+    d‖θ‖⁴ = (−4ηλ‖θ‖⁴ + 2η²‖ḡ‖²) dt.
+    """
+    _check_rates(lr, weight_decay, 0.0)
+    if weight_decay == 0:
+        raise ValueError("weight_decay must be positive: without decay the norm grows for ever, and there is no equilibrium.")
+    return lr / (2 * weight_decay) * unit_squared_gradient
+
+
+def equilibrium_steps(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
+    r"""Time constant, in steps, with which ‖θ‖⁴ approaches its equilibrium: (1 − γ) / (4ηλ).
+
+    An initial excess of ‖θ‖⁴ decays as e^{−t/τ}; a norm c times too large is forgotten after about τ ln c⁴ steps.
+
+    Args:
+        lr: Step size η > 0.
+        weight_decay: Coupled decay λ > 0.
+        momentum: γ in [0, 1).
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> round(equilibrium_steps(0.2, 0.01), 6)
+        125.0
+
+    Source: Li, Lyu and Arora 2020, arXiv:2010.02916; the homogeneous solution of the equation in `equilibrium_norm4`.
+    """
+    _check_rates(lr, weight_decay, momentum)
+    if weight_decay == 0:
+        raise ValueError("weight_decay must be positive: without decay there is no equilibrium to approach.")
+    return (1 - momentum) / (4 * lr * weight_decay)
+
+
+def invariant_blocks(normalization: Normalization, width: int, groups: int = 1) -> list[slice]:
+    """The output channels whose incoming weights, scaled together by a positive number, leave a normalized layer's output unchanged.
+
+    BatchNorm and weight normalization divide each channel by its own scale, GroupNorm each group of channels, LayerNorm and RMSNorm all
+    channels at once. Exact at ``eps = 0``, and for a linear map without bias wherever channels share a scale.
+
+    Args:
+        normalization: What stands between the linear map and what follows; ``"weight"`` normalizes the rows of the matrix itself.
+        width: Output channels of the linear map, at least 1.
+        groups: Groups of GroupNorm, a divisor of ``width``.
+
+    Returns:
+        Disjoint slices of the rows, empty without normalization. A proper part of a block is not invariant.
+
+    Raises:
+        ValueError: ``groups`` does not divide ``width``, or an unknown normalization.
+
+    Example:
+        >>> invariant_blocks("group", 4, groups=2)
+        [slice(0, 2, None), slice(2, 4, None)]
+
+    Source: Li and Arora 2020, arXiv:1910.07454 (BatchNorm, LayerNorm and GroupNorm); the rest by definition.
+    """
+    if width < 1 or groups < 1 or width % groups:
+        raise ValueError(f"groups must divide width, got {groups} groups of {width} channels.")
+    sizes = {"none": 0, "batch": 1, "weight": 1, "group": width // groups, "layer": width, "rms": width}
+    if normalization not in sizes:
+        raise ValueError(f"normalization must be one of {', '.join(sizes)}, got {normalization!r}.")
+    size = sizes[normalization]
+    return [slice(start, start + size) for start in range(0, width, size)] if size else []
+
+
+def _check_rates(lr: float, weight_decay: float, momentum: float) -> None:
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr}.")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")

@@ -1,0 +1,156 @@
+"""A battery over every registered instrument: it agrees with its oracle, and depends on nothing that should not matter.
+
+An instrument returns an `Operator`, an `Estimate`, a tensor, a number, or a frozen dataclass of these. What the battery compares is found
+from the result, so that a new instrument is tested by being registered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from zoo import ZOO, is_pair, make, mlp, vectors
+
+import theorylab.instruments
+from theorylab.core.estimate import Estimate
+from theorylab.core.instrument import Instrument, instruments
+from theorylab.core.operator import Operator
+from theorylab.core.problem import Problem
+
+assert theorylab.instruments  # its import fills the registry
+INSTRUMENTS = pytest.mark.parametrize("tool", instruments().values(), ids=lambda tool: tool.name)
+HOW_NOT_WHAT = {"converged", "n_matvecs", "residual", "residuals"}
+"""Fields that say how a result was reached; an oracle reaches it otherwise."""
+
+NEED_OUTPUTS = {"ggn"}
+"""Instruments that refuse a loss of the form loss(model, batch), because it hides the model's outputs."""
+
+
+def numbers(result: Any) -> dict[str, Tensor]:
+    """What a measurement says, as float64 tensors by name; the sign of a unit vector is arbitrary and is dropped."""
+    if isinstance(result, Operator):
+        return {"matrix": result.to_dense().double()}
+    if isinstance(result, Estimate):
+        return {"value": torch.tensor(result.value, dtype=torch.float64)}
+    if isinstance(result, Tensor):
+        return {"tensor": result.detach().double()}
+    if isinstance(result, int | float):
+        return {"number": torch.tensor(result, dtype=torch.float64)}
+    assert dataclasses.is_dataclass(result), f"an instrument must not return a {type(result).__name__}"
+    parts = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in HOW_NOT_WHAT}
+    signless = {k: v.abs() if k in ("vector", "vectors") else v for k, v in parts.items()}
+    return {f"{k}.{inner}": t for k, v in signless.items() for inner, t in numbers(v).items()}
+
+
+def accurate(tool: Instrument) -> dict[str, Any]:
+    """Options that make an iterative instrument as exact as float64 allows."""
+    return {"tol": 1e-10} if "tol" in inspect.signature(tool.measure).parameters else {}
+
+
+def assert_agree(a: Any, b: Any, tolerance: float) -> None:
+    """The same numbers, relative to the largest of each; eigenvectors are less exact than their values."""
+    first, second = numbers(a), numbers(b)
+    assert first.keys() == second.keys()
+    for k in first:
+        slack = tolerance ** (0.5 if "vector" in k else 1) * max(1e-12, float(second[k].abs().max()))
+        assert torch.allclose(first[k], second[k], rtol=0, atol=slack), k
+
+
+def takes(tool: Instrument, name: str) -> bool:
+    """Whether the instrument measures this problem; one that needs the outputs refuses a loss that hides them, and says so."""
+    if is_pair(name) or tool.name not in NEED_OUTPUTS:
+        return True
+    with pytest.raises(ValueError, match="outputs are unknown"):
+        tool.measure(make(name))
+    return False
+
+
+@INSTRUMENTS
+@pytest.mark.parametrize("name", ZOO)
+def test_agrees_with_its_oracle(tool: Instrument, name: str) -> None:
+    if takes(tool, name):
+        problem = make(name)
+        assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
+
+
+@INSTRUMENTS
+def test_has_a_source_and_a_docstring_with_an_example(tool: Instrument) -> None:
+    text = inspect.getdoc(tool.measure) or ""
+    assert ">>>" in text
+    assert tool.source.ref in text
+
+
+@INSTRUMENTS
+def test_does_not_depend_on_how_the_data_are_split(tool: Instrument) -> None:
+    whole = tool.measure(make("mlp"), **accurate(tool))
+    assert_agree(tool.measure(make("mlp", batch_size=5), **accurate(tool)), whole, 1e-10)
+
+
+@INSTRUMENTS
+def test_does_not_depend_on_the_order_of_rows(tool: Instrument) -> None:
+    net, (x, y) = mlp().double(), vectors()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    results = [tool.measure(Problem(net, F.cross_entropy, (x[i].double(), y[i])), **accurate(tool)) for i in (order, slice(None))]
+    assert_agree(*results, 1e-10)
+
+
+@INSTRUMENTS
+def test_takes_the_order_of_parameters_from_the_model(tool: Instrument) -> None:
+    names = ["4.bias", "0.weight", "2.bias"]
+    results = [tool.measure(make("mlp", params=order), **accurate(tool)) for order in (names, names[::-1])]
+    assert_agree(*results, 1e-12)
+
+
+@INSTRUMENTS
+def test_a_block_of_parameters_is_measured_as_by_the_oracle(tool: Instrument) -> None:
+    problem = make("attention", params=["qkv.*", "head.weight"])
+    assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
+
+
+@INSTRUMENTS
+def test_float32_agrees_with_float64_to_its_precision(tool: Instrument) -> None:
+    single = tool.measure(make("mlp", dtype=torch.float32))
+    if isinstance(single, Operator):
+        assert single.dtype == torch.float32
+    assert_agree(single, tool.measure(make("mlp")), 1e-5)
+
+
+@INSTRUMENTS
+def test_is_repeatable_bit_by_bit(tool: Instrument) -> None:
+    first, second = (numbers(tool.measure(make("dropout"))) for _ in range(2))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@INSTRUMENTS
+def test_leaves_the_model_and_the_generator_as_they_were(tool: Instrument) -> None:
+    net, data = mlp(dropout=0.2), vectors()
+    before, rng = {k: t.clone() for k, t in net.state_dict().items()}, torch.get_rng_state()
+    numbers(tool.measure(Problem(net, F.cross_entropy, data, train=True)))
+    assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None for p in net.parameters())
+
+
+@INSTRUMENTS
+def test_refuses_a_loss_that_is_not_finite(tool: Instrument) -> None:
+    x, y = vectors()
+    x[3, 2] = float("inf")
+    with pytest.raises(ValueError, match="loss must be finite"):
+        tool.measure(Problem(mlp(), F.mse_loss, (x, F.one_hot(y, 3).float() * float("nan"))))
+
+
+@INSTRUMENTS
+def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: Instrument) -> None:
+    """Derivatives that vanish identically have no graph: they are zero, not an error."""
+    net, (x, y) = mlp(), vectors()
+    net.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
+    problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
+    assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
+    linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
+    for t in numbers(tool.measure(linear)).values():
+        assert t.ndim == 1 or float(t.abs().max()) == 0  # a vector (p,) is any unit vector here

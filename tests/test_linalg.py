@@ -1,0 +1,279 @@
+"""Lanczos, spectral density, traces and solves: exact identities, error bounds that hold, and what breaks them."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from zoo import make
+
+from theorylab.core.operator import Operator
+from theorylab.instruments.curvature import dense_hessian, hessian
+from theorylab.linalg.lanczos import eigs, lanczos
+from theorylab.linalg.solve import solve
+from theorylab.linalg.spectrum import spectrum
+from theorylab.linalg.trace import diagonal, trace
+
+
+def operator(matrix: Tensor, *, symmetric: bool = True) -> Operator:
+    return Operator(tuple(matrix.shape), lambda v: matrix @ v, matmat=lambda v: matrix @ v, symmetric=symmetric, dtype=matrix.dtype)  # pyright: ignore
+
+
+def symmetric(n: int, seed: int = 0) -> Tensor:
+    a = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (a + a.T) / math.sqrt(2 * n)
+
+
+def with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
+    n = len(values)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    return (q * values.double()) @ q.T
+
+
+def outliers() -> Tensor:
+    bulk = torch.rand(297, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.cat([torch.tensor([100.0, 50.0, 20.0], dtype=torch.float64), bulk])
+
+
+def quadrature_error(m: int, k: int = 8) -> float:
+    matrix = symmetric(120)
+    v = torch.randn(120, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    v /= v.norm()
+    nodes, vectors = torch.linalg.eigh(lanczos(operator(matrix), v, k).matrix())
+    exact = v @ torch.linalg.matrix_power(matrix, m) @ v
+    return float((vectors[0].square() @ nodes**m - exact).abs() / max(1.0, float(exact.abs())))
+
+
+@pytest.mark.parametrize("m", range(16))
+def test_lanczos_is_a_gauss_quadrature(m: int) -> None:
+    assert quadrature_error(m) < 1e-10
+
+
+def test_the_quadrature_ends_at_degree_2k() -> None:
+    assert quadrature_error(16) > 1e-4
+
+
+def test_the_basis_is_orthonormal_and_tridiagonalizes() -> None:
+    matrix = with_spectrum(outliers())
+    T = lanczos(operator(matrix), torch.ones(300, dtype=torch.float64), 100)
+    assert torch.allclose(T.basis.T @ T.basis, torch.eye(100, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(T.basis.T @ matrix @ T.basis, T.matrix(), atol=1e-11)
+
+
+@pytest.mark.parametrize(("reorthogonalize", "copies"), [(True, 1), (False, 2)])
+def test_simple_eigenvalues_come_once_and_ghosts_come_without_reorthogonalization(reorthogonalize: bool, copies: int) -> None:
+    values = outliers()
+    T = lanczos(
+        Operator((300, 300), lambda v: values * v, symmetric=True),
+        torch.ones(300, dtype=torch.float64),
+        150,
+        reorthogonalize=reorthogonalize,
+    )
+    found = int(((torch.linalg.eigvalsh(T.matrix()) - 100).abs() < 1e-6).sum())
+    assert found == 1 if copies == 1 else found >= copies
+
+
+@functools.cache
+def transformer() -> tuple[Operator, Tensor]:
+    """The Hessian of a transformer layer, and all its eigenvalues."""
+    problem = make("TransformerEncoderLayer")
+    return hessian(problem), torch.linalg.eigvalsh(dense_hessian(problem).to_dense())
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+@pytest.mark.parametrize("tol", [1e-2, 1e-6, 1e-12])
+def test_every_residual_bounds_the_error(which: str, tol: float) -> None:
+    H, exact = transformer()
+    found = eigs(H, k=6, which=which, tol=tol)  # pyright: ignore[reportArgumentType]
+    distance = (found.values[:, None] - exact).abs().min(1).values
+    assert (distance <= found.residuals).all()
+    assert found.converged
+    key = {"LM": exact.abs(), "LA": exact, "SA": -exact}[which]
+    assert torch.allclose(found.values, exact[key.argsort(descending=True)[:6]], atol=float(found.residuals.max()) + 1e-12)
+
+
+def test_residuals_are_those_of_the_returned_pairs() -> None:
+    matrix = symmetric(200)
+    found = eigs(operator(matrix), k=5, tol=1e-3)
+    true = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
+    assert torch.allclose(true, found.residuals, rtol=1e-6, atol=1e-12)
+    assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(5, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_float32_operator_reports_a_residual_that_holds_its_rounding() -> None:
+    matrix = with_spectrum(outliers())
+    found = eigs(operator(matrix.float()), k=3, tol=1e-9)
+    distance = (found.values.double()[:, None] - torch.linalg.eigvalsh(matrix)).abs().min(1).values
+    assert (distance <= found.residuals.double() * 1.01).all()
+
+
+def test_too_few_products_are_reported_as_not_converged() -> None:
+    found = eigs(operator(symmetric(300)), k=5, tol=1e-8, max_matvecs=12)
+    assert not found.converged
+    assert found.n_matvecs == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "k", "expected"),
+    [
+        ([5.0, 5.0, 5.0, 1.0] + [0.0] * 16, 4, [5.0, 5.0, 5.0, 1.0]),
+        ([2.0] * 20, 3, [2.0, 2.0, 2.0]),
+        ([0.0] * 20, 2, [0.0, 0.0]),
+        ([3.0, -7.0] + [0.0] * 18, 1, [3.0]),
+    ],
+)
+def test_multiple_eigenvalues_are_found_where_the_space_is_invariant(values: list[float], k: int, expected: list[float]) -> None:
+    A = operator(with_spectrum(torch.tensor(values)))
+    found = eigs(A, k=k, which="LA")
+    assert found.converged
+    assert found.values.tolist() == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_start_saves_products_and_does_not_hide_a_larger_eigenvalue() -> None:
+    matrix = with_spectrum(outliers())
+    A = operator(matrix)
+    cold = eigs(A, k=1, which="LA", tol=1e-3)
+    warm = eigs(A, k=1, which="LA", tol=1e-3, start=cold.vectors[:, 0])
+    assert warm.n_matvecs <= cold.n_matvecs
+    second = eigs(A, k=2, which="LA", tol=1e-10).vectors[:, 1]
+    assert float(eigs(A, k=1, which="LA", tol=1e-3, start=second).values[0]) == pytest.approx(100, rel=1e-4)
+
+
+def test_all_eigenvalues_of_a_small_operator() -> None:
+    matrix = symmetric(30)
+    found = eigs(operator(matrix), k=30, which="LA", tol=1e-10)
+    assert torch.allclose(found.values.flip(0), torch.linalg.eigvalsh(matrix), atol=1e-12)
+
+
+def test_asymmetric_operators_are_refused_even_when_they_claim_symmetry() -> None:
+    matrix = symmetric(40)
+    skewed = matrix.clone()
+    skewed[0, 1] += 0.1
+    with pytest.raises(ValueError, match="must be symmetric"):
+        eigs(operator(skewed), k=2)
+    with pytest.raises(ValueError, match="must be a symmetric operator"):
+        eigs(operator(matrix, symmetric=False), k=2)
+
+
+def test_spectrum_matches_the_moments_and_the_interval_of_the_dense_matrix() -> None:
+    matrix = symmetric(300)
+    exact = torch.linalg.eigvalsh(matrix)
+    S = spectrum(operator(matrix), probes=16, steps=40)
+    assert torch.allclose(S.weights.sum(1), torch.ones(16, dtype=torch.float64))
+    for m in (1, 2, 3, 4):
+        low, high = S.moment(m).interval(0.999)
+        assert low <= float((exact**m).mean()) <= high
+    assert S.interval[0] <= float(exact[0]) + 1e-6
+    assert S.interval[1] >= float(exact[-1]) - 1e-6
+    x = torch.linspace(-3, 3, 2001, dtype=torch.float64)
+    assert float(torch.trapezoid(S.density(x), x)) == pytest.approx(1, abs=1e-6)
+
+
+def test_spectrum_of_a_matrix_with_few_eigenvalues_is_exact() -> None:
+    S = spectrum(operator(with_spectrum(torch.tensor([4.0] * 10 + [1.0] * 10))), probes=3, steps=15)
+    inside = S.weights > 1e-12
+    assert torch.allclose(((S.nodes - 1) * (S.nodes - 4))[inside], torch.zeros(1, dtype=torch.float64), atol=1e-10)
+    assert torch.equal(
+        spectrum(operator(symmetric(50)), probes=5, steps=9).nodes[:3], spectrum(operator(symmetric(50)), probes=3, steps=9).nodes
+    )
+
+
+def test_hutchinson_variance_is_its_formula() -> None:
+    matrix = symmetric(200)
+    estimate = trace(operator(matrix), n=20_000, method="hutchinson")
+    expected = 2 * float(matrix.square().sum() - matrix.diagonal().square().sum())
+    assert estimate.stderr**2 * estimate.n / expected == pytest.approx(1, abs=0.05)  # its own relative error is √(2/20000) = 1 %
+    low, high = estimate.interval(0.999)
+    assert low <= float(matrix.trace()) <= high
+
+
+def squared_errors(matrix: Tensor, method: str, n: int, seeds: int = 60) -> Tensor:
+    A, exact = operator(matrix), float(matrix.trace())
+    return torch.tensor([(trace(A, n=n, method=method, seed=s).value - exact) ** 2 for s in range(seeds)])  # pyright: ignore[reportArgumentType]
+
+
+def test_xtrace_beats_hutchinson_on_a_decaying_spectrum_and_not_on_a_flat_one() -> None:
+    decaying = with_spectrum(torch.arange(1, 201).double() ** -2)
+    gain = squared_errors(decaying, "xtrace", 30).mean() / squared_errors(decaying, "hutchinson", 30).mean()
+    assert gain < 0.05
+    flat = with_spectrum(torch.tensor([1.0, -1.0]).repeat(100))
+    gain = squared_errors(flat, "xtrace", 30).mean() / squared_errors(flat, "hutchinson", 30).mean()
+    assert gain > 0.5
+
+
+def test_xtrace_is_unbiased_and_its_standard_error_is_of_the_right_size() -> None:
+    matrix = with_spectrum(torch.arange(1, 101).double() ** -1)
+    estimates = [trace(operator(matrix), n=20, seed=s) for s in range(200)]
+    errors = torch.tensor([e.value for e in estimates]) - float(matrix.trace())
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(200)
+    stated = torch.tensor([e.stderr for e in estimates]).square().mean().sqrt()
+    assert 0.5 < float(stated / errors.std()) < 2
+
+
+def test_xtrace_is_exact_for_low_rank_zero_and_small_operators() -> None:
+    low_rank = with_spectrum(torch.tensor([3.0, 2.0] + [0.0] * 98))
+    assert trace(operator(low_rank), n=20).value == pytest.approx(5, rel=1e-10)
+    assert trace(operator(torch.zeros(50, 50, dtype=torch.float64)), n=10).value == 0
+    assert trace(operator(symmetric(10)), n=10).value == pytest.approx(float(symmetric(10).trace()), rel=1e-12)
+
+
+def test_xtrace_takes_operators_that_are_not_symmetric() -> None:
+    matrix = with_spectrum(torch.arange(1, 61).double() ** -2) @ with_spectrum(torch.linspace(1, 2, 60), seed=1)
+    estimates = torch.tensor([trace(operator(matrix, symmetric=False), n=20, seed=s).value for s in range(100)])
+    assert abs(float(estimates.mean() - matrix.trace())) < 4 * float(estimates.std()) / 10
+
+
+def test_diagonal_is_unbiased_with_its_stated_error() -> None:
+    matrix = symmetric(50)
+    estimate = diagonal(operator(matrix), n=2000)
+    z = (estimate.value - matrix.diagonal()) / estimate.stderr
+    assert float(z.abs().max()) < 4.5  # of 50 nearly normal entries
+    variance = (matrix.square().sum(1) - matrix.diagonal().square()) / 2000
+    assert torch.allclose(estimate.stderr.square(), variance, rtol=0.2)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_solve_agrees_with_cholesky_and_reports_its_residual(damping: float) -> None:
+    matrix = with_spectrum(torch.logspace(-2, 1, 80))
+    b = torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = solve(operator(matrix), b, damping=damping, tol=1e-10)
+    damped = matrix + damping * torch.eye(80, dtype=torch.float64)
+    assert found.converged
+    assert torch.allclose(found.x, torch.cholesky_solve(b[:, None], torch.linalg.cholesky(damped))[:, 0], rtol=1e-6, atol=1e-8)
+    assert found.residual == pytest.approx(float((damped @ found.x - b).norm() / b.norm()), rel=1e-6)
+    assert not solve(operator(matrix), b, damping=damping, tol=1e-10, max_matvecs=5).converged
+    assert solve(operator(matrix), 0 * b).n_matvecs == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda A: eigs(A, k=0), "k must lie in"),
+        (lambda A: eigs(A, k=9), "k must lie in"),
+        (lambda A: eigs(A, k=1, which="XX"), "which must be"),
+        (lambda A: eigs(A, k=1, tol=0), "tol must be positive"),
+        (lambda A: eigs(A, k=3, max_matvecs=2), "max_matvecs must be at least"),
+        (lambda A: eigs(A, k=1, start=torch.ones(3)), "start must have shape"),
+        (lambda A: eigs(A * math.nan, k=1), "not finite"),
+        (lambda A: lanczos(A, torch.zeros(8).double(), 2), "other than zero"),
+        (lambda A: lanczos(A, torch.ones(8).double(), 9), "steps must lie in"),
+        (lambda A: spectrum(A, probes=0), "probes must be at least 1"),
+        (lambda A: spectrum(A).moment(-1), "m must be"),
+        (lambda A: spectrum(A).density(torch.zeros(1), width=0.0), "width must be positive"),
+        (lambda A: trace(A, n=1, method="hutchinson"), "n must be at least 2"),
+        (lambda A: trace(A, n=3), "n must be at least 4"),
+        (lambda A: trace(A, method="other"), "method must be"),
+        (lambda A: diagonal(A, n=1), "n must be at least 2"),
+        (lambda A: solve(A, torch.ones(3).double()), "b must have shape"),
+        (lambda A: solve(A, torch.ones(8).double(), damping=-1), "damping must be"),
+        (lambda A: solve(A, torch.ones(8).double(), tol=0), "tol must be"),
+        (lambda A: solve(A, torch.ones(8).double(), max_matvecs=1), "max_matvecs must be"),
+        (lambda A: solve(-1 * A * 1.0 + -1 * A.shift(5.0), torch.ones(8).double()), "raise damping"),
+    ],
+)
+def test_wrong_input_is_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(operator(symmetric(8)))

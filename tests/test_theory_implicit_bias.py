@@ -1,0 +1,237 @@
+"""The predictions of implicit bias against brute force: searches in the plane, other solvers, and autograd where a gradient is meant."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from sklearn.svm import SVC
+
+from theorylab.theory import implicit_bias as theory
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def labelled(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows on both sides of a hyperplane with a gap of 0.4."""
+    x, w = normal(n, d, seed=seed), normal(d, seed=seed + 1000)
+    w = w / w.norm()
+    y = torch.where(x @ w > 0, 1.0, -1.0).double()
+    return x + 0.2 * y[:, None] * w, y
+
+
+# minimum norm
+
+
+def test_min_norm_is_the_pseudo_inverse_of_each_replica():
+    x, y = normal(3, 5, 9), normal(3, 5, seed=1)
+    expected = torch.stack([torch.linalg.pinv(x[k]) @ y[k] for k in range(3)])
+    torch.testing.assert_close(theory.min_norm_solution(x, y), expected, rtol=0, atol=1e-12)
+
+
+def test_min_norm_is_the_smallest_interpolant():
+    x, y = normal(4, 10), normal(4, seed=1)
+    best = theory.min_norm_solution(x, y)
+    torch.testing.assert_close(x @ best, y, rtol=0, atol=1e-12)
+    null = torch.linalg.svd(x).Vh[4:]  # adding any part of the null space keeps the fit and raises the norm
+    for seed in range(20):
+        other = best + 0.1 * normal(6, seed=seed) @ null
+        torch.testing.assert_close(x @ other, y, rtol=0, atol=1e-12)
+        assert other.norm() > best.norm()
+
+
+def test_nearest_interpolant_to_a_start():
+    x, y, start = normal(4, 10), normal(4, seed=1), normal(10, seed=2)
+    w = theory.min_norm_solution(x, y, start)
+    torch.testing.assert_close(x @ w, y, rtol=0, atol=1e-12)
+    null = torch.linalg.svd(x).Vh[4:]
+    torch.testing.assert_close(null @ w, null @ start, rtol=0, atol=1e-12)  # the part that no gradient reaches
+
+
+def test_min_norm_refuses_what_it_cannot_solve():
+    with pytest.raises(ValueError, match="underdetermined"):
+        theory.min_norm_solution(normal(5, 3), normal(5))
+    repeated = normal(1, 6).expand(2, 6)
+    with pytest.raises(ValueError, match="independent"):
+        theory.min_norm_solution(repeated, normal(2))
+
+
+# margins
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("seed", range(3))
+def test_max_margin_against_a_search_over_directions(p, seed):
+    x, y = labelled(12, 2, seed)
+    margin, w = theory.max_margin(x, y, p)
+    angles = torch.linspace(0, 2 * math.pi, 200_001, dtype=torch.float64)
+    directions = torch.stack([angles.cos(), angles.sin()])
+    values = (y[:, None] * (x @ directions)).amin(0) / torch.linalg.vector_norm(directions, p, dim=0)
+    # the margin is Lipschitz in the angle, with a constant below the largest row times √2
+    assert values.max() <= margin + 1e-9
+    assert margin - values.max() < 1e-4 * float(x.norm(dim=1).max())
+    assert abs(float(torch.linalg.vector_norm(w, p)) - 1) < 1e-9
+    assert abs(float((y * (x @ w)).min()) - margin) < 1e-9
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_max_margin_is_at_least_any_feasible_one_and_has_a_dual_certificate(p):
+    x, y = labelled(8, 20, seed=3)
+    margin, _ = theory.max_margin(x, y, p)
+    z = (y[:, None] * x).numpy()
+    dual = {1: np.inf, 2: 2, np.inf: 1}[p]
+    # weak duality: the dual norm of any convex combination of the rows is at least the margin, and equals it at the optimum
+    start = np.full(8, 1 / 8)
+    assert np.linalg.norm(start @ z, dual) >= margin
+    if p == 2:
+        found = minimize(
+            lambda q: float(np.sum((q @ z) ** 2)),
+            start,
+            jac=lambda q: 2 * z @ (q @ z),
+            bounds=[(0, 1)] * 8,
+            constraints={"type": "eq", "fun": lambda q: q.sum() - 1, "jac": lambda q: np.ones(8)},
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 500},
+        )
+        assert abs(math.sqrt(found.fun) - margin) < 1e-6 * margin
+
+
+def test_max_margin_in_l2_is_the_hard_margin_svm():
+    x, y = labelled(30, 5, seed=4)
+    mirrored = np.vstack([(x * y[:, None]).numpy(), -(x * y[:, None]).numpy()])  # symmetric data have an SVM of zero intercept
+    svm = SVC(C=1e8, kernel="linear", tol=1e-10).fit(mirrored, [1] * 30 + [-1] * 30)
+    margin, w = theory.max_margin(x, y, 2)
+    assert abs(1 / np.linalg.norm(svm.coef_) - margin) < 1e-6 * margin
+    np.testing.assert_allclose(svm.coef_[0] / np.linalg.norm(svm.coef_), w.numpy(), atol=1e-5)
+
+
+def test_max_margin_refuses_inseparable_data_other_norms_and_other_labels():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    contradictory = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    for p in (1, 2, math.inf):
+        with pytest.raises(ValueError, match="separable"):
+            theory.max_margin(x, contradictory, p)
+    with pytest.raises(ValueError, match="p must be"):
+        theory.max_margin(x, contradictory, 3)
+    with pytest.raises(ValueError, match="±1"):
+        theory.max_margin(x, torch.tensor([0.0, 1.0]), 2)
+
+
+def test_norm_growth_is_the_norm_of_the_svm_of_unit_functional_margin():
+    x, y = labelled(10, 3, seed=5)
+    margin, w = theory.max_margin(x, y, 2)
+    unit_functional = w / margin
+    assert abs(float((y * (x @ unit_functional)).min()) - 1) < 1e-9
+    assert abs(float(unit_functional.norm()) - theory.norm_growth_slope(margin)) < 1e-9
+    with pytest.raises(ValueError, match="positive"):
+        theory.norm_growth_slope(0.0)
+
+
+# balance
+
+
+def layered_gradients(widths: list[int], activation, seed: int, bias: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters and gradients, weights first and biases after them, of a dense network on a quartic loss, by autograd."""
+    weights = [normal(k, d, seed=seed + j) / d**0.5 for j, (d, k) in enumerate(pairwise(widths))]
+    biases = [normal(len(w), seed=seed + 50 + j) if bias else torch.zeros(len(w), dtype=torch.float64) for j, w in enumerate(weights)]
+    leaves = [p.clone().requires_grad_() for p in (*weights, *biases)]
+    depth = len(weights)
+    h = normal(7, widths[0], seed=seed + 99)
+    for j in range(depth):
+        h = h @ leaves[j].T + leaves[depth + j]
+        h = activation(h) if j < depth - 1 else h
+    loss = ((h - 0.3) ** 4).sum()
+    return [*weights, *biases], list(torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.1])
+def test_balance_increment_is_the_exact_change_of_one_step(lr):
+    params, grads = layered_gradients([4, 6, 3, 2], torch.nn.Identity(), seed=0, bias=False)
+    before, after = params[:3], [p - lr * g for p, g in zip(params[:3], grads[:3], strict=True)]
+    for j in range(2):
+        change = [w[j + 1].T @ w[j + 1] - w[j] @ w[j].T for w in (before, after)]
+        predicted = theory.balance_increment(lr, grads[j], grads[j + 1])
+        torch.testing.assert_close(change[1] - change[0], predicted, rtol=1e-9, atol=1e-12)
+    params, grads = layered_gradients([4, 6, 3, 2], torch.tanh, seed=0, bias=False)
+    change = [w[1].T @ w[1] - w[0] @ w[0].T for w in (params, [p - lr * g for p, g in zip(params, grads, strict=True)])]
+    assert (change[1] - change[0] - theory.balance_increment(lr, grads[0], grads[1])).abs().max() > 1e-3 * lr
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.1])
+def test_unit_balance_increment_is_the_exact_change_of_one_step(lr):
+    def imbalance(p: list[torch.Tensor], j: int) -> torch.Tensor:
+        return p[j].square().sum(1) + p[3 + j].square() - p[j + 1].square().sum(0)
+
+    for activation, exact in ((torch.relu, True), (torch.tanh, False)):
+        params, grads = layered_gradients([4, 6, 5, 2], activation, seed=1, bias=True)
+        after = [p - lr * g for p, g in zip(params, grads, strict=True)]
+        for j in (0, 1):
+            predicted = theory.unit_balance_increment(lr, grads[j], grads[3 + j], grads[j + 1])
+            residual = (imbalance(after, j) - imbalance(params, j) - predicted).abs().max()
+            assert residual < 1e-9 * max(1.0, float(predicted.abs().max())) if exact else residual > 1e-3 * lr
+
+
+def test_balance_increment_refuses_layers_that_do_not_meet():
+    with pytest.raises(ValueError, match="columns"):
+        theory.balance_increment(0.1, normal(3, 2), normal(4, 5))
+
+
+# singular values of a product
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_singular_value_speed_is_the_derivative_of_the_balanced_flow(depth):
+    """The end-to-end flow of balanced factors, Ẇ = −Σ_j (WWᵀ)^{(N−j)/N} G (WᵀW)^{(j−1)/N}, by matrix powers, and a central difference."""
+    w, gradient = normal(5, 5, seed=3), normal(5, 5, seed=4)
+    u, s, vh = torch.linalg.svd(w)
+
+    def power(basis: torch.Tensor, exponent: float) -> torch.Tensor:
+        return basis @ (s**2).pow(exponent).diag() @ basis.T
+
+    flow = -sum(power(u, (depth - j) / depth) @ gradient @ power(vh.T, (j - 1) / depth) for j in range(1, depth + 1))
+    h = 1e-6
+    difference = (torch.linalg.svdvals(w + h * flow) - torch.linalg.svdvals(w - h * flow)) / (2 * h)
+    torch.testing.assert_close(theory.singular_value_speed(w, gradient, depth), difference, rtol=1e-6, atol=1e-6)
+
+
+def test_singular_value_speed_refuses_bad_input():
+    with pytest.raises(ValueError, match="depth"):
+        theory.singular_value_speed(normal(2, 2), normal(2, 2), 0)
+    with pytest.raises(ValueError, match="shape"):
+        theory.singular_value_speed(normal(2, 2), normal(2, 3), 2)
+
+
+# the bound of the unobserved entry
+
+
+def test_the_unobserved_entry_is_at_least_its_bound_where_the_determinant_is_positive():
+    matrices = normal(200_000, 2, 2) * torch.tensor([[5.0, 0.4], [0.4, 0.4]]) + torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    loss = ((matrices[:, 0, 1] - 1) ** 2 + (matrices[:, 1, 0] - 1) ** 2 + matrices[:, 1, 1] ** 2) / 2
+    determinant = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+    speaks = 2 * loss < 1
+    ratio = matrices[speaks, 0, 0].abs() / theory.unobserved_entry_bound(loss[speaks])
+    positive = determinant[speaks] > 0
+    assert int(positive.sum()) > 1000
+    assert ratio[positive].min() >= 1
+    assert ratio[~positive].min() < 1  # without the sign of the determinant there is no bound
+
+
+def test_the_bound_is_approached_at_the_worst_residuals():
+    """With one residual carrying the whole loss the entry is w₀₁w₁₀/|w₁₁| = 1/√(2ℓ), and the bound tends to it as ℓ → 0."""
+    loss = torch.tensor([1e-2, 1e-4, 1e-8], dtype=torch.float64)
+    ratio = theory.unobserved_entry_bound(loss) * (2 * loss).sqrt()
+    assert bool((ratio < 1).all())
+    assert bool((ratio.diff() > 0).all())
+    assert ratio[-1] > 0.999
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.5, -1.0])
+def test_the_bound_refuses_losses_at_which_it_says_nothing(loss):
+    with pytest.raises(ValueError, match="loss must lie"):
+        theory.unobserved_entry_bound(torch.tensor([0.1, loss]))

@@ -1,0 +1,131 @@
+"""Predictions for scale-invariant weights against brute-force simulation of the recurrences they solve."""
+
+import math
+
+import pytest
+import torch
+
+from theorylab.theory.normalization import (
+    equilibrium_angle,
+    equilibrium_norm4,
+    equilibrium_steps,
+    exponential_growth,
+    invariant_blocks,
+    matched_buffer,
+    squared_norm_after_step,
+)
+
+RATES = [(0.1, 5e-3, 0.0), (0.1, 5e-3, 0.9), (0.4, 1e-2, 0.5)]
+
+
+def homogeneous_gradient(theta: torch.Tensor) -> torch.Tensor:
+    """Gradient of the scale-invariant function x₀x₁/‖x‖² + x₂³/‖x‖³ in closed form."""
+    n = theta.norm()
+    u = theta / n
+    tangent = torch.stack([u[1], u[0], 3 * u[2] ** 2])
+    return (tangent - (tangent @ u) * u) / n
+
+
+@pytest.mark.parametrize(("lr", "decay", "momentum"), RATES)
+def test_exponential_step_reproduces_decay(lr: float, decay: float, momentum: float) -> None:
+    alpha = exponential_growth(lr, decay, momentum)
+    decayed = exponential = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    v, w = torch.zeros(3, dtype=torch.float64), matched_buffer(lr, decay, momentum) * exponential
+    for t in range(100):
+        v = momentum * v + homogeneous_gradient(decayed) + decay * decayed
+        decayed = decayed - lr * v
+        w = momentum * w + homogeneous_gradient(exponential)
+        exponential = exponential - lr * alpha ** (-2 * t - 1) * w
+        difference = (decayed * alpha ** -(t + 1) - exponential).norm() / exponential.norm()
+        assert float(difference) < 1e-12  # a hundred steps of rounding
+
+
+@pytest.mark.parametrize(("lr", "decay", "momentum"), RATES)
+def test_growth_is_the_larger_root(lr: float, decay: float, momentum: float) -> None:
+    alpha = exponential_growth(lr, decay, momentum)
+    other = momentum / alpha  # the product of the roots is γ
+    assert alpha + other == pytest.approx(1 + momentum - decay * lr, rel=1e-14)
+    assert alpha > other
+
+
+def test_growth_at_the_border_of_real_roots() -> None:
+    momentum = 0.25
+    border = (1 - math.sqrt(momentum)) ** 2
+    assert exponential_growth(1.0, border, momentum) == pytest.approx(math.sqrt(momentum))
+    with pytest.raises(ValueError, match="real α"):
+        exponential_growth(1.0, border * 1.001, momentum)
+
+
+def test_norm_of_a_step_orthogonal_to_the_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta, g = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    g = g - (g @ theta) / (theta @ theta) * theta
+    after = (1 - 0.3 * 0.2) * theta - 0.3 * g
+    predicted = squared_norm_after_step(theta @ theta, g @ g, lr=0.3, weight_decay=0.2)
+    torch.testing.assert_close(after @ after, predicted, rtol=1e-13, atol=0)
+
+
+def random_walk(lr: float, decay: float, momentum: float, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """‖θ‖, angle a step and ‖ḡ‖² over the last half of a walk driven by isotropic noise made tangent and divided by the norm."""
+    generator = torch.Generator().manual_seed(1)
+    theta = torch.randn(200, 100, generator=generator, dtype=torch.float64)  # (replica, p)
+    v = torch.zeros_like(theta)
+    norms, angles, gradients = [], [], []
+    for t in range(steps):
+        noise = torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+        u = theta / theta.norm(dim=1, keepdim=True)
+        unit = noise - (noise * u).sum(1, keepdim=True) * u
+        v = momentum * v + unit / theta.norm(dim=1, keepdim=True) + decay * theta
+        new = theta - lr * v
+        if t >= steps // 2:
+            norms.append(theta.norm(dim=1))
+            gradients.append(unit.square().sum(1))
+            angles.append(torch.nn.functional.cosine_similarity(theta, new).clamp(max=1).acos())
+        theta = new
+    return torch.stack(norms), torch.stack(angles), torch.stack(gradients)
+
+
+@pytest.mark.parametrize(("lr", "decay", "momentum"), [(0.2, 0.02, 0.0), (0.1, 0.02, 0.5), (0.05, 0.02, 0.9)])
+def test_equilibrium_of_a_random_walk(lr: float, decay: float, momentum: float) -> None:
+    steps = math.ceil(20 * equilibrium_steps(lr, decay, momentum))
+    norms, angles, gradients = random_walk(lr, decay, momentum, steps)
+    # The laws hold to leading order in ηλ/(1 − γ) ≤ 0.01; the sampling error of 200 replicas is below 0.3 %.
+    assert float(angles.square().mean().sqrt()) == pytest.approx(equilibrium_angle(lr, decay, momentum), rel=0.02)
+    predicted = equilibrium_norm4(lr / (1 - momentum), decay, float(gradients.mean()))  # independent gradients: η/(1 − γ) is right here
+    assert float(norms.pow(4).mean()) == pytest.approx(predicted, rel=0.02)
+
+
+def test_time_constant_of_the_norm() -> None:
+    lr, decay = 0.2, 1e-3
+    fourth = 10.0 * equilibrium_norm4(lr, decay)  # ten times too large, with ‖ḡ‖ = 1
+    steps = round(3 * equilibrium_steps(lr, decay))
+    squared = math.sqrt(fourth)
+    for _ in range(steps):
+        squared = squared_norm_after_step(squared, 1 / squared, lr, decay)
+    excess = squared**2 / equilibrium_norm4(lr, decay) - 1
+    assert excess == pytest.approx(9 * math.exp(-3), rel=0.01)  # first order in ηλ = 2·10⁻⁴
+
+
+@pytest.mark.parametrize(("name", "groups", "size"), [("batch", 1, 1), ("weight", 1, 1), ("group", 3, 4), ("layer", 1, 12), ("rms", 1, 12)])
+def test_blocks_cover_the_channels_once(name: str, groups: int, size: int) -> None:
+    blocks = invariant_blocks(name, 12, groups)
+    assert [i for b in blocks for i in range(12)[b]] == list(range(12))
+    assert {b.stop - b.start for b in blocks} == {size}
+    assert invariant_blocks("none", 12) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: equilibrium_angle(0.0, 0.1), "lr must be positive"),
+        (lambda: equilibrium_angle(0.1, -0.1), "weight_decay must not be negative"),
+        (lambda: equilibrium_angle(0.1, 0.1, momentum=1.0), r"momentum must lie in \[0, 1\)"),
+        (lambda: equilibrium_norm4(0.1, 0.0), "no equilibrium"),
+        (lambda: equilibrium_steps(0.1, 0.0), "no equilibrium"),
+        (lambda: invariant_blocks("group", 5, groups=2), "groups must divide width"),
+        (lambda: invariant_blocks("instance", 5), "normalization must be one of"),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
