@@ -59,10 +59,10 @@ MOMENTUM = Claim(
 PROGRESSIVE_SHARPENING = Claim(
     "optimization/edge_of_stability/progressive_sharpening",
     "Below the edge of stability the sharpness grows along the path of full-batch gradient descent: by more than a half.",
-    formula=r"\lambda_1(\theta_T) / \lambda_1(\theta_0) - 1 > \tfrac12 \quad\text{while}\quad \lambda_1 < 2/\eta",
+    formula=r"\ln \lambda_1(\theta_T) - \ln \lambda_1(\theta_0) > \ln \tfrac32 \quad\text{while}\quad \lambda_1 < 2/\eta",
     source=Source("Cohen et al. 2021", "Section 3 (progressive sharpening)", "arXiv:2103.00065"),
     kind="statistical",
-    relation=Orders(gap=0.5),
+    relation=Orders(gap=0.405),  # ln(3/2): a paired difference of logarithms, as growth is a factor
     control="a linear model, whose Hessian does not depend on the parameters",
     reading="As it fits the data better, a network becomes more sensitive to its parameters; this is what drives training to the "
     "edge. How far it goes depends on the task and the loss: with cross-entropy it reverses once the data are fitted.",
@@ -185,7 +185,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
 
     yield Stage("below the edge")
     network, linear = (run(sgd(lr=config.small_step), widths=w) for w in ((config.width,) * 2, ()))
-    growth, flat = (r.values["sharpness"][-1] / r.values["sharpness"][0] - 1 for r in (network, linear))
+    growth, flat = ((r.values["sharpness"][-1] / r.values["sharpness"][0]).log() for r in (network, linear))
     yield PROGRESSIVE_SHARPENING.check(measured=growth, setting=f"η = {config.small_step:g}")
     yield PROGRESSIVE_SHARPENING.control_check(measured=flat, setting="linear model")
     title = "Sharpness grows along the path of a network"
