@@ -285,7 +285,10 @@ def test_output_that_nobody_reads_on_is_no_error() -> None:
 # --- the other commands
 
 
-def test_plan_names_what_it_knows_from_and_adds_up(lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_names_what_it_knows_from_and_adds_up(
+    lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # no cell of the table is wrapped
     key, new = lab.add("known"), lab.add("new")
     base = ["--scale", "tiny", "--out", str(tmp_path)]
     assert main(["run", key, *base]) == 0

@@ -248,7 +248,7 @@ def run(options: Run) -> int:
 
     _summarize(result, console)
     done = {record.study for record in result.records}
-    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]))
+    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]).resolve())
     return result.exit_status
 
 

@@ -99,6 +99,11 @@ def flow_factors(config: MatrixConfig, depth: int) -> tuple[Params, Params, Tens
     return balanced_, unbalanced, stacks[2]
 
 
+def determinant(matrix: Tensor) -> Tensor:
+    """Of 2×2 matrices (..., 2, 2)."""
+    return matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
+
+
 def initial(config: MatrixConfig) -> Params:
     """Factors (2·replica, 2, 2) with positive determinant: balanced ones of each seed first, then independent ones."""
     runs = []
@@ -109,7 +114,7 @@ def initial(config: MatrixConfig) -> Params:
             if unbalanced:  # entries of each factor so that those of the product have the same variance
                 size = (config.scale**2 / 2 ** (config.depth - 1)) ** (1 / (2 * config.depth))
                 factors = [size * torch.randn(2, 2, generator=generator, dtype=torch.float64) for _ in factors]
-            if float(torch.linalg.det(end_to_end(factors))) < 0:
+            if float(determinant(end_to_end(factors))) < 0:
                 factors[0] = factors[0] * factors[0].new_tensor([-1.0, 1.0])  # reflects the inputs, which keeps W₁W₁ᵀ and the balance
             runs.append(torch.stack(factors))
     stacked = torch.stack(runs).to(device=config.device, dtype=config.torch_dtype)
@@ -180,7 +185,7 @@ def norms_diverge(config: MatrixConfig) -> Iterator[Finding | Series]:
             kept.append(end_to_end(list(params.values())))
     path = torch.stack(kept).unflatten(1, (2, config.seeds))  # (time, start, replica, 2, 2)
     losses = ((path - target) * mask).square().sum((3, 4)) / 2
-    determinants = torch.linalg.det(path)
+    determinants = determinant(path)
     entries = path[..., 0, 0].abs()
 
     figure = Series("entry", "The smaller the loss, the larger the entry", x="loss ℓ", y="|w₀₀|", claim=NORMS_DIVERGE.key)

@@ -118,7 +118,7 @@ def late(run: Trajectory) -> Tensor:
 @study(
     "optimization/edge_of_stability",
     claims=[GD, MOMENTUM, PROGRESSIVE_SHARPENING],
-    tiny=EdgeConfig(seeds=6, rows=64, width=8, steps=40, long_steps=40, measurements=2, dtype="float32"),
+    tiny=EdgeConfig(seeds=4, rows=128, width=16, steps=250, long_steps=500, measurements=4, dtype="float32"),
     small=EdgeConfig(seeds=6, dtype="float32"),
     large=EdgeConfig(
         seeds=16,
