@@ -43,7 +43,8 @@ def test_tiny_yields_its_claims_and_each_control_fails(key: str) -> None:
     for finding in result.findings:
         if finding.role == "control":
             assert finding.verdict is Verdict.FAILS, f"the control of {finding.claim} ({finding.setting}) must fail: {finding}"
-        assert finding.n >= 1
+        else:  # few replicas may leave a law open, but a scale that refutes what holds at small is no test
+            assert finding.verdict is not Verdict.FAILS, finding
 
 
 @EVERY
