@@ -20,9 +20,9 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
-from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.iterates import iterates
 from theorylab.learning.optimizers.sgd import sgd
-from theorylab.models.objectives import Objective, lessard, pl_least_squares, quadratic, quartic
+from theorylab.models.objectives import lessard, pl_least_squares, quadratic, quartic
 from theorylab.theory.optimization import gd_rate, least_squares_rate, lessard_cycle, pl_rate, polyak_rate, polyak_tuning
 
 POLYAK_RATE = Claim(
@@ -86,16 +86,6 @@ class QuadraticsConfig(Config):
     descent_steps: int = setting(300, "steps on least squares, before the loss reaches rounding", low=200, high=350)
 
 
-def path(method: Optimizer, f: Objective, start: Tensor, steps: int) -> Tensor:
-    """The iterates of ``method`` on ``f`` from the start on, (steps + 1, ..., d)."""
-    params, points = {"x": start}, [start]
-    state = method.init(params)
-    for _ in range(steps):
-        params, state = method.update({"x": f.gradient(params["x"])}, state, params)
-        points.append(params["x"])
-    return torch.stack(points)
-
-
 def starts(config: QuadraticsConfig, dimension: int) -> Tensor:
     """A standard normal start for each seed, (replica, dimension)."""
     return torch.stack(
@@ -116,8 +106,8 @@ def momentum(config: QuadraticsConfig) -> Iterator[Finding | Series | Stage]:
         f = quadratic(torch.linspace(1 / kappa, 1.0, config.dimension, dtype=torch.float64))
         step, beta = polyak_tuning(f.smoothness, f.curvature)
         # the largest coordinate's distance from the minimizer 0: squares would underflow
-        ball = path(sgd(lr=step, momentum=beta), f, start, config.steps).abs().amax(-1)  # (step, replica)
-        plain = path(sgd(lr=2 / (f.smoothness + f.curvature)), f, start, config.steps).abs().amax(-1)
+        ball = iterates(sgd(lr=step, momentum=beta), f, start, config.steps).abs().amax(-1)  # (step, replica)
+        plain = iterates(sgd(lr=2 / (f.smoothness + f.curvature)), f, start, config.steps).abs().amax(-1)
         yield POLYAK_RATE.check(predicted=polyak_rate(kappa), measured=rate(ball), setting=f"heavy ball, κ = {kappa}")
         yield POLYAK_RATE.check(predicted=gd_rate(kappa), measured=rate(plain), setting=f"gradient descent, κ = {kappa}")
         yield POLYAK_RATE.control_check(predicted=polyak_rate(kappa), measured=rate(plain), setting=f"β = 0, κ = {kappa}")
@@ -130,8 +120,8 @@ def momentum(config: QuadraticsConfig) -> Iterator[Finding | Series | Stage]:
     yield Stage("cycle of the heavy ball")
     f, start = lessard(), torch.tensor([3.3], dtype=torch.float64)
     step, beta = polyak_tuning(f.smoothness, f.curvature)
-    ball = path(sgd(lr=step, momentum=beta), f, start, config.steps)[:, 0]
-    plain = path(sgd(lr=2 / (f.smoothness + f.curvature)), f, start, config.steps)[:, 0]
+    ball = iterates(sgd(lr=step, momentum=beta), f, start, config.steps)[:, 0]
+    plain = iterates(sgd(lr=2 / (f.smoothness + f.curvature)), f, start, config.steps)[:, 0]
 
     def last_periods(x: Tensor) -> Tensor:
         """The last nine iterates, from the largest of the first three on: three periods of a 3-cycle."""
@@ -155,14 +145,14 @@ def least_squares(config: QuadraticsConfig) -> Iterator[Finding | Series | Stage
     ratios = []
     for seed, start in zip(config.replica_seeds, starts(config, config.dimension), strict=True):
         f = pl_least_squares(config.rows, config.dimension, seed=seed)
-        ratios.append(f.gap(path(sgd(lr=1 / f.smoothness), f, start, steps)))
+        ratios.append(f.gap(iterates(sgd(lr=1 / f.smoothness), f, start, steps)))
     gaps = torch.stack(ratios, 1)
     gaps = gaps / gaps[0]  # (step, replica)
     bound = pl_rate(f.smoothness, f.curvature) ** t.double()
     flat, one = quartic(), torch.ones(1, dtype=torch.float64)
     # at the start f'' = 12 and f'²/(2f) = 8
     smoothness, curvature = 12.0, float((flat.gradient(one) ** 2 / (2 * flat.gap(one))).item())
-    quartic_gap = flat.gap(path(sgd(lr=1 / smoothness), flat, one, steps))
+    quartic_gap = flat.gap(iterates(sgd(lr=1 / smoothness), flat, one, steps))
     quartic_bound = pl_rate(smoothness, curvature) ** t.double()
     yield PL_RATE.check(predicted=bound[1:, None].expand_as(gaps[1:]), measured=gaps[1:], setting="every step, all seeds")
     yield PL_RATE.control_check(predicted=quartic_bound[1:], measured=quartic_gap[1:], setting="f = x⁴")

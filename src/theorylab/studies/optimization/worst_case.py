@@ -22,6 +22,7 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
+from theorylab.learning.iterates import iterates
 from theorylab.learning.optimizers.accelerated import accelerated
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.ogm import ogm
@@ -109,16 +110,6 @@ class WorstCaseConfig(Config):
     nonsmooth_steps: tuple[int, ...] = setting((5, 10, 50), "steps n of the subgradient method", low=2)
     span_steps: tuple[int, ...] = setting((5, 20, 50), "steps k of methods in the span of their gradients, in dimension 2k + 1", low=2)
     starts: int = setting(64, "starts of each nonconvex function and seed", low=1)
-
-
-def iterates(method: Optimizer, f: Objective, start: Tensor, steps: int) -> Tensor:
-    """The points at which ``method`` takes gradients of ``f``, from the start on: (steps + 1, ..., d)."""
-    params, points = {"x": start}, [start]
-    state = method.init(params)
-    for _ in range(steps):
-        params, state = method.update({"x": f.gradient(params["x"])}, state, params)
-        points.append(params["x"])
-    return torch.stack(points)
 
 
 def last_gap(method: Optimizer, f: Objective, start: Tensor, steps: int) -> float:
