@@ -20,7 +20,7 @@ lint:
 	@scripts/install.sh test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 bench:
 	@scripts/install.sh bench
