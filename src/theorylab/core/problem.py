@@ -151,7 +151,7 @@ class Problem:
         """
         wanted = torch.is_grad_enabled()
         with self.safe(), torch.set_grad_enabled(wanted):
-            return _finite(
+            return finite(
                 sum((w * self.batch_loss(k, params) for k, w in enumerate(self.weights)), start=torch.zeros((), device=self.device))
             )
 
@@ -165,7 +165,7 @@ class Problem:
         with self.safe():
             leaves = self.leaves(params)
             for k, w in enumerate(self.weights):
-                loss = _finite(self.batch_loss(k, leaves))
+                loss = finite(self.batch_loss(k, leaves))
                 part = w * self.flatten(_grads(loss, leaves))
                 total = part if total is None else total + part
         assert total is not None
@@ -268,7 +268,8 @@ def _select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
     return names
 
 
-def _finite(loss: Tensor) -> Tensor:
+def finite(loss: Tensor) -> Tensor:
+    """The loss itself; a ValueError where it is NaN or infinite, which stops a measurement."""
     if not bool(torch.isfinite(loss.detach())):
         raise ValueError(f"the loss must be finite to be measured, got {loss.item()}: check the model's parameters and the data.")
     return loss

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
-from theorylab.core.problem import Problem
+from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
 from theorylab.linalg.lanczos import eigs
 
@@ -87,9 +87,7 @@ def _join(parts: list[Tensor], many: bool) -> Tensor:
 def _hessian_graph(problem: Problem, batches: list[int], keep: bool) -> Product:
     leaves = problem.leaves()
     inputs = list(leaves.values())
-    total = sum(
-        (problem.weights[k] * _checked(problem.batch_loss(k, leaves)) for k in batches), start=torch.zeros((), device=problem.device)
-    )
+    total = sum((problem.weights[k] * finite(problem.batch_loss(k, leaves)) for k in batches), start=torch.zeros((), device=problem.device))
     slopes = torch.autograd.grad(total, inputs, create_graph=True, allow_unused=True)
     gradient = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, slopes, strict=True)]
 
@@ -113,7 +111,7 @@ def _ggn_graph(problem: Problem, batches: list[int], keep: bool) -> Product:
         pulled = torch.autograd.grad(outputs, inputs, u, create_graph=True, allow_unused=True)
         pulled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, pulled, strict=True)]
         head = outputs.detach().requires_grad_()
-        loss = problem.weights[k] * _checked(problem.loss_of(k, head))
+        loss = problem.weights[k] * finite(problem.loss_of(k, head))
         (slope,) = torch.autograd.grad(loss, [head], create_graph=True)
         pieces.append((outputs, u, pulled, head, slope, _linearized(problem, k, u, pulled) if keep else None))
 
@@ -150,12 +148,6 @@ def _linearized(problem: Problem, k: int, u: Tensor, pulled: list[Tensor]) -> Ca
     (expected,) = _grad(pulled, [u], test, False)
     agree = float((forward(test) - expected).norm()) <= torch.finfo(u.dtype).eps ** 0.5 * float(expected.norm())
     return forward if agree else None
-
-
-def _checked(loss: Tensor) -> Tensor:
-    if not bool(torch.isfinite(loss.detach())):
-        raise ValueError(f"the loss must be finite to be measured, got {loss.item()}: check the model's parameters and the data.")
-    return loss
 
 
 def _operator(problem: Problem, build: Callable[[Problem, list[int], bool], Product], name: str, memory: int) -> Operator:

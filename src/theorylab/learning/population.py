@@ -205,10 +205,6 @@ class Population:
         x, y = (first.x, first.y) if first.shared else (cat("x"), cat("y"))
         return type(first)(x, y, first.shared, cat("weights"), cat("batch_weights"), orders)  # type: ignore[arg-type]
 
-    @property
-    def _devices(self) -> list[torch.device]:
-        return list(dict.fromkeys(group.device for group in self._groups))
-
     def shard(self, devices: Iterable[str | torch.device]) -> Population:
         """Spread the replicas over devices in equal parts, in order; returns the population itself.
 
