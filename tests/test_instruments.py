@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from zoo import ZOO, is_pair, make, mlp, vectors
+from zoo import ZOO, make, mlp, vectors
 
 import theorylab.instruments
 from theorylab.core.estimate import Estimate
-from theorylab.core.instrument import Instrument, instruments
+from theorylab.core.instrument import Inapplicable, Instrument, instruments
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
 
@@ -26,9 +27,6 @@ assert theorylab.instruments  # its import fills the registry
 INSTRUMENTS = pytest.mark.parametrize("tool", instruments().values(), ids=lambda tool: tool.name)
 HOW_NOT_WHAT = {"converged", "n_matvecs", "residual", "residuals"}
 """Fields that say how a result was reached; an oracle reaches it otherwise."""
-
-NEED_OUTPUTS = {"ggn"}
-"""Instruments that refuse a loss of the form loss(model, batch), because it hides the model's outputs."""
 
 
 def numbers(result: Any) -> dict[str, Tensor]:
@@ -61,20 +59,21 @@ def assert_agree(a: Any, b: Any, tolerance: float) -> None:
         assert torch.allclose(first[k], second[k], rtol=0, atol=slack), k
 
 
-def takes(tool: Instrument, name: str) -> bool:
-    """Whether the instrument measures this problem; one that needs the outputs refuses a loss that hides them, and says so."""
-    if is_pair(name) or tool.name not in NEED_OUTPUTS:
+def takes(tool: Instrument, problem: Problem) -> bool:
+    """Whether the instrument measures this problem; where it says why not, it must refuse with that reason."""
+    reason = tool.why_not(problem)
+    if reason is None:
         return True
-    with pytest.raises(ValueError, match="outputs are unknown"):
-        tool.measure(make(name))
+    with pytest.raises(Inapplicable, match=re.escape(reason)):
+        tool.measure(problem)
     return False
 
 
 @INSTRUMENTS
 @pytest.mark.parametrize("name", ZOO)
 def test_agrees_with_its_oracle(tool: Instrument, name: str) -> None:
-    if takes(tool, name):
-        problem = make(name)
+    problem = make(name)
+    if takes(tool, problem):
         assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
 
 

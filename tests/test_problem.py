@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import ZOO, cnn, is_pair, make, mlp, vectors
+from zoo import ZOO, cnn, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian
@@ -63,7 +63,7 @@ def test_hessian_product_agrees_with_central_differences(name: str) -> None:
     assert torch.allclose(kept @ torch.stack([v, 2 * v], 1), torch.stack([kept @ v, 2 * (kept @ v)], 1), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [k for k in ZOO if is_pair(k)])
+@pytest.mark.parametrize("name", [k for k in ZOO if make(k).batches[0].is_pair])
 def test_ggn_product_agrees_with_its_definition_by_differences(name: str) -> None:
     problem = make(name)
     v, h = direction(problem), 1e-5
@@ -265,7 +265,7 @@ def mixed() -> nn.Module:
         (lambda: make("mlp").at({"9.weight": torch.ones(1)}), ValueError, "not among the selected"),
         (lambda: make("mlp").at({"0.bias": torch.ones(1)}), ValueError, "must have shape"),
         (lambda: make("mlp").unflatten(torch.ones(3)), ValueError, "vector must have shape"),
-        (lambda: ggn(make("dict batches, custom loss")), ValueError, "outputs are unknown"),
+        (lambda: ggn(make("dict batches, custom loss")), ValueError, "hides the model's outputs"),
     ],
 )
 def test_wrong_input_is_refused(build: Any, error: type[Exception], message: str) -> None:

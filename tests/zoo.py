@@ -135,7 +135,3 @@ def make(name: str, **options: Any) -> Problem:
         net = model()
         content = data()
     return Problem(net, loss, content, **{"dtype": torch.float64, **own, **options})
-
-
-def is_pair(name: str) -> bool:
-    return isinstance(ZOO[name][2](), tuple)

@@ -30,6 +30,7 @@ _PUBLIC = {
     "study": "core.study",
     "instrument": "core.instrument",
     "instruments": "core.instrument",
+    "Inapplicable": "core.instrument",
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",

@@ -2,45 +2,82 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from theorylab.core.source import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
+Refusal = Callable[[Any], str | None]
+"""Problem → why an instrument does not apply to it and what to do, or None where it does."""
+
+
+class Inapplicable(ValueError):
+    """An instrument does not apply to a problem; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Instrument:
-    """A registered instrument; the function itself is left as it is."""
+    """A registered instrument.
+
+    Attributes:
+        name: Of the function.
+        family: Under which ``theorylab measure --with`` finds it: ``"curvature"``.
+        measure: The function that a user calls.
+        oracle: The slow, obvious version.
+        source: Where the quantity is defined.
+        refusals: What is asked of a problem before any work.
+    """
 
     name: str
+    family: str
     measure: Callable[..., Any]
     oracle: Callable[..., Any]
     source: Source
+    refusals: tuple[Refusal, ...] = ()
+
+    def why_not(self, problem: Any) -> str | None:
+        """Why the instrument does not apply to ``problem``, or None where it does."""
+        return next((reason for refuses in self.refusals if (reason := refuses(problem)) is not None), None)
 
 
 _registry: dict[str, Instrument] = {}
 
 
-def instrument(*, oracle: Callable[..., Any], source: Source) -> Callable[[F], F]:
-    """Register ``measure(problem, ...)`` under its name.
+def instrument(
+    *, oracle: Callable[..., Any], source: Source, refuses: Refusal | tuple[Refusal, ...] = (), family: str = ""
+) -> Callable[[F], F]:
+    """Register ``measure(problem, ...)`` under its name; calls first ask the problem whether the instrument applies.
 
     Args:
         oracle: The slow, obvious version with the same signature; the test battery demands that both agree in float64.
         source: Where the quantity is defined.
+        refuses: Functions of the problem alone that say why the instrument does not apply; the first reason is raised as `Inapplicable`.
+        family: Under which users find it; default: the name of the module.
 
     Raises:
         ValueError: another module registered the name.
     """
 
     def register(measure: F) -> F:
-        taken = _registry.get(measure.__name__)
-        if taken is not None and taken.measure.__module__ != measure.__module__:
-            raise ValueError(f"instrument {measure.__name__} is registered by {taken.measure.__module__} already.")
-        _registry[measure.__name__] = Instrument(measure.__name__, measure, oracle, source)
-        return measure
+        name, home = measure.__name__, measure.__module__
+        taken = _registry.get(name)
+        if taken is not None and taken.measure.__module__ != home:
+            raise ValueError(f"instrument {name} is registered by {taken.measure.__module__} already.")
+
+        @functools.wraps(measure)
+        def checked(problem: Any, *args: Any, **kwargs: Any) -> Any:
+            reason = entry.why_not(problem)
+            if reason is not None:
+                raise Inapplicable(f"{name} does not apply: {reason}")
+            return measure(problem, *args, **kwargs)
+
+        refusals = refuses if isinstance(refuses, tuple) else (refuses,)
+        entry = Instrument(name, family or home.rpartition(".")[2], checked, oracle, source, refusals)
+        _registry[name] = entry
+        return cast(F, checked)
 
     return register
 

@@ -13,6 +13,7 @@ from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
+from theorylab.instruments.refusals import hides_outputs
 from theorylab.linalg.lanczos import eigs
 
 MEMORY_BUDGET = 2**30
@@ -257,6 +258,7 @@ def hessian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
 @instrument(
     oracle=dense_ggn,
     source=Source("Schraudolph 2002", "Section 3 (fast curvature matrix-vector products)", "doi:10.1162/08997660260028683"),
+    refuses=hides_outputs,
 )
 def ggn(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
     r"""The generalized Gauss-Newton matrix :math:`\frac1n\sum_i J_i^\top \nabla^2_f\ell_i\, J_i`, (p, p).
@@ -269,7 +271,8 @@ def ggn(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
         memory: Bytes that the kept graph may take.
 
     Raises:
-        ValueError: the loss is not finite, or has the form loss(model, batch), which hides the outputs.
+        Inapplicable: the loss has the form loss(model, batch), which hides the outputs.
+        ValueError: the loss is not finite.
         TypeError: the output is not one tensor.
 
     Example:
