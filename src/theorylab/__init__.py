@@ -34,6 +34,8 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "per_example_grads": "instruments.rows",
+    "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",
