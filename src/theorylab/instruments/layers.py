@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from theorylab.core.problem import Params, Problem
+from theorylab.core.safe import BATCH_COUPLED
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Outer:
         if self.looked_up and not other.looked_up:
             return other.inner(self)
         if not self.looked_up and self is other and self.left.shape[2] == 1:
-            return (self.left.square().sum((2, 3)) * self.right.square().sum((2, 3))).sum(1)
+            return (vector_norm(self.left[:, :, 0], dim=-1) * vector_norm(self.right[:, :, 0], dim=-1)).square().sum(1)
         if not other.looked_up:
             left = self.left @ other.left.mT
         elif self.looked_up:
@@ -88,7 +90,7 @@ class Call:
 
 def _linear(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:
     right, left = x.reshape(len(x), 1, -1, x.shape[-1]), g.reshape(len(g), 1, -1, g.shape[-1])
-    return {"weight": Outer(left, right, g.shape[-1]), "bias": left.sum((1, 2))}
+    return {"weight": Outer(left, right, g.shape[-1]), "bias": g.flatten(1, -2).sum(1) if g.ndim > 2 else g}
 
 
 def _conv(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:
@@ -150,13 +152,29 @@ FORMULAS: dict[Any, Formula] = {
 """Keyed by what runs, not by the class: a subclass with a forward of its own is not mistaken for its parent."""
 
 
+ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.LeakyReLU, nn.Identity, nn.Dropout)
+POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+def row_wise(model: nn.Module) -> bool:
+    """Whether the structure alone shows that every layer treats every row by itself: a chain of layers that do."""
+
+    def safe(m: nn.Module) -> bool:
+        known = type(m) in (nn.Sequential, *ACTIVATIONS, *POOLS) or type(m).forward in FORMULAS
+        flat = type(m) is nn.Flatten and m.start_dim == 1
+        joint = isinstance(m, BATCH_COUPLED) and (m.training or m.running_mean is None)
+        return (known or flat) and not joint and not m._forward_hooks and not m._forward_pre_hooks
+
+    return all(safe(m) for m in model.modules())
+
+
 def _fits(m: Any, x: Any, out: Any, rows: int) -> bool:
     """Whether the first axis of what goes in and out runs over rows, and the layer treats every row by itself."""
     if not (isinstance(x, Tensor) and isinstance(out, Tensor) and out.requires_grad and x.ndim and len(x) == len(out) == rows):
         return False
     if isinstance(m, nn.Embedding):
         return m.max_norm is None and not m.scale_grad_by_freq
-    if isinstance(m, nn.modules.batchnorm._BatchNorm):
+    if isinstance(m, BATCH_COUPLED):
         return not m.training and m.running_mean is not None
     if isinstance(m, nn.modules.conv._ConvNd):
         return x.ndim == len(m.kernel_size) + 2
@@ -195,7 +213,7 @@ def recorded(problem: Problem, leaves: Params, rows: int) -> Iterator[list[Call]
     def hook(m: Any, args: tuple[Any, ...], out: Any) -> None:
         used = {role: names[id(p)] for role, p in m._parameters.items() if p is not None and id(p) in names}
         if used and len(args) == 1 and _fits(m, args[0], out, rows):
-            statistics: Any = (m.running_mean, m.running_var) if isinstance(m, nn.modules.batchnorm._BatchNorm) else None
+            statistics: Any = (m.running_mean, m.running_var) if isinstance(m, BATCH_COUPLED) else None
             calls.append(Call(m, used, args[0].detach(), get_gradient_edge(out), args[0]._version, statistics))
 
     known = [m for m in problem.model.modules() if type(m).forward in FORMULAS]

@@ -15,7 +15,7 @@ from theorylab.core.batches import Batch, map_tensors, rows_of, tensors_of
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.source import Source
-from theorylab.instruments.layers import Call, Gradients, Outer, gradients_of, recorded, uses, work
+from theorylab.instruments.layers import Call, Gradients, Outer, gradients_of, recorded, row_wise, uses, work
 from theorylab.instruments.refusals import couples_rows
 
 BUDGET = 2**26
@@ -38,13 +38,12 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) -> None:
-    """A mean over rows is the weighted mean over parts of the batch; here of 1, 2, 4, ... rows."""
-    batch, parts, start = problem.batches[k], [], 0
+    """A mean over rows is the weighted mean over parts of the batch; here of 1, 4, 16, ... rows, so that no pattern of rows hides it."""
+    batch, parts, start, size = problem.batches[k], [], 0, 1
     while start < batch.rows:
-        part, rows = slice(start, 2 * start + 1), min(start + 1, batch.rows - start)
-        out, y = (rows_of(side, part, batch.rows) for side in (outputs, batch.content[1]))
-        parts.append(problem.criterion(out, y).expand(rows))
-        start = 2 * start + 1
+        out, y = (rows_of(side, slice(start, start + size), batch.rows) for side in (outputs, batch.content[1]))
+        parts.append(problem.criterion(out, y).expand(min(size, batch.rows - start)))
+        start, size = start + size, 4 * size
     apart = torch.cat(parts)
     if not _close(apart if value.ndim else apart.mean(), value):
         raise Inapplicable(
@@ -86,7 +85,7 @@ def _layers(problem: Problem, k: int) -> _Layers:
     total = batch.rows * finite(value.mean())
     with torch.no_grad():
         _refuse_joint_loss(problem, k, outputs, value)
-    trusted = _stand_alone(problem, k, calls, outputs)
+    trusted = set(range(len(calls))) if row_wise(problem.model) else _stand_alone(problem, k, calls, outputs)
     if len(trusted) < len(calls):
         trusted |= _separate(calls, outputs)
     kept = [calls[i] for i in sorted(trusted) if calls[i].untouched]
@@ -208,7 +207,7 @@ def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
     """Squared norms (m,) of the sum of the uses of a parameter."""
     factors = [use for use in gradients if isinstance(use, Outer)]
     if len(gradients) == 1 and not factors:
-        return gradients[0].flatten(1).square().sum(1)  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.linalg.vector_norm(gradients[0].flatten(1), dim=1).square()  # pyright: ignore[reportAttributeAccessIssue]
     if len(factors) == len(gradients):
         places = sum(use.right.shape[2] for use in factors)
         o, i = factors[0].o, factors[0].right.shape[3]
@@ -217,7 +216,7 @@ def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
     rows = len(factors[0].right) if factors else len(gradients[0])  # pyright: ignore[reportArgumentType]
     total = parameter.new_empty(rows, *parameter.shape)
     _formed(gradients, total)
-    return total.flatten(1).square().sum(1)
+    return torch.linalg.vector_norm(total.flatten(1), dim=1).square()
 
 
 def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int | None) -> Tensor:
@@ -347,6 +346,6 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
                 gradients = gradients_of(found.calls, _index(part))
                 known = [_squares(terms, problem.params[name]) for name, terms in gradients.items() if name not in found.rest]
                 if others is not None:
-                    known.append(others(part).square().sum(1))
+                    known.append(torch.linalg.vector_norm(others(part), dim=1).square())
                 squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), dtype=problem.dtype, device=problem.device))
     return torch.cat(squares).sqrt()
