@@ -42,6 +42,8 @@ _PUBLIC = {
     "Bound": "instruments.bounds",
     "Reading": "core.reading",
     "kl_inverse": "stats.binomial",
+    "per_example_grads": "instruments.rows",
+    "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",
