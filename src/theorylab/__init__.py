@@ -34,6 +34,8 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "kfac": "instruments.kfac",
+    "ekfac": "instruments.kfac",
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",
