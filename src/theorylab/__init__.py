@@ -39,6 +39,8 @@ _PUBLIC = {
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",
+    "diag": "linalg.diagonal",
+    "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
 }
