@@ -15,8 +15,8 @@ from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.kfac import dense_ekfac, dense_kfac, ekfac, kfac
-from theorylab.instruments.layers import layers
 from theorylab.instruments.loss_root import loss_root
+from theorylab.instruments.matrix_layers import layers
 from theorylab.linalg.kronecker import Block, Kronecker
 
 

@@ -12,8 +12,8 @@ from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
 from theorylab.instruments.curvature import dense_ggn
-from theorylab.instruments.layers import Layer, forward, layers, unsupported
 from theorylab.instruments.loss_root import loss_root
+from theorylab.instruments.matrix_layers import Layer, forward, layers, unsupported
 from theorylab.instruments.refusals import couples_rows, hides_outputs
 from theorylab.linalg.kronecker import Block, Kronecker
 
