@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ def numbers(result: Any) -> dict[str, Tensor]:
         return {"tensor": result.detach().double()}
     if isinstance(result, int | float):
         return {"number": torch.tensor(result, dtype=torch.float64)}
+    if result is None or isinstance(result, str):  # a remark
+        return {}
+    if isinstance(result, Mapping | tuple):
+        items = result.items() if isinstance(result, Mapping) else enumerate(result)
+        return {f"{k}.{inner}": t for k, v in items for inner, t in numbers(v).items()}
     assert dataclasses.is_dataclass(result), f"an instrument must not return a {type(result).__name__}"
     parts = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in HOW_NOT_WHAT}
     signless = {k: v.abs() if k in ("vector", "vectors") else v for k, v in parts.items()}
@@ -69,6 +75,14 @@ def takes(tool: Instrument, problem: Problem) -> bool:
     return False
 
 
+def without_row_order(result: Any) -> Any:
+    """A rectangular operator, whose rows go with the data's, as AᵀA, which does not depend on their order; else the result itself."""
+    if isinstance(result, Operator) and not result.symmetric:
+        matrix = result.to_dense()
+        return matrix.T @ matrix
+    return result
+
+
 @INSTRUMENTS
 @pytest.mark.parametrize("name", ZOO)
 def test_agrees_with_its_oracle(tool: Instrument, name: str) -> None:
@@ -95,7 +109,7 @@ def test_does_not_depend_on_the_order_of_rows(tool: Instrument) -> None:
     net, (x, y) = mlp().double(), vectors()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     results = [tool.measure(Problem(net, F.cross_entropy, (x[i].double(), y[i])), **accurate(tool)) for i in (order, slice(None))]
-    assert_agree(*results, 1e-10)
+    assert_agree(*map(without_row_order, results), 1e-10)
 
 
 @INSTRUMENTS
@@ -138,9 +152,9 @@ def test_leaves_the_model_and_the_generator_as_they_were(tool: Instrument) -> No
 @INSTRUMENTS
 def test_refuses_a_loss_that_is_not_finite(tool: Instrument) -> None:
     x, y = vectors()
-    x[3, 2] = float("inf")
+    x[3, 2] = float("nan")
     with pytest.raises(ValueError, match="loss must be finite"):
-        tool.measure(Problem(mlp(), F.mse_loss, (x, F.one_hot(y, 3).float() * float("nan"))))
+        tool.measure(Problem(mlp(), F.cross_entropy, (x, y)))
 
 
 @INSTRUMENTS
@@ -152,5 +166,7 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     if takes(tool, problem):
         assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
-    for t in numbers(tool.measure(linear)).values():
-        assert t.ndim == 1 or float(t.abs().max()) == 0  # a vector (p,) is any unit vector here
+    if takes(tool, linear):
+        expected = numbers(tool.oracle(linear))
+        for k, t in numbers(tool.measure(linear)).items():
+            assert t.ndim == 1 or torch.allclose(t, expected[k], rtol=1e-9, atol=0)  # a vector (p,) is any unit vector where H = 0
