@@ -34,6 +34,7 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "adam_preconditioner": "instruments.curvature",
     "fisher": "instruments.fisher",
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
