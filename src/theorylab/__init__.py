@@ -36,6 +36,7 @@ _PUBLIC = {
     "sharpness": "instruments.curvature",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
+    "adam_preconditioner": "instruments.curvature",
     "fisher": "instruments.fisher",
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
