@@ -32,8 +32,6 @@ HOW_NOT_WHAT = {"converged", "n_matvecs", "residual", "residuals"}
 
 def numbers(result: Any) -> dict[str, Tensor]:
     """What a measurement says, as float64 tensors by name; the sign of a unit vector is arbitrary and is dropped."""
-    if isinstance(result, dict):
-        return result
     if isinstance(result, Operator):
         return {"matrix": result.to_dense().double()}
     if isinstance(result, Estimate):
