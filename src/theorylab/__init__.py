@@ -45,6 +45,7 @@ _PUBLIC = {
     "Bound": "instruments.bounds",
     "Reading": "core.reading",
     "kl_inverse": "stats.binomial",
+    "ntk": "instruments.kernels",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",
