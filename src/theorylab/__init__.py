@@ -36,6 +36,8 @@ _PUBLIC = {
     "sharpness": "instruments.curvature",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
+    "landscape": "instruments.landscape",
+    "mode_connectivity": "instruments.mode_connectivity",
     "fisher": "instruments.fisher",
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
