@@ -36,6 +36,8 @@ _PUBLIC = {
     "sharpness": "instruments.curvature",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
+    "landscape": "instruments.landscape",
+    "mode_connectivity": "instruments.mode_connectivity",
     "adam_preconditioner": "instruments.curvature",
     "fisher": "instruments.fisher",
     "true_fisher": "instruments.fisher",
