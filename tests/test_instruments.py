@@ -114,7 +114,8 @@ def test_takes_the_order_of_parameters_from_the_model(tool: Instrument) -> None:
 @INSTRUMENTS
 def test_a_block_of_parameters_is_measured_as_by_the_oracle(tool: Instrument) -> None:
     problem = make("attention", params=["qkv.*", "head.weight"])
-    assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
+    if takes(tool, problem):
+        assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
 
 
 @INSTRUMENTS
@@ -157,7 +158,7 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
     assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
-    if not takes(tool, linear):
+    if tool.family != "curvature":  # other quantities need not vanish with the second derivative
         return
     for t in numbers(tool.measure(linear)).values():
         assert t.ndim == 1 or float(t.abs().max()) == 0  # a vector (p,) is any unit vector here

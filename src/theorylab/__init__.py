@@ -34,6 +34,7 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "norms": "instruments.norms",
     "test_bound": "instruments.bounds",
     "Bound": "instruments.bounds",
     "Reading": "core.reading",

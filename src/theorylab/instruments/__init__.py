@@ -2,3 +2,4 @@
 
 from theorylab.instruments import bounds as bounds
 from theorylab.instruments import curvature as curvature
+from theorylab.instruments import norms as norms
