@@ -14,6 +14,7 @@ from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.layers import LinearLayer, is_no_chain, linear_layers
+from theorylab.instruments.path_norm import off_relu_graph, path_norm
 from theorylab.instruments.predictions import not_classification, scores_and_classes, signed_margins
 
 QUANTILES = (0.0, 0.1, 0.5)
@@ -48,6 +49,7 @@ class Norms:
         log_spectral: Σ ln‖W‖₂. For a chain of layers with activations of slope at most one, e to its power bounds the Lipschitz constant.
         log_frobenius: Σ ln‖W‖_F, never below ``log_spectral``.
         log_spectral_complexity: Logarithm of the spectral complexity.
+        log_path_norm: See `path_norm`; None off ReLU networks.
         distance: Euclidean distance of all selected parameters from the reference.
         margins: Quantile → margin of the right class, negative where rows are wrong; None where there are no classes.
         reference: ``"initialization"`` where it was given, else ``"zero"``.
@@ -58,6 +60,7 @@ class Norms:
     log_spectral: float
     log_frobenius: float
     log_spectral_complexity: float
+    log_path_norm: float | None
     distance: float
     margins: Mapping[float, float] | None
     reference: str
@@ -69,6 +72,7 @@ class Norms:
             "log product of spectral norms": self.log_spectral,
             "log product of Frobenius norms": self.log_frobenius,
             f"log spectral complexity from {self.reference}": self.log_spectral_complexity,
+            **({} if self.log_path_norm is None else {"log path norm": self.log_path_norm}),
             f"distance from {self.reference}": self.distance,
             **{f"margin, quantile {q:g}": m for q, m in (self.margins or {}).items()},
         }
@@ -93,6 +97,7 @@ def _assemble(
         log_spectral,
         math.fsum(math.log(layer.frobenius) for layer in layers),
         log_spectral + 1.5 * math.log(correction),
+        None if off_relu_graph(problem) is not None else path_norm(problem),
         float(problem.flatten(moved).norm()),
         margins,
         "zero" if init is None else "initialization",
@@ -150,7 +155,8 @@ def norms(problem: Problem, *, init: Params | None = None, tol: float = 1e-4) ->
     its real input, with stride and padding; its norm comes from Lanczos iteration through the layer. BatchNorm in evaluation mode is a
     diagonal layer. Everything is computed in float64, products as sums of logarithms.
 
-    These are measures, not bounds: a rescaling of ReLU layers that leaves the function as it is moves them.
+    These are measures, not bounds: a rescaling of ReLU layers that leaves the function as it is moves all of them but the path norm and
+    the margins.
 
     Args:
         problem: A network whose selected matrices are weights of dense layers and convolutions.
