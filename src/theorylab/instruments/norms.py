@@ -13,7 +13,7 @@ from theorylab.core.instrument import instrument
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
-from theorylab.instruments.layers import LinearLayer, is_no_chain, linear_layers
+from theorylab.instruments.linear_layers import LinearLayer, is_no_chain, linear_layers
 from theorylab.instruments.path_norm import off_relu_graph, path_norm
 from theorylab.instruments.predictions import not_classification, scores_and_classes, signed_margins
 
