@@ -43,6 +43,8 @@ _PUBLIC = {
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
     "jacobian": "instruments.jacobian",
+    "norms": "instruments.norms",
+    "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
     "Bound": "instruments.bounds",
     "Reading": "core.reading",
