@@ -39,6 +39,9 @@ _PUBLIC = {
     "trace": "linalg.trace",
     "solve": "linalg.solve",
     "Population": "learning.population",
+    "measure": "measuring.measure",
+    "ReportCard": "report.card",
+    "Reading": "core.reading",
 }
 
 __all__ = ["__version__", *_PUBLIC]

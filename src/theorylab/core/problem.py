@@ -190,6 +190,13 @@ class Problem:
         moved.params = {k: params[k].detach().to(v, copy=True) if k in params else v for k, v in self.params.items()}
         return moved
 
+    def in_batches(self, batch_size: int) -> Problem:
+        """The same problem with its batches split into parts of at most ``batch_size`` rows, for less memory; as the argument of that name."""
+        split = copy.copy(self)
+        contents = [b.content for b in self.batches]
+        split.batches = as_batches(contents, dtype=None, device=self.device, seed=self.seed, batch_size=batch_size)
+        return split
+
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The selected parameters, or tensors of their shapes, as one vector (p,)."""
         return torch.cat([params[k].reshape(-1) for k in self.params])
