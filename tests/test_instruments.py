@@ -69,6 +69,14 @@ def takes(tool: Instrument, problem: Problem) -> bool:
     return False
 
 
+def without_row_order(result: Any) -> Any:
+    """A rectangular operator, whose rows go with the data's, as AᵀA, which does not depend on their order; else the result itself."""
+    if isinstance(result, Operator) and not result.symmetric:
+        matrix = result.to_dense()
+        return matrix.T @ matrix
+    return result
+
+
 @INSTRUMENTS
 @pytest.mark.parametrize("name", ZOO)
 def test_agrees_with_its_oracle(tool: Instrument, name: str) -> None:
@@ -95,7 +103,7 @@ def test_does_not_depend_on_the_order_of_rows(tool: Instrument) -> None:
     net, (x, y) = mlp().double(), vectors()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     results = [tool.measure(Problem(net, F.cross_entropy, (x[i].double(), y[i])), **accurate(tool)) for i in (order, slice(None))]
-    assert_agree(*results, 1e-10)
+    assert_agree(*map(without_row_order, results), 1e-10)
 
 
 @INSTRUMENTS
@@ -151,5 +159,7 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
     assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
-    for t in numbers(tool.measure(linear)).values():
-        assert t.ndim == 1 or float(t.abs().max()) == 0  # a vector (p,) is any unit vector here
+    if takes(tool, linear):
+        expected = numbers(tool.oracle(linear))
+        for k, t in numbers(tool.measure(linear)).items():
+            assert t.ndim == 1 or torch.allclose(t, expected[k], rtol=1e-9, atol=0)  # a vector (p,) is any unit vector where H = 0

@@ -235,6 +235,21 @@ def test_diagonal_is_unbiased_with_its_stated_error() -> None:
     assert torch.allclose(estimate.stderr.square(), variance, rtol=0.2)
 
 
+def test_scipy_takes_an_operator_and_finds_the_same_eigenvalues() -> None:
+    from scipy.sparse.linalg import eigsh
+
+    H = hessian(make("mlp"))
+    values = eigsh(H.to_scipy(), k=3, which="LA", return_eigenvectors=False, tol=1e-12)
+    assert torch.allclose(torch.as_tensor(values), torch.linalg.eigvalsh(H.to_dense())[-3:], rtol=0, atol=1e-9)
+
+
+def test_scipy_gets_the_transpose_of_an_operator_that_is_not_symmetric() -> None:
+    matrix = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    A = Operator((2, 3), lambda v: matrix @ v, rmatvec=lambda v: matrix.T @ v).to_scipy()
+    assert torch.equal(torch.as_tensor(A.rmatvec([1.0, 2.0])), matrix.T @ torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert torch.equal(torch.as_tensor(A @ torch.eye(3, dtype=torch.float64).numpy()), matrix)
+
+
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 def test_solve_agrees_with_cholesky_and_reports_its_residual(damping: float) -> None:
     matrix = with_spectrum(torch.logspace(-2, 1, 80))

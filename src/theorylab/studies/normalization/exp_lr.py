@@ -21,7 +21,7 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
-from theorylab.data.random_labels import random_labels
+from theorylab.data.synthetic import random_labels
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.exponential import exponential_sgd
 from theorylab.learning.optimizers.sgd import sgd
