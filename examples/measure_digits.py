@@ -12,8 +12,8 @@ import theorylab as tl
 from theorylab.data.digits import digits
 
 
-def problem(steps: int = 300, step_size: float = 0.5) -> tl.Problem:
-    """Train for a second or two by full-batch gradient descent, then measure there: the training set, its loss and the trained network."""
+def problem(steps: int = 100, step_size: float = 0.5) -> tl.Problem:
+    """Train for a moment by full-batch gradient descent, then measure there: the training set, its loss and the trained network."""
     x, y = digits(1000, dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -191,7 +191,7 @@ class Problem:
         return moved
 
     def in_batches(self, batch_size: int) -> Problem:
-        """The same problem with its batches split into parts of at most ``batch_size`` rows, for less memory; as the argument of that name."""
+        """The same problem in batches of at most ``batch_size`` rows, as by the argument of that name: takes less memory."""
         split = copy.copy(self)
         contents = [b.content for b in self.batches]
         split.batches = as_batches(contents, dtype=None, device=self.device, seed=self.seed, batch_size=batch_size)

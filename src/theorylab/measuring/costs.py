@@ -119,15 +119,24 @@ def _graph_bytes(problem: Problem) -> int:
     return total
 
 
-def _operator(problem: Problem) -> Work:
-    m = operators.PROBES * operators.STEPS
-    vectors = max(1.5 * operators.STEPS, 2.5 * operators.PRODUCTS)
-    return Work(PRODUCT * operators.products(problem.P), 2.0 * operators.STEPS * m + operators.PRODUCTS**2, vectors)
+def _curvature(name: str, product: float = PRODUCT) -> Callable[[Problem], Work]:
+    """The work that the card reads from an operator: its products, and the linear algebra of Krylov spaces."""
+
+    def work(problem: Problem) -> Work:
+        full = name in operators.IN_FULL
+        passes = operators.TRACE**2 + (2.0 * operators.PROBES * operators.STEPS**2 if full else 2.0 * operators.TOP**2)
+        vectors = max(1.5 * operators.STEPS if full else 1.5 * operators.TOP, 2.5 * operators.TRACE)
+        return Work(product * operators.products(name, problem.P), passes, vectors)
+
+    return work
 
 
 WORK: Mapping[str, Callable[[Problem], Work]] = {
-    "hessian": _operator,
-    "ggn": _operator,
+    "hessian": _curvature("hessian"),
+    "ggn": _curvature("ggn", 1.3),
+    "true_fisher": _curvature("true_fisher", 1.3),
+    "empirical_fisher": _curvature("empirical_fisher", 1.3),
+    "jacobian": _curvature("jacobian", 1.3),
     "sharpness": lambda problem: Work(PRODUCT * min(30, problem.P), 2.0 * 30**2, 45),
 }
 """The work of each instrument, and of what the card reads from its result."""

@@ -93,7 +93,7 @@ class Session:
         for tool in self.tools:
             watch.begin(tool.name)
             entry = _entry(tool, self.problem, self.seed, self.room)
-            watch.end(tool.name, entry.state)
+            watch.end(tool.name)
             yield entry
 
     def card(self, entries: Iterable[Entry]) -> ReportCard:
@@ -158,7 +158,7 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
     def operator(A: Operator) -> Shown:
         nonlocal drawn
         drawn = True
-        return operators.of_operator(A, seed=seed, **({} if room is None else {"vectors": room.vectors}))
+        return operators.of_operator(tool.name, A, seed=seed, **({} if room is None else {"vectors": room.vectors}))
 
     start = time.perf_counter()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from types import TracebackType
 from typing import Self
 
@@ -24,11 +23,10 @@ class Watch:
     """
 
     def __init__(self, console: Console | None, expected: dict[str, float], quiet: float = QUIET) -> None:
-        self._console, self._expected, self._quiet = console, expected, quiet
+        self._console, self._expected = console, expected
         self._lock = threading.Lock()
         self._open = False
         self._now = ""
-        self._begun = 0.0
         self._done = 0
         self._timer = threading.Timer(quiet, self._reveal)
         self._timer.daemon = True
@@ -38,19 +36,16 @@ class Watch:
     def begin(self, name: str) -> None:
         """An instrument starts."""
         with self._lock:
-            self._now, self._begun = name, time.monotonic()
+            self._now = name
             self._show()
 
-    def end(self, name: str, state: str) -> None:
-        """An instrument is through, in whatever ``state``."""
+    def end(self, name: str) -> None:
+        """An instrument is through."""
         with self._lock:
             self._done += 1
             self._now = ""
-            took = time.monotonic() - self._begun
             if self._bar is not None and self._task is not None:
                 self._bar.advance(self._task, self._share(name))
-            elif self._open and self._console is not None and took >= self._quiet:
-                self._say(f"{name}: {state} after {took:.1f} s")
 
     def _share(self, name: str) -> float:
         known = [v for v in self._expected.values() if v > 0]

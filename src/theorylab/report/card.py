@@ -11,21 +11,21 @@ from theorylab.core.card import Card, as_json, from_json
 from theorylab.core.record import write_atomically
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True)
 class ReportCard(Card):
     """What instruments say about a problem; see `Card` for its parts and ``readings`` for the numbers.
 
-    ``print(card)`` shows a table, a notebook shows the card as the last value of a cell, ``to_html`` writes a page that opens from disk, and
-    ``to_json`` keeps every number.
+    ``print(card)`` shows a table, a notebook shows the card as the last value of a cell, ``to_html`` writes a page that opens from disk,
+    and ``to_json`` keeps every number.
     """
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from theorylab.report.card_table import as_table
 
-        return as_table(self)
+        yield as_table(self, options.max_width)
 
     def __str__(self) -> str:
         from theorylab.report.card_table import as_text

@@ -1,4 +1,4 @@
-"""How does a report card become a page, or a fragment of a notebook? Views of its entries for the templates; the page is whole in itself."""
+"""How does a report card become a page, or a fragment of a notebook? By views of its entries; either is whole in itself."""
 
 from __future__ import annotations
 
@@ -47,12 +47,14 @@ def _spread(reading: Reading) -> str:
     if reading.interval is None or reading.value == 0 or reading.interval[0] == reading.interval[1]:
         return ""
     share = (reading.interval[1] - reading.interval[0]) / 2 / abs(reading.value)
-    return f"± {number(100 * share, 2)} %" if share < 10 else ""
+    return f"± {number(100 * share, 2)} %" if share < 1 else ""
 
 
 def _view(entry: Entry, key: str) -> EntryView:
     # the key of the card makes the ids of its pictures its own, where a notebook shows several
-    figures = tuple(figure_view(s, f"{slug(entry.instrument)}-{slug(s.key)}-{key}.csv", Detail(rows=10_000)) for s in entry.figures if s.lines)
+    figures = tuple(
+        figure_view(s, f"{slug(entry.instrument)}-{slug(s.key)}-{key}.csv", Detail(rows=10_000)) for s in entry.figures if s.lines
+    )
     return EntryView(entry, f"{entry.family}/{entry.instrument}", tuple(map(_reading, entry.readings)), figures)
 
 
@@ -62,18 +64,17 @@ def _context(card: Card) -> dict[str, Any]:
     numbers = [r for e in card.entries for r in e.readings]
     bounds = sum(r.label == "bound" for r in numbers)
     tally = [
-        (len(numbers) - bounds, "measure", ""),
-        (bounds, "bound", "bound"),
-        (states.count("inapplicable"), "not applicable", "pending"),
-        (states.count("failed"), "failed", "fails"),
-        (len(card.unfinished), "not measured", "inconclusive"),
+        (bounds, "bound"),
+        (len(numbers) - bounds, "measure"),
+        (states.count("inapplicable"), "not applicable"),
+        (states.count("failed"), "failed"),
     ]
     packed = base64.b64encode(json.dumps(as_json(card), ensure_ascii=False, allow_nan=False).encode()).decode()
     return {
         "card": card,
         "families": {f: [_view(e, key) for e in entries] for f, entries in card.families.items()},
         "summary": summary(card),
-        "tally": [(n, word + ("s" if n != 1 and word in ("measure", "bound") else ""), cls) for n, word, cls in tally if n],
+        "tally": [(n, word + ("s" if n != 1 and word in ("measure", "bound") else "")) for n, word in tally if n],
         "config": {k: _setting(v) for k, v in card.provenance.config.items() if v is not None},
         "json_link": Markup("data:application/json;base64," + packed),
         "json_name": f"{slug(card.title)}.json",
@@ -84,7 +85,13 @@ def _context(card: Card) -> dict[str, Any]:
 def _setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return count(value) if isinstance(value, int) and not isinstance(value, bool) else number(value) if isinstance(value, float) else str(value)
+    return (
+        count(value)
+        if isinstance(value, int) and not isinstance(value, bool)
+        else number(value)
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def render(card: Card) -> str:

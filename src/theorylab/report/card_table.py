@@ -1,4 +1,4 @@
-"""How does a report card look in a terminal? One table, a section a family, and below it where each number comes from."""
+"""How does a report card look in a terminal? One table, a section a family, and below it each instrument's cost and source."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from rich.text import Text
 from theorylab.core.card import Card, Entry
 from theorylab.core.reading import Reading
 from theorylab.report.ledger import topic_name
-from theorylab.report.numbers import digits_for, duration, interval, number, count
+from theorylab.report.numbers import count, digits_for, duration, interval, number
+
+WIDE = 110
+"""Columns from which a measure's remark stands beside its name."""
 
 
-def as_table(card: Card) -> Group:
-    """The card for a rich console."""
+def as_table(card: Card, width: int) -> Group:
+    """The card for a rich console of so many columns."""
     parts: list[Text | Table] = [Text(card.title, style="bold"), Text(summary(card), style="dim"), Text()]
     for remark in card.remarks:
-        parts.append(Text.assemble((f"{remark.level}: ", "yellow"), f"{remark.what}. {remark.why}. {remark.do}."))
-    if card.remarks:
-        parts.append(Text())
-    parts += [_readings(card), Text(), _sources(card)]
+        parts += [Text.assemble((f"{remark.level}: ", "yellow"), f"{remark.what}. {remark.why}. {remark.do}."), Text()]
+    parts += [_readings(card, width >= WIDE), Text(), _sources(card)]
     if card.unfinished:
-        parts += [Text(), Text(f"Stopped before: {', '.join(card.unfinished)}.", style="yellow")]
+        parts += [Text(), Text(f"Stopped. Not measured: {', '.join(card.unfinished)}.", style="yellow")]
     return Group(*parts)
 
 
 def as_text(card: Card) -> str:
     """The same as plain text, as wide as the terminal."""
-    buffer = io.StringIO()
-    Console(file=buffer, color_system=None, highlight=False).print(as_table(card))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    console = Console(file=io.StringIO(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(as_table(card, console.width))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def summary(card: Card) -> str:
@@ -49,37 +51,32 @@ def value_of(reading: Reading) -> str:
     return number(reading.value, digits_for(reading.value, high - low), zeros=high > low)
 
 
-def _readings(card: Card) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("reading", overflow="fold", ratio=1)
+def _readings(card: Card, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("reading", overflow="fold", max_width=78)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("99 % interval", no_wrap=True)
     table.add_column("kind", no_wrap=True)
-    table.add_column("cost", justify="right", no_wrap=True)
     for family, entries in card.families.items():
         table.add_row(Text(topic_name(family), style="bold"))
         for entry in entries:
-            _entry(table, entry)
+            _entry(table, entry, wide)
     return table
 
 
-def _entry(table: Table, entry: Entry) -> None:
+def _entry(table: Table, entry: Entry, wide: bool) -> None:
     if entry.state != "measured":
-        style, word = ("red", "failed") if entry.state == "failed" else ("dim", "does not apply")
-        table.add_row(Text(f"  {entry.instrument}: {entry.why}", style=style), "", "", Text(word, style=style), _cost(entry))
+        style, word = ("red", "failed") if entry.state == "failed" else ("dim", "not applicable")
+        table.add_row(Text(f"  {entry.instrument}: {entry.why}", style=style), "", "", Text(word, style=style))
         return
-    for k, r in enumerate(entry.readings):
-        notes = "; ".join(filter(None, (r.note, *r.assumptions)))
+    for r in entry.readings:
+        bound = r.label == "bound"
+        notes = "; ".join(filter(None, (f"δ = {r.delta:g}" if bound else "", *r.assumptions, r.note if bound or wide else "")))
         name = Text.assemble(f"  {r.name}", (f"  {notes}" if notes else "", "dim"))
-        kind = Text(f"bound, δ = {r.delta:g}" if r.label == "bound" else "measure", style="cyan" if r.label == "bound" else "dim")
-        table.add_row(name, value_of(r), interval(*r.interval) if r.interval else "", kind, _cost(entry) if k == 0 else "")
+        kind = Text(r.label, style="cyan" if bound else "dim")
+        table.add_row(name, value_of(r), interval(*r.interval) if r.interval else "", kind)
     if not entry.readings:
-        table.add_row(Text(f"  {entry.instrument}: a figure, on the page", style="dim"), "", "", "", _cost(entry))
-
-
-def _cost(entry: Entry) -> Text:
-    products = "" if entry.matvecs is None else f", {count(entry.matvecs)} products"
-    return Text(f"{duration(entry.seconds)}{products}" if entry.state != "inapplicable" else "", style="dim")
+        table.add_row(Text(f"  {entry.instrument}: a figure, on the page", style="dim"))
 
 
 def _sources(card: Card) -> Table:
@@ -87,6 +84,8 @@ def _sources(card: Card) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for entry in card.entries:
-        seed = "" if entry.seed is None else f"; seed {entry.seed}"
-        table.add_row(Text(entry.instrument, style="dim"), Text(f"{entry.source}{seed}", style="dim"))
+        products = "" if entry.matvecs is None else f", {count(entry.matvecs)} products"
+        cost = f"{duration(entry.seconds)}{products}. " if entry.state != "inapplicable" else ""
+        seed = "" if entry.seed is None else f". Seed {entry.seed}"
+        table.add_row(Text(entry.instrument, style="dim"), Text(f"{cost}{entry.source}{seed}.", style="dim"))
     return table
