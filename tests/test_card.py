@@ -274,13 +274,13 @@ def test_every_instrument_has_a_family_and_every_family_can_be_chosen() -> None:
 def test_a_memory_budget_splits_batches_and_changes_no_number() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        data = (torch.randn(400, 5), torch.arange(400) % 3)
+        data = (torch.randn(160, 5), torch.arange(160) % 3)
         problem = tl.Problem(mlp(), F.cross_entropy, data, dtype=torch.float64)
     known = costs.footing(problem)
     budget = known.held + round(known.graph(60))
     card = tl.measure(problem, only=["sharpness", "ggn"], memory=budget, progress=False)
     free = tl.measure(problem, only=["sharpness", "ggn"], progress=False)
-    assert card.provenance.config["batches"] > 10
+    assert card.provenance.config["batches"] >= 3
     assert reading(card, "sharpness").value == pytest.approx(reading(free, "sharpness").value, rel=1e-9)
     assert "products" in reading(card, "GGN trace").note
 
