@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import brentq
 from scipy.stats import binom
+from torch import Tensor
 
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Problem
 from theorylab.core.reading import Reading
+from theorylab.instruments.bounds import test_bound
+from theorylab.instruments.predictions import scores_and_classes, signed_margins
 from theorylab.stats.binomial import bernoulli_kl, clopper_pearson, kl_inverse, mean_upper_bound
 
 
@@ -75,3 +82,56 @@ def test_clopper_pearson_fails_with_probability_at_most_delta_and_a_mean_without
 def test_clopper_pearson_refuses(errors: int, n: int, delta: float) -> None:
     with pytest.raises(ValueError, match="must"):
         clopper_pearson(errors, n, delta)
+
+
+def coin_problem(y: Tensor, x: Tensor | None = None) -> Problem:
+    """A linear score whose sign is that of x."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(2.0)
+    x = torch.ones(len(y), 1) if x is None else x
+    return Problem(net, lambda o, t: torch.nn.functional.softplus(-t.reshape(-1) * o.reshape(-1)).mean(), (x, y))
+
+
+def test_one_score_with_signs_is_a_classification_and_a_tie_is_an_error() -> None:
+    y = torch.tensor([1, 1, -1, -1, 1])
+    x = torch.tensor([[1.0], [-1.0], [-1.0], [1.0], [0.0]])
+    problem = coin_problem(y, x)
+    assert test_bound(problem).terms["empirical error"] == 3 / 5
+    scores, classes = scores_and_classes(problem)
+    assert signed_margins(scores, classes).tolist() == [2.0, -2.0, 2.0, -2.0, 0.0]
+
+
+def test_one_hot_rows_and_class_numbers_say_the_same() -> None:
+    net, x, y = torch.nn.Linear(4, 3), torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    a = Problem(net, torch.nn.functional.cross_entropy, (x, y))
+    b = Problem(net, torch.nn.functional.mse_loss, (x, torch.nn.functional.one_hot(y, 3).float()))
+    assert test_bound(a) == test_bound(b) == test_bound(round(20 * test_bound(a).terms["empirical error"]), 20)
+
+
+@pytest.mark.parametrize(
+    ("targets", "match"),
+    [
+        (torch.randn(6, 3), "no one-hot classes"),
+        (torch.randn(6), "no classification: scores"),
+        (torch.tensor([0, 1, 2, 0, 1, -1]), r"outside 0 ... 2"),
+        (torch.zeros(6, 4), "no classification"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused(targets: Tensor, match: str) -> None:
+    problem = Problem(torch.nn.Linear(2, 3), lambda o, t: o.pow(2).mean(), (torch.randn(6, 2), targets))
+    with pytest.raises(Inapplicable, match=match):
+        test_bound(problem)
+
+
+def test_a_bound_itemizes_delta_and_names_its_assumptions() -> None:
+    bound = dataclasses.replace(test_bound(5, 100), delta={"bound": 0.04, "Monte Carlo": 0.01}, beside=test_bound(3, 50))
+    assert [reading.delta for reading in bound.readings()] == [0.05, 0.05]
+    assert "independent" in str(bound)
+    for change in ({"assumptions": ()}, {"delta": {}}, {"delta": {"a": 0.5, "b": 0.6}}, {"delta": {"a": -0.1, "b": 0.2}}):
+        with pytest.raises(ValueError, match="must"):
+            dataclasses.replace(bound, **change)
+    with pytest.raises(ValueError, match="n is the number"):
+        test_bound(coin_problem(torch.tensor([1, -1])), 5)
+    with pytest.raises(ValueError, match="n, the number of test rows"):
+        test_bound(5)

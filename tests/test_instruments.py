@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ HOW_NOT_WHAT = {"converged", "n_matvecs", "residual", "residuals"}
 
 def numbers(result: Any) -> dict[str, Tensor]:
     """What a measurement says, as float64 tensors by name; the sign of a unit vector is arbitrary and is dropped."""
+    if isinstance(result, dict):
+        return result
     if isinstance(result, Operator):
         return {"matrix": result.to_dense().double()}
     if isinstance(result, Estimate):
@@ -39,6 +42,11 @@ def numbers(result: Any) -> dict[str, Tensor]:
         return {"tensor": result.detach().double()}
     if isinstance(result, int | float):
         return {"number": torch.tensor(result, dtype=torch.float64)}
+    if result is None or isinstance(result, str):  # a remark
+        return {}
+    if isinstance(result, Mapping | tuple):
+        items = result.items() if isinstance(result, Mapping) else enumerate(result)
+        return {f"{k}.{inner}": t for k, v in items for inner, t in numbers(v).items()}
     assert dataclasses.is_dataclass(result), f"an instrument must not return a {type(result).__name__}"
     parts = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in HOW_NOT_WHAT}
     signless = {k: v.abs() if k in ("vector", "vectors") else v for k, v in parts.items()}
@@ -48,6 +56,11 @@ def numbers(result: Any) -> dict[str, Tensor]:
 def accurate(tool: Instrument) -> dict[str, Any]:
     """Options that make an iterative instrument as exact as float64 allows."""
     return {"tol": 1e-10} if "tol" in inspect.signature(tool.measure).parameters else {}
+
+
+def in_order(t: Tensor, axis: int, order: Tensor) -> Tensor:
+    """Rows of the data put in another order along an axis that holds as many entries for each."""
+    return t.unflatten(axis, (len(order), -1)).index_select(axis, order).flatten(axis, axis + 1)
 
 
 def assert_agree(a: Any, b: Any, tolerance: float) -> None:
@@ -67,14 +80,6 @@ def takes(tool: Instrument, problem: Problem) -> bool:
     with pytest.raises(Inapplicable, match=re.escape(reason)):
         tool.measure(problem)
     return False
-
-
-def without_row_order(result: Any) -> Any:
-    """A rectangular operator, whose rows go with the data's, as AᵀA, which does not depend on their order; else the result itself."""
-    if isinstance(result, Operator) and not result.symmetric:
-        matrix = result.to_dense()
-        return matrix.T @ matrix
-    return result
 
 
 @INSTRUMENTS
@@ -102,8 +107,11 @@ def test_does_not_depend_on_how_the_data_are_split(tool: Instrument) -> None:
 def test_does_not_depend_on_the_order_of_rows(tool: Instrument) -> None:
     net, (x, y) = mlp().double(), vectors()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    results = [tool.measure(Problem(net, F.cross_entropy, (x[i].double(), y[i])), **accurate(tool)) for i in (order, slice(None))]
-    assert_agree(*map(without_row_order, results), 1e-10)
+    results = [tool.measure(Problem(net, F.cross_entropy, (x[i].double(), y[i])), **accurate(tool)) for i in (slice(None), order)]
+    first, second = (numbers(result) for result in results)
+    for axis in tool.row_axes:
+        first = {k: in_order(t, axis, order) for k, t in first.items()}
+    assert_agree(first, second, 1e-10)
 
 
 @INSTRUMENTS
@@ -146,9 +154,9 @@ def test_leaves_the_model_and_the_generator_as_they_were(tool: Instrument) -> No
 @INSTRUMENTS
 def test_refuses_a_loss_that_is_not_finite(tool: Instrument) -> None:
     x, y = vectors()
-    x[3, 2] = float("inf")
+    x[3, 2] = float("nan")
     with pytest.raises(ValueError, match="loss must be finite"):
-        tool.measure(Problem(mlp(), F.mse_loss, (x, F.one_hot(y, 3).float() * float("nan"))))
+        tool.measure(Problem(mlp(), F.cross_entropy, (x, y)))
 
 
 @INSTRUMENTS
@@ -157,9 +165,11 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     net, (x, y) = mlp(), vectors()
     net.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
     problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
-    assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
+    if takes(tool, problem):
+        assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
-    if takes(tool, linear):
-        expected = numbers(tool.oracle(linear))
-        for k, t in numbers(tool.measure(linear)).items():
-            assert t.ndim == 1 or torch.allclose(t, expected[k], rtol=1e-9, atol=0)  # a vector (p,) is any unit vector where H = 0
+    if not takes(tool, linear):
+        return
+    first, second = (numbers(measure(linear)) for measure in (tool.measure, tool.oracle))
+    for key in (key for key in first if "vector" not in key):  # any unit vector is an eigenvector of zero
+        assert torch.allclose(first[key], second[key], rtol=1e-9, atol=1e-12)

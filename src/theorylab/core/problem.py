@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from theorylab.core.batches import Batch, as_batches, tensors_of
-from theorylab.core.safe import kernels, needs_plain_kernels, safe, seed_generators
+from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 
 Params = dict[str, Tensor]
 
@@ -190,12 +190,20 @@ class Problem:
         moved.params = {k: params[k].detach().to(v, copy=True) if k in params else v for k, v in self.params.items()}
         return moved
 
-    def in_batches(self, batch_size: int) -> Problem:
-        """The same problem in batches of at most ``batch_size`` rows, as by the argument of that name: takes less memory."""
-        split = copy.copy(self)
-        contents = [b.content for b in self.batches]
-        split.batches = as_batches(contents, dtype=None, device=self.device, seed=self.seed, batch_size=batch_size)
-        return split
+    def on(self, batches: Sequence[Batch]) -> Problem:
+        """The same model and loss, at the same parameters, on other batches: rows of this problem's, say."""
+        moved = copy.copy(self)
+        moved.batches = list(batches)
+        moved.n = sum(b.rows for b in batches)
+        return moved
+
+    def draws(self, k: int) -> bool:
+        """Whether evaluating batch ``k`` draws random numbers, as dropout does; call it within `safe`."""
+        seed_generators(self.seed + k, self.device)
+        before = generator_states(self.device)
+        with torch.no_grad():
+            self.batch_loss(k)
+        return not all(map(torch.equal, before, generator_states(self.device)))
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The selected parameters, or tensors of their shapes, as one vector (p,)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from theorylab.core.batches import Batch, map_tensors
 from theorylab.core.instrument import Instrument
 from theorylab.core.problem import Problem
 from theorylab.measuring import operators
@@ -63,12 +61,13 @@ def footing(problem: Problem) -> Footing:
     Raises:
         ValueError: the loss is not finite.
     """
-    first = _rows(problem, problem.batches[0].rows)
+    batch = problem.batches[0]
+    first = problem.on([batch])
     seconds = _seconds(first.gradient) * problem.n / first.n
     v = torch.zeros(8, problem.P, dtype=problem.dtype, device=problem.device)
     passes = _seconds(lambda: v @ v[0]) / len(v)
     few, fewer = min(SMALL, first.n), max(1, min(SMALL, first.n) // 2)
-    large, small = _graph_bytes(_rows(problem, few)), _graph_bytes(_rows(problem, fewer))
+    large, small = (_graph_bytes(problem.on([batch.part(slice(rows))])) for rows in (few, fewer))
     row = (large - small) / (few - fewer) if few > fewer else float(large)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in problem.held()}
     return Footing(seconds, passes, sum(held.values()), max(0.0, large - row * few), row)
@@ -87,15 +86,6 @@ def _seconds(call: Callable[[], object]) -> float:
         if k and took > 0.05:
             break
     return best
-
-
-def _rows(problem: Problem, rows: int) -> Problem:
-    """The problem on the first rows of its first batch."""
-    batch = problem.batches[0]
-    part = copy.copy(problem)
-    part.batches = [Batch(map_tensors(lambda t: t[:rows] if t.ndim and t.shape[0] == batch.rows else t, batch.content), rows)]
-    part.n = rows
-    return part
 
 
 def _graph_bytes(problem: Problem) -> int:
@@ -190,7 +180,7 @@ def share_out(problem: Problem, known: Footing, memory: int) -> Room:
         )
     rows = max(1, int((share / SLACK - known.base) / known.row)) if known.row > 0 else problem.n
     if rows < max(b.rows for b in problem.batches) and not problem.train:  # BatchNorm in training mode sees other batches otherwise
-        problem = problem.in_batches(rows)
+        problem = problem.on([b.part(slice(i, i + rows)) for b in problem.batches for i in range(0, b.rows, rows)])
     return Room(problem, int(share), int(share / (problem.P * problem.dtype.itemsize)))
 
 
