@@ -25,7 +25,7 @@ from theorylab.core.reading import Reading
 from theorylab.core.series import Series
 from theorylab.core.source import Source
 from theorylab.measuring import costs, operators
-from theorylab.measuring.families import choose, families
+from theorylab.measuring.families import BY_NAME_ALONE, choose, families
 from theorylab.measuring.measure import prepare
 from theorylab.measuring.progress import Watch
 from theorylab.measuring.readings import Shown, shown
@@ -262,8 +262,10 @@ def test_every_instrument_has_a_family_and_every_family_can_be_chosen() -> None:
     every = families()
     assert {tool.name for tools in every.values() for tool in tools} == set(registry.instruments())
     for name, tools in every.items():
-        assert choose(name) == tools
-    assert choose() == tuple(tool for tools in every.values() for tool in tools)
+        assert choose(name) == tuple(tool for tool in tools if tool.name not in BY_NAME_ALONE)
+    assert {tool.name for tool in choose()} == set(registry.instruments()) - set(BY_NAME_ALONE)
+    for name in BY_NAME_ALONE:
+        assert [tool.name for tool in choose(only=name)] == [tool.name for tool in choose(name)] == [name]
     assert [tool.name for tool in choose(["sharpness", "hessian"])] == ["sharpness", "hessian"]
     assert choose("sharpness,hessian") == choose(["sharpness", "hessian"])
 

@@ -56,7 +56,6 @@ _PUBLIC = {
     "Population": "learning.population",
     "measure": "measuring.measure",
     "ReportCard": "report.card",
-    "Reading": "core.reading",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 import theorylab.instruments  # noqa: F401  its import fills the registry
 from theorylab.core.instrument import Instrument, instruments
 
+BY_NAME_ALONE = ("per_example_grads",)
+"""Instruments whose result is of the size of rows times parameters: on a card only where they are asked for by their own name."""
+
 
 def families() -> dict[str, tuple[Instrument, ...]]:
     """All instruments by family, each family in the order in which its modules define them.
@@ -30,6 +33,8 @@ def _place(tool: Instrument) -> tuple[str, int]:
 def choose(wanted: str | Iterable[str] | None = None, only: str | Iterable[str] | None = None) -> tuple[Instrument, ...]:
     """The instruments of the families ``wanted``, in that order; of these, those named in ``only``.
 
+    Of a family, those in `BY_NAME_ALONE` are left out.
+
     Args:
         wanted: Names of families, or of single instruments; a text may hold several between commas. None means all families, or where
             ``only`` names instruments, theirs.
@@ -50,7 +55,8 @@ def choose(wanted: str | Iterable[str] | None = None, only: str | Iterable[str] 
     for name in names or every:
         if name not in every and name not in singles:
             raise ValueError(f"no family of instruments is called {name!r}{_near(name, [*every, *singles])} Families: {', '.join(every)}.")
-        chosen |= {tool.name: tool for tool in every.get(name, (singles.get(name),)) if tool is not None}
+        members = (singles[name],) if name in singles and name not in every else every[name]
+        chosen |= {tool.name: tool for tool in members if tool.name not in BY_NAME_ALONE or tool.name in (name, *single)}
     for name in single:
         if name not in singles:
             raise ValueError(f"no instrument is called {name!r}{_near(name, singles)} Instruments: {', '.join(singles)}.")

@@ -11,8 +11,7 @@ from markupsafe import Markup
 
 from theorylab.core.card import Card, Entry, as_json
 from theorylab.core.reading import Reading
-from theorylab.report.card_table import summary, value_of
-from theorylab.report.ledger import topic_name
+from theorylab.report.card_table import family_name, summary, value_of
 from theorylab.report.numbers import count, number
 from theorylab.report.shell import Detail, FigureView, asset, assets, environment, figure_view, slug
 
@@ -78,7 +77,7 @@ def _context(card: Card) -> dict[str, Any]:
         "config": {k: _setting(v) for k, v in card.provenance.config.items() if v is not None},
         "json_link": Markup("data:application/json;base64," + packed),
         "json_name": f"{slug(card.title)}.json",
-        "family": topic_name,
+        "family": family_name,
     }
 
 

@@ -17,6 +17,20 @@ WIDE = 110
 """Columns from which a measure's remark stands beside its name."""
 
 
+FAMILIES = {"kfac": "K-FAC"}
+"""Families whose name in words is not their key with spaces."""
+
+
+def family_name(family: str) -> str:
+    """A family's key in words.
+
+    Example:
+        >>> family_name("gradient_noise"), family_name("kfac")
+        ('Gradient noise', 'K-FAC')
+    """
+    return FAMILIES.get(family, topic_name(family))
+
+
 def as_table(card: Card, width: int) -> Group:
     """The card for a rich console of so many columns."""
     parts: list[Text | Table] = [Text(card.title, style="bold"), Text(summary(card), style="dim"), Text()]
@@ -58,7 +72,7 @@ def _readings(card: Card, wide: bool) -> Table:
     table.add_column("99 % interval", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     for family, entries in card.families.items():
-        table.add_row(Text(topic_name(family), style="bold"))
+        table.add_row(Text(family_name(family), style="bold"))
         for entry in entries:
             _entry(table, entry, wide)
     return table
