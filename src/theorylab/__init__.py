@@ -59,6 +59,8 @@ _PUBLIC = {
     "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
+    "measure": "measuring.measure",
+    "ReportCard": "report.card",
 }
 
 __all__ = ["__version__", *_PUBLIC]
