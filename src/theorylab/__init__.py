@@ -44,10 +44,13 @@ _PUBLIC = {
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
     "jacobian": "instruments.jacobian",
+    "norms": "instruments.norms",
+    "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
     "Bound": "instruments.bounds",
     "Reading": "core.reading",
     "kl_inverse": "stats.binomial",
+    "ntk": "instruments.kernels",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",
@@ -57,6 +60,8 @@ _PUBLIC = {
     "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
+    "measure": "measuring.measure",
+    "ReportCard": "report.card",
 }
 
 __all__ = ["__version__", *_PUBLIC]
