@@ -36,6 +36,7 @@ _PUBLIC = {
     "sharpness": "instruments.curvature",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
+    "gradient_noise": "instruments.gradient_noise",
     "landscape": "instruments.landscape",
     "mode_connectivity": "instruments.mode_connectivity",
     "adam_preconditioner": "instruments.curvature",
