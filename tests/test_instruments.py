@@ -180,7 +180,8 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     net, (x, y) = mlp(), vectors()
     net.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
     problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
-    assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
+    if takes(tool, problem):
+        assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
     if not takes(tool, linear):
         return

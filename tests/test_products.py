@@ -13,7 +13,7 @@ from zoo import Attention, make, mlp, vectors
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
-from theorylab.instruments.curvature import dense_ggn, ggn, hessian
+from theorylab.instruments.curvature import adam_preconditioner, dense_ggn, dense_sharpness, ggn, hessian, sharpness
 from theorylab.instruments.fisher import empirical_fisher, enumerated_fisher, fisher, true_fisher
 from theorylab.instruments.jacobian import jacobian
 
@@ -202,3 +202,29 @@ def test_preconditioning_keeps_the_eigenvalues_of_the_product_with_the_inverse()
         H.precondition(d[1:])
     with pytest.raises(ValueError, match="needs a symmetric"):
         jacobian(make("mlp")).precondition(d)
+
+
+def test_preconditioned_sharpness_of_adam_is_that_of_the_step_it_makes() -> None:
+    """The preconditioner turns the momentum of the first step, (1 − β₁)·gradient, into Adam's own step."""
+    net, (x, y) = mlp().double(), vectors()
+    before = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
+    adam = torch.optim.Adam(net.parameters(), lr=0.1, betas=(0.8, 0.95))
+    F.cross_entropy(net(x.double()), y).backward()
+    adam.step()
+    after = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
+    d = adam_preconditioner(before, adam)
+    assert close(after.flatten(after.params), before.flatten(before.params) - 0.1 * 0.2 * before.gradient() / before.flatten(d), 1e-7)
+    found = sharpness(after, precondition=d, tol=1e-9)
+    assert found.value == pytest.approx(dense_sharpness(after, precondition=d).value, rel=1e-9)
+    assert found.value == pytest.approx(sharpness(after, precondition=after.flatten(d), tol=1e-9).value, rel=1e-9)
+    assert found.value != pytest.approx(sharpness(after).value, rel=0.5)
+
+
+def test_preconditioners_that_do_not_fit_are_refused() -> None:
+    problem = make("mlp")
+    with pytest.raises(ValueError, match=r"wrong or missing: 2\.weight"):
+        sharpness(problem, precondition={"0.weight": torch.ones(6, 5), "0.bias": torch.ones(6)})
+    with pytest.raises(ValueError, match="keeps no second moment of 0"):
+        adam_preconditioner(problem, torch.optim.Adam(problem.model.parameters()))
+    with pytest.raises(ValueError, match="must have shape"):
+        sharpness(problem, precondition=torch.ones(3))

@@ -34,6 +34,9 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "kfac": "instruments.kfac",
+    "ekfac": "instruments.kfac",
+    "adam_preconditioner": "instruments.curvature",
     "fisher": "instruments.fisher",
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
@@ -47,6 +50,8 @@ _PUBLIC = {
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",
+    "diag": "linalg.diagonal",
+    "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
 }

@@ -4,4 +4,5 @@ from theorylab.instruments import bounds as bounds
 from theorylab.instruments import curvature as curvature
 from theorylab.instruments import fisher as fisher
 from theorylab.instruments import jacobian as jacobian
+from theorylab.instruments import kfac as kfac
 from theorylab.instruments import rows as rows

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
-from theorylab.core.problem import Problem, finite
+from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.source import Source
 from theorylab.instruments.output_hessian import output_hessian, sampled_output_hessian
 from theorylab.instruments.products import (
@@ -161,9 +161,15 @@ class Sharpness:
     n_matvecs: int
 
 
-def dense_sharpness(problem: Problem, *, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None) -> Sharpness:
+def dense_sharpness(
+    problem: Problem, *, precondition: Tensor | Params | None = None, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None
+) -> Sharpness:
     """The last eigenpair of the dense Hessian: the oracle of `sharpness`."""
-    values, vectors = torch.linalg.eigh(dense_hessian(problem).to_dense())
+    H = dense_hessian(problem).to_dense()
+    if precondition is not None:
+        d = _as_vector(problem, precondition).to(H)
+        H = H / torch.outer(d, d).sqrt()
+    values, vectors = torch.linalg.eigh(H)
     return Sharpness(float(values[-1]), vectors[:, -1], 0.0, True, problem.P)
 
 
@@ -171,25 +177,81 @@ def dense_sharpness(problem: Problem, *, tol: float = 1e-3, seed: int = 0, start
     oracle=dense_sharpness,
     source=Source("Cohen et al. 2021", "Section 2 (sharpness, the largest eigenvalue of the training Hessian)", "arXiv:2103.00065"),
 )
-def sharpness(problem: Problem, *, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None) -> Sharpness:
-    r"""The largest eigenvalue of the Hessian, :math:`\lambda_{\max}(\nabla^2 L)`, by Lanczos.
+def sharpness(
+    problem: Problem, *, precondition: Tensor | Params | None = None, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None
+) -> Sharpness:
+    r"""The largest eigenvalue of the Hessian, :math:`\lambda_{\max}(\nabla^2 L)`, or of the preconditioned one, by Lanczos.
+
+    Gradient descent with step size η is unstable where it exceeds 2/η. An optimizer that divides the step by a positive vector d, as Adam
+    does, sees :math:`\lambda_{\max}(D^{-1/2}\,\nabla^2 L\,D^{-1/2})` instead; Adam's threshold is :math:`(2+2\beta_1)/(1-\beta_1)/\eta`.
 
     Args:
         problem: The risk and the point.
+        precondition: The diagonal d > 0 as a vector (p,), or as tensors by parameter name; of Adam by `adam_preconditioner`.
         tol: Relative residual at which to stop. The eigenvalue's own error is of the order of its square.
         seed: Of the starting vector.
         start: The ``vector`` of a nearby measurement, e.g. some steps earlier in training; saves products.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the loss is not finite, or ``precondition`` lacks a parameter, has another shape, or is not positive.
 
     Example:
         >>> x = torch.diag(torch.tensor([1.0, 3.0]))
         >>> quadratic = Problem(torch.nn.Linear(2, 1, bias=False), torch.nn.functional.mse_loss, (x, torch.zeros(2, 1)))
-        >>> round(sharpness(quadratic).value, 4)
-        9.0
+        >>> round(sharpness(quadratic).value, 4), round(sharpness(quadratic, precondition=torch.tensor([0.1, 3.0])).value, 4)
+        (9.0, 10.0)
 
-    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2.
+    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2; preconditioned: Cohen et al. 2022, arXiv:2207.14484, Section 2.
     """
-    found = eigs(hessian(problem), k=1, which="LA", tol=tol, seed=seed, start=start)
+    operator = hessian(problem)
+    if precondition is not None:
+        operator = operator.precondition(_as_vector(problem, precondition))
+    found = eigs(operator, k=1, which="LA", tol=tol, seed=seed, start=start)
     return Sharpness(float(found.values[0]), found.vectors[:, 0], float(found.residuals[0]), found.converged, found.n_matvecs)
+
+
+def _as_vector(problem: Problem, precondition: Tensor | Params) -> Tensor:
+    if isinstance(precondition, Tensor):
+        return precondition
+    wrong = [k for k, p in problem.params.items() if k not in precondition or precondition[k].shape != p.shape]
+    if wrong:
+        raise ValueError(
+            f"precondition must hold a tensor of the parameter's shape for each that is measured; wrong or missing: {wrong[0]}."
+        )
+    return problem.flatten(precondition)
+
+
+def adam_preconditioner(problem: Problem, optimizer: torch.optim.Optimizer) -> Params:
+    r"""What Adam divides the momentum by: :math:`d = (1-\beta_1^t)\,(\sqrt{v_t/(1-\beta_2^t)} + \varepsilon)`, by parameter name.
+
+    The factor of :math:`\beta_1` is the bias correction of the momentum, which tends to 1.
+
+    Args:
+        problem: Its model is the one that ``optimizer`` trains.
+        optimizer: `torch.optim.Adam` or `torch.optim.AdamW` after at least one step.
+
+    Raises:
+        ValueError: a parameter of the problem of which the optimizer keeps no second moment.
+
+    Example:
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> adam = torch.optim.Adam(net.parameters(), eps=0.5)
+        >>> net.weight.grad = torch.tensor([[2.0]])
+        >>> adam.step()
+        >>> problem = Problem(net, torch.nn.functional.mse_loss, (torch.ones(1, 1), torch.ones(1, 1)))
+        >>> round(float(adam_preconditioner(problem, adam)["weight"]), 4)  # (1 − 0.9)(2 + 0.5)
+        0.25
+
+    Source: Cohen et al. 2022, arXiv:2207.14484, Section 2 (the preconditioner of Adam with bias correction).
+    """
+    settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    tensors, found = dict(problem.model.named_parameters()), {}
+    for name in problem.params:
+        state = optimizer.state.get(tensors[name], {})
+        if "exp_avg_sq" not in state:
+            raise ValueError(f"optimizer keeps no second moment of {name}: it must be an Adam that trains this model and has made a step.")
+        group, t = settings[id(tensors[name])], float(state["step"])
+        second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+        corrected = (second / (1 - group["betas"][1] ** t)).sqrt() + group["eps"]
+        found[name] = (1 - group["betas"][0] ** t) * corrected
+    return found
