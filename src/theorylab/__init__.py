@@ -45,6 +45,8 @@ _PUBLIC = {
     "Bound": "instruments.bounds",
     "Reading": "core.reading",
     "kl_inverse": "stats.binomial",
+    "preflight": "instruments.preflight",
+    "Notice": "instruments.preflight",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",
