@@ -51,6 +51,8 @@ _PUBLIC = {
     "Reading": "core.reading",
     "kl_inverse": "stats.binomial",
     "ntk": "instruments.kernels",
+    "preflight": "instruments.preflight",
+    "Notice": "instruments.preflight",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",

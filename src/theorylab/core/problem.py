@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from theorylab.core.batches import Batch, as_batches, tensors_of
+from theorylab.core.batches import Batch, as_batches, order_of, tensors_of
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 
 Params = dict[str, Tensor]
@@ -88,6 +88,7 @@ class Problem:
         self.P = sum(p.numel() for p in self.params.values())
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
+        self.order = order_of(data)
         self.reduction: Literal["mean", "rows"] = self._detect_reduction()
 
     @property
