@@ -147,7 +147,7 @@ def kfac(problem: Problem, *, approx: Approx = "expand") -> Kronecker:
     A layer maps inputs a, with 1 appended for its bias, to Wa, and :math:`g_{ic}` is the gradient, in the layer's output, of the c-th
     vector of a root of the loss's curvature in row i. The block of the layer is
 
-    .. math:: \Bigl(\sum_{i,c} g_{ic} g_{ic}^	op\Bigr) \otimes \Bigl(rac1n \sum_i a_i a_i^	op\Bigr).
+    .. math:: \Bigl(\sum_{i,c} g_{ic} g_{ic}^\top\Bigr) \otimes \Bigl(\frac1n \sum_i a_i a_i^\top\Bigr).
 
     The root is exact: for a softmax cross-entropy it holds the gradient of every class, weighted by its probability, none is sampled. The
     blocks are those of the Gauss-Newton matrix itself where g does not depend on the row: in a deep linear net under a squared loss.
