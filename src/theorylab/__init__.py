@@ -34,6 +34,7 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "certify": "instruments.certify",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
