@@ -44,6 +44,7 @@ _PUBLIC = {
     "true_fisher": "instruments.fisher",
     "empirical_fisher": "instruments.fisher",
     "jacobian": "instruments.jacobian",
+    "certify": "instruments.certify",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
