@@ -93,7 +93,7 @@ def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.
         loss, logits = out.loss.detach(), out.logits.detach().requires_grad_()
         for way in WAYS.values():
             try:
-                ours = way.loss(way.read(type(out)(logits=logits)), way.targets(labels))
+                ours = _loss(way, type(out)(logits=logits), labels)
             except (RuntimeError, ValueError, IndexError):
                 continue  # shapes or dtypes of another task
             if ours.ndim == 0 and _close(ours.detach(), loss):
@@ -101,6 +101,13 @@ def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.
                 if slope is None or _close(own, slope):
                     return way
     return None
+
+
+def _loss(way: Reading, out: Any, labels: Tensor) -> Tensor:
+    values, targets = way.read(out), way.targets(labels)
+    if way.loss is not F.cross_entropy and values.shape != targets.shape:
+        raise ValueError("shapes of another task, which PyTorch would broadcast.")
+    return way.loss(values, targets)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

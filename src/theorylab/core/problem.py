@@ -186,7 +186,10 @@ class Problem:
             return self.criterion(self.outputs(k, params), self.batches[k].content[1])
         seed_generators(self.seed + k, self.device)
         tensors = {f"model.{name}": t for name, t in self._tensors(params).items()}
-        return functional_call(_Whole(self.model), tensors, (self.criterion, self.batches[k].content))
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():  # a loss may take derivatives itself, that of a differential equation's residual, say
+            value = functional_call(_Whole(self.model), tensors, (self.criterion, self.batches[k].content))
+        return value if wanted or not isinstance(value, Tensor) else value.detach()
 
     def loss(self, params: Params | None = None) -> Tensor:
         """Mean loss over all rows, a scalar tensor; differentiable in ``params`` where they are given.

@@ -209,6 +209,14 @@ def _parameters(problem: Problem) -> Iterator[Notice]:
         yield Notice(
             f"parameters are tied: {'; '.join(tied[:5])}", "They count once, under the first name", "Nothing, if this is meant", "info"
         )
+    for name, m in problem.model.named_modules():
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            yield Notice(
+                f"row {m.padding_idx} of {name}.weight is for padding",
+                "PyTorch takes its derivative for zero, also where the loss depends on it",
+                "Mask padding in the model and in the labels, so that it does not",
+                "info",
+            )
     left = sum(p.numel() for _, p in problem.model.named_parameters()) - problem.P
     if left:
         yield Notice(
