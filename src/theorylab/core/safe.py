@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ def kernels(*, plain: bool, device: torch.device) -> Iterator[None]:
 @contextmanager
 def _differentiable_attention(model: nn.Module) -> Iterator[None]:
     """Models of `transformers` choose the attention by name: another than PyTorch's own is run eagerly, and chosen again afterwards."""
-    configs = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
     chosen = [(c, c._attn_implementation) for c in configs.values()]  # a part's config comes after, and is restored after, the whole's
     foreign = [c for c, name in chosen if name not in ("eager", "sdpa", None)]
     try:
