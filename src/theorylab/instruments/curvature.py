@@ -24,7 +24,7 @@ from theorylab.instruments.products import (
     symmetric_operator,
     vjp,
 )
-from theorylab.instruments.refusals import hides_outputs
+from theorylab.instruments.refusals import hides_outputs, too_few_digits
 from theorylab.linalg.lanczos import eigs
 
 
@@ -176,6 +176,7 @@ def dense_sharpness(
 @instrument(
     oracle=dense_sharpness,
     source=Source("Cohen et al. 2021", "Section 2 (sharpness, the largest eigenvalue of the training Hessian)", "arXiv:2103.00065"),
+    refuses=too_few_digits,
 )
 def sharpness(
     problem: Problem, *, precondition: Tensor | Params | None = None, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None

@@ -50,11 +50,16 @@ class _Budget:
 
 
 def kept(problem: Problem, build: Callable[[], T], memory: int) -> T | None:
-    """What ``build`` makes, whose graphs stay; None where they would take more than ``memory`` bytes. Call it within `Problem.safe`."""
+    """What ``build`` makes, whose graphs stay; None where they would take more than ``memory`` bytes. Call it within `Problem.safe`.
+
+    None also where their bytes cannot be counted: a model or loss that takes derivatives by `torch.func` refuses hooks on saved tensors.
+    """
     try:
         with _Budget(memory, problem.held()).hooks():
             return build()
-    except _OverBudget:
+    except (_OverBudget, RuntimeError) as error:
+        if not isinstance(error, _OverBudget) and "saved tensor hooks" not in str(error):
+            raise
         problem.loss()  # refuses a loss that is not finite now, not at the first product
         return None
 
