@@ -1,5 +1,6 @@
 # make run     install and run the syllabus; ends with the path of the report
 # make test    install what tests need; lint, types, tests
+# make docs    install what the pages need and build them in docs/_build/
 # make bench   install what benchmarks need and measure the ratios of benchmarks/results/
 #
 # ARGS go to the program: make run ARGS="--scale tiny --jobs 1" · make test ARGS="-k verdicts"
@@ -7,7 +8,7 @@
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: run test bench lint clean
+.PHONY: run test docs bench lint clean
 
 run:
 	@scripts/install.sh
@@ -21,6 +22,11 @@ lint:
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
+
+docs:
+	@scripts/install.sh docs
+	$(VENV)/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo "$(CURDIR)/docs/_build/index.html"
 
 bench:
 	@scripts/install.sh bench

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Create .venv and install theorylab in it with the exact versions of constraints.txt.
 #
-#   scripts/install.sh [EXTRAS]      EXTRAS: test, bench, cluster (comma-separated)
+#   scripts/install.sh [EXTRAS]      EXTRAS: test, docs, bench, cluster (comma-separated)
 #
 # PYTHON   the Python to use (3.11 or newer; found by itself otherwise)
 # TORCH    cpu (default) or cuda

@@ -20,6 +20,7 @@ GENERATORS = {
     "gaussian_mixture": lambda seed: synthetic.gaussian_mixture(30, 4, seed=seed),
     "separable": lambda seed: synthetic.separable(30, 4, seed=seed),
     "matrix_completion": lambda seed: synthetic.matrix_completion(6, 5, rank=2, fraction=0.5, seed=seed),
+    "random_labels": lambda seed: synthetic.random_labels(30, 4, seed=seed),
     "digits": lambda seed: digits(30, seed=seed),
 }
 
@@ -31,6 +32,16 @@ def test_generators_repeat_by_seed_and_leave_the_global_generator(name: str) -> 
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
+
+
+def test_random_labels_are_fair_and_uninformative() -> None:
+    n = 20_000
+    x, y = synthetic.random_labels(n, 3, seed=0)
+    bound = 4 / n**0.5  # four standard errors
+    assert abs(float(y.mean()) - 0.5) < bound / 2
+    assert float(x.mean(0).abs().max()) < bound
+    assert float(((2 * y - 1)[:, None] * x).mean(0).abs().max()) < bound
+    assert synthetic.random_labels(8, 2, dtype=torch.float32).y.dtype == torch.float32
 
 
 def test_separable_has_the_margin_it_promises() -> None:
@@ -66,6 +77,7 @@ def test_mixture_means_are_as_far_apart_as_asked() -> None:
         (lambda: synthetic.matrix_completion(4, 4, rank=5, fraction=0.5), "rank must be at most"),
         (lambda: synthetic.matrix_completion(4, 4, rank=1, fraction=0.0), "fraction must lie in"),
         (lambda: synthetic.teacher_student(0, 2), "n must be at least 1"),
+        (lambda: synthetic.random_labels(2, 0), "d must be at least 1"),
         (lambda: digits(2000), "n must lie in 1 ... 1797"),
         (lambda: mnist1d(15), "multiple of 10"),
         (lambda: text("bible"), "corpus must be one of"),  # type: ignore[arg-type]

@@ -345,6 +345,7 @@ def record_with(job: Job, claim: list[Verdict], control: list[Verdict], error: s
         (["holds"], ["inconclusive"], "", "control inconclusive", 0),
         (["fails"], ["holds"], "", "fails", 1),
         (["holds"], ["fails"], "Traceback\nValueError: x", "error", 1),
+        (["fails"], ["fails"], "Traceback\nValueError: x", "fails", 1),  # what it saw before it broke off refutes the claim
         ([], [], "", "error", 1),
     ],
 )
@@ -354,7 +355,7 @@ def test_states_and_exit_status(claim: list, control: list, error: str, expected
     assert state(record, CLAIM.key) == expected
     result = RunResult((Outcome(job.study, record),))
     assert result.exit_status == status
-    assert [s for _, _, s in lines(result)] == ([] if expected == "holds" else [expected])
+    assert [s for _, _, s in lines(result)] == ([] if expected == "holds" else ["error" if error else expected])
     assert verdict_line(record) == ("error: ValueError: x" if error else f"1 {expected}")
     assert dataclasses.replace(result, interrupted=True).exit_status == 130
 

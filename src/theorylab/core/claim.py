@@ -51,7 +51,7 @@ def _slack(sign: str, rtol: float, atol: float) -> str:
 
 @dataclass(frozen=True)
 class Equals(Relation):
-    """Measured equals predicted up to ``rtol``·|predicted| + ``atol``."""
+    """Measured equals predicted up to ``rtol·|predicted| + atol``."""
 
     rtol: float = 0.0
     atol: float = 0.0
@@ -81,7 +81,7 @@ class Within(Relation):
 
 @dataclass(frozen=True)
 class AtMost(Relation):
-    """Measured is at most predicted, up to ``rtol``·|predicted| + ``atol`` of rounding."""
+    """Measured is at most predicted, up to ``rtol·|predicted| + atol`` of rounding."""
 
     rtol: float = 0.0
     atol: float = 0.0
@@ -95,7 +95,7 @@ class AtMost(Relation):
 
 @dataclass(frozen=True)
 class AtLeast(Relation):
-    """Measured is at least predicted, up to ``rtol``·|predicted| + ``atol`` of rounding."""
+    """Measured is at least predicted, up to ``rtol·|predicted| + atol`` of rounding."""
 
     rtol: float = 0.0
     atol: float = 0.0

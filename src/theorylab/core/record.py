@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from theorylab.core.claim import Claim, Finding, Verdict
 from theorylab.core.series import Line, Series
@@ -91,6 +91,16 @@ class Record:
         """The verdict of all checks of a claim together, or None where the run did not get to it."""
         verdicts = [f.verdict for f in self.findings if f.claim == claim and f.role == role]
         return Verdict.worst(verdicts) if verdicts else None
+
+    def outcome(self, claim: str) -> Literal["holds", "fails", "inconclusive", "error"]:
+        """What the run found of a claim, its control aside.
+
+        A run that broke off leaves a claim's settings incomplete: what it saw may refute the claim, but cannot confirm it.
+        """
+        verdict = self.verdict(claim)
+        if verdict is None or (self.error and verdict is not Verdict.FAILS):
+            return "error"
+        return verdict.value
 
 
 def claim_dict(claim: Claim) -> dict[str, Any]:

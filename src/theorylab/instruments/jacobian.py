@@ -38,6 +38,7 @@ def stacked_jacobian(problem: Problem) -> Operator:
     source=Source("Griewank and Walther 2008", "Chapter 3 (forward and reverse products of a Jacobian)", "doi:10.1137/1.9780898717761"),
     refuses=hides_outputs,
     family="curvature",
+    row_axes=(0,),
 )
 def jacobian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
     r"""The Jacobian :math:`J = \partial f / \partial\theta` of all outputs on all rows, (rows × outputs a row, p).

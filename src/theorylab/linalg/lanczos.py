@@ -204,7 +204,7 @@ def eigs(
 
     For a pair (θ, q) of the Krylov space the residual ‖Aq − θq‖ is the last entry of T's eigenvector times the last β, and some eigenvalue
     lies within it of θ. The reported residual also holds what rounding may have added. Iteration stops when all k residuals are at most
-    ``tol``·|θ| (or ``tol`` ·ε^{1/2}‖A‖ for eigenvalues near zero).
+    ``tol·|θ|`` (or ``tol·ε^{1/2}‖A‖`` for eigenvalues near zero).
 
     Where the space turns out invariant, another random direction is explored until it shows nothing beyond the k pairs, so the copies
     of a multiple eigenvalue are found. Without invariance, exact copies amid many other eigenvalues may be counted once: a Krylov space

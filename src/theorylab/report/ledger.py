@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from theorylab.core.claim import Finding, Verdict
+from theorylab.core.claim import Finding
 from theorylab.core.record import Record, claim_dict
 from theorylab.core.study import StudyCard
 
@@ -82,11 +82,10 @@ def rows_of(record: Record) -> list[Row]:
     rows = []
     for claim in record.claims:
         findings = tuple(f for f in record.findings if f.claim == claim["key"])
-        # A run that broke off leaves a claim's settings incomplete: what it saw may refute the claim, but cannot confirm it.
-        verdict = record.verdict(claim["key"])
-        state = str(verdict) if verdict and (not record.error or verdict is Verdict.FAILS) else "error"
         control = str(record.verdict(claim["key"], "control") or "")
-        rows.append(Row(claim, state, control, findings, record.study, record.provenance.key, record.scale, record.seconds))
+        rows.append(
+            Row(claim, record.outcome(claim["key"]), control, findings, record.study, record.provenance.key, record.scale, record.seconds)
+        )
     return rows
 
 

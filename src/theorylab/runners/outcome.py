@@ -20,12 +20,10 @@ def state(record: Record, claim: str) -> State:
     A claim is accepted only with a control that fails: where the control holds the check is blind, where it is inconclusive the
     check may be. The claim's own verdict comes first where it is not *holds*, whatever its control does.
     """
-    verdict, control = record.verdict(claim), record.verdict(claim, "control")
-    if record.error or verdict is None or control is None:
-        return "error"
-    if verdict is Verdict.HOLDS and control is not Verdict.FAILS:
-        return "control holds" if control is Verdict.HOLDS else "control inconclusive"
-    return "fails" if verdict is Verdict.FAILS else "inconclusive" if verdict is Verdict.INCONCLUSIVE else "holds"
+    outcome, control = record.outcome(claim), record.verdict(claim, "control")
+    if outcome != "holds" or control is Verdict.FAILS:
+        return outcome
+    return "error" if control is None else "control holds" if control is Verdict.HOLDS else "control inconclusive"
 
 
 def states(record: Record) -> dict[str, State]:

@@ -22,7 +22,7 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
-from theorylab.data.random_labels import random_labels
+from theorylab.data.synthetic import random_labels
 from theorylab.learning.optimizers.observed import observed
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population

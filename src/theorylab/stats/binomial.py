@@ -1,0 +1,131 @@
+"""Upper confidence bounds on a probability, or on the mean of numbers in [0, 1], that hold at every sample size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+ROUNDING = 8 * np.finfo(np.float64).eps
+"""More than the rounding error of `bernoulli_kl`; an inverse must not profit from it."""
+
+
+def _unit(value: Any, name: str) -> np.ndarray:
+    x = np.asarray(value, dtype=np.float64)
+    if not bool(((x >= 0) & (x <= 1)).all()):  # false for NaN as well
+        raise ValueError(f"{name} must lie in [0, 1], got {x[~((x >= 0) & (x <= 1))].flat[0] if x.ndim else float(x)}.")
+    return x
+
+
+def _chance(delta: float) -> float:
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}.")
+    return delta
+
+
+def bernoulli_kl(q: Any, p: Any) -> Any:
+    r"""Relative entropy of coins, :math:`\mathrm{kl}(q\|p) = q\ln\frac qp + (1-q)\ln\frac{1-q}{1-p}`, in nats.
+
+    Args:
+        q: In [0, 1]; an array broadcasts with ``p``.
+        p: In [0, 1].
+
+    Returns:
+        A float for floats, else an array; infinite where p excludes what q allows.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+
+    Example:
+        >>> round(bernoulli_kl(0.5, 0.25), 6), bernoulli_kl(0.5, 1.0)
+        (0.143841, inf)
+    """
+    from scipy.special import rel_entr
+
+    q, p = _unit(q, "q"), _unit(p, "p")
+    value = rel_entr(q, p) + rel_entr(1 - q, 1 - p)
+    return float(value) if value.ndim == 0 else value
+
+
+def kl_inverse(q: Any, c: Any) -> Any:
+    r"""The largest p with kl(q‖p) ≤ c: how large a mean may be of which q was observed.
+
+    Bisection to neighbouring floating-point numbers, of which the *upper* is returned: a bound built on it never reports too little.
+
+    Args:
+        q: Observed mean, in [0, 1]; an array broadcasts with ``c``.
+        c: Not negative; infinity gives 1.
+
+    Returns:
+        A float for floats, else an array; in [q, 1].
+
+    Raises:
+        ValueError: q outside [0, 1], or c negative or NaN.
+
+    Example:
+        >>> kl_inverse(0.0, 0.1)  # 1 − exp(−c)
+        0.09516258196404...
+        >>> kl_inverse(0.1, 0.0) - 0.1 < 1e-7, kl_inverse(0.3, float("inf"))
+        (True, 1.0)
+
+    Source: Langford and Schapire 2005, "Tutorial on Practical Prediction Theory for Classification", Section 3 (the inverted relative
+    entropy); the rounding is ours.
+    """
+    q, c = np.broadcast_arrays(_unit(q, "q"), np.asarray(c, dtype=np.float64))
+    if not bool((c >= 0).all()):
+        raise ValueError(f"c must not be negative, got {c[~(c >= 0)].flat[0] if c.ndim else float(c)}.")
+    low, high = q.copy(), np.ones_like(q)
+    for _ in range(64):  # halves an interval of length one down to the spacing of numbers near it
+        middle = low + (high - low) / 2
+        beyond = bernoulli_kl(q, middle) > c + ROUNDING
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    return float(high) if high.ndim == 0 else high
+
+
+def clopper_pearson(errors: int, n: int, delta: float) -> float:
+    r"""Exact one-sided upper bound on a probability of which ``errors`` of ``n`` independent trials were seen.
+
+    The p at which so few errors have probability δ, :math:`P(\mathrm{Bin}(n, p) \le k) = \delta`; it is exceeded with probability at most
+    δ, for every n.
+
+    Args:
+        errors: k, in 0 ... n.
+        n: Trials, at least 1.
+        delta: Probability of failure, in (0, 1).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(clopper_pearson(0, 100, 0.05), 6), clopper_pearson(100, 100, 0.05)  # 1 − δ^(1/n)
+        (0.029513, 1.0)
+
+    Source: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.
+    """
+    from scipy.special import betaincinv
+
+    if n < 1 or not 0 <= errors <= n or errors != int(errors):
+        raise ValueError(f"errors must be a whole number in 0 ... n with n at least 1, got errors={errors}, n={n}.")
+    _chance(delta)
+    return 1.0 if errors == n else float(betaincinv(errors + 1, n - errors, 1 - delta))
+
+
+def mean_upper_bound(mean: float, n: int, delta: float) -> float:
+    r"""Upper bound on the mean of numbers in [0, 1], given the average of n independent ones.
+
+    It is :math:`\mathrm{kl}^{-1}(\bar x, \ln(1/\delta)/n)`, exceeded with probability at most δ. Needs no more than the range: by
+    convexity, coins have the heaviest exponential moments of all such numbers.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(mean_upper_bound(0.0, 100, 0.05), 6)
+        0.029513
+
+    Source: Hoeffding 1963, doi:10.1080/01621459.1963.10500830, Theorem 1 (its first, sharpest form).
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}.")
+    return kl_inverse(mean, math.log(1 / _chance(delta)) / n)
