@@ -35,6 +35,7 @@ _PUBLIC = {
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
     "certify": "instruments.certify",
+    "occam": "instruments.occam",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",

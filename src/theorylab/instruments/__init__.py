@@ -4,3 +4,4 @@ from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import curvature as curvature
 from theorylab.instruments import norms as norms
+from theorylab.instruments import occam as occam
