@@ -59,7 +59,8 @@ def _best(
             bits, wrong = bits + choice, errors(problem, coded) / problem.n
             value = inverse(wrong, (bits * math.log(2) + math.log(1 / delta)) / problem.n)
             terms = {"empirical error": wrong, "bits": bits, "levels": float(L), "width": width, "rows": float(problem.n)}
-            if best is None or (value, bits) < (best[0].value, best[0].terms["bits"]):
+            rank = round(value, 9), bits  # bounds that are one but for rounding are told apart by their bits
+            if best is None or rank < (round(best[0].value, 9), best[0].terms["bits"]):
                 best = Bound(value, {"union over codes": delta}, terms, (INDEPENDENT,), "Occam"), coded
     assert best is not None
     bound, coded = best
