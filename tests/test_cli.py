@@ -23,7 +23,7 @@ from theorylab.course.costs import load_costs
 from theorylab.course.costs import main as write_costs
 
 SOURCE = Path(__file__).parents[1] / "src"
-COMMANDS = ("syllabus", "run", "plan", "show", "config")
+COMMANDS = ("syllabus", "run", "plan", "show", "config", "measure", "plan measure")
 
 
 @pytest.fixture
@@ -81,7 +81,12 @@ def test_every_help_has_examples(command: str, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize(
     ("args", "never"),
-    [("--help", ("torch", "numpy")), ("run --help", ("torch", "numpy")), ("syllabus", ("torch", "typeguard"))],
+    [
+        ("--help", ("torch", "numpy")),
+        ("run --help", ("torch", "numpy")),
+        ("measure --help", ("torch", "numpy")),
+        ("syllabus", ("torch", "typeguard")),
+    ],
 )
 def test_help_and_syllabus_do_not_import_what_is_slow(args: str, never: tuple[str, ...]) -> None:
     code = f"""
@@ -94,7 +99,7 @@ finally:
 """
     status, out, err = finish(start(code=code))
     assert (status, err.strip()) == (0, "[]")
-    assert "deep learning" in out or "Check the claims" in out
+    assert "deep learning" in out or "Examples:" in out
 
 
 @pytest.mark.parametrize("args", [[], ["run", "--scale", "huge"], ["run", "--seeds", "many"], ["nonsense"], ["config"]])

@@ -1,7 +1,8 @@
-"""The commands that README, docs and the help texts show are commands that the program takes."""
+"""What README, docs and help texts show works: Python blocks run, commands are ones that the program takes, links lead on."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,21 @@ from theorylab import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one page share a namespace; a block with >>> prompts must print what it shows."""
+    text, names = page.read_text(), {"__name__": "__main__"}
+    monkeypatch.chdir(tmp_path)
+    for block in re.finditer(r"^```(?:python|pycon)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        line = text.count("\n", 0, block.start(1))
+        if ">>>" in block[1]:
+            test = doctest.DocTestParser().get_doctest(block[1], names, page.name, str(page), line)
+            test.globs = names  # a copy otherwise
+            assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
+        else:
+            exec(compile("\n" * line + block[1], str(page), "exec"), names)
 
 
 def commands() -> list[tuple[str, str]]:

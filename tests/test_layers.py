@@ -22,6 +22,8 @@ ALLOWED = {
     "studies": {"core", "linalg", "stats", "data", "models", "learning", "theory", "instruments"},
     "runners": {"core"},
     "report": {"core"},
+    # the face that points instruments at a user's model and hands what they say to the report
+    "measuring": {"core", "linalg", "stats", "learning", "instruments", "runners", "report"},
 }
 EVERYTHING = {"course", "cli", "__init__", "__main__"}
 """The outermost layer: may import all."""
@@ -75,6 +77,10 @@ def test_every_folder_is_a_layer() -> None:
         ("studies", "optimization.saddle", "theorylab.studies.optimization.quadratics", True),
         ("studies", "optimization.saddle", "theorylab.instruments.curvature", False),
         ("report", "page", "theorylab.studies", True),
+        ("report", "card", "theorylab.measuring.measure", True),
+        ("instruments", "curvature", "theorylab.measuring.measure", True),
+        ("measuring", "measure", "theorylab.theory.optimization", True),
+        ("measuring", "measure", "theorylab.instruments.curvature", False),
         ("runners", "local", "theorylab.core.record", False),
         ("linalg", "lanczos", "theorylab", True),
     ],

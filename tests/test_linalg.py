@@ -12,10 +12,12 @@ from zoo import make
 
 from theorylab.core.operator import Operator
 from theorylab.instruments.curvature import dense_hessian, hessian
+from theorylab.linalg.diagonal import diag
 from theorylab.linalg.lanczos import eigs, lanczos
+from theorylab.linalg.logdet import logdet
 from theorylab.linalg.solve import solve
 from theorylab.linalg.spectrum import spectrum
-from theorylab.linalg.trace import diagonal, trace
+from theorylab.linalg.trace import trace
 
 
 def operator(matrix: Tensor, *, symmetric: bool = True) -> Operator:
@@ -226,13 +228,78 @@ def test_xtrace_takes_operators_that_are_not_symmetric() -> None:
     assert abs(float(estimates.mean() - matrix.trace())) < 4 * float(estimates.std()) / 10
 
 
+def test_hutchpp_lies_between_hutchinson_and_xtrace_and_gains_nothing_on_a_flat_spectrum() -> None:
+    decaying = with_spectrum(torch.arange(1, 201).double() ** -1.5)
+    errors = {method: float(squared_errors(decaying, method, 30).mean()) for method in ("xtrace", "hutchpp", "hutchinson")}
+    assert 1.5 * errors["xtrace"] < errors["hutchpp"] < errors["hutchinson"] / 2
+    flat = with_spectrum(torch.tensor([1.0, -1.0]).repeat(100))
+    assert squared_errors(flat, "hutchpp", 30).mean() > 0.5 * squared_errors(flat, "hutchinson", 30).mean()
+
+
+def test_hutchpp_is_unbiased_with_its_stated_error_and_exact_for_low_rank() -> None:
+    matrix = with_spectrum(torch.arange(1, 61).double() ** -2) @ with_spectrum(torch.linspace(1, 2, 60), seed=1)  # not symmetric
+    estimates = [trace(operator(matrix, symmetric=False), n=30, method="hutchpp", seed=s) for s in range(200)]
+    errors = torch.tensor([e.value for e in estimates]) - float(matrix.trace())
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(200)
+    stated = torch.tensor([e.stderr for e in estimates]).square().mean().sqrt()
+    assert 0.8 < float(stated / errors.std()) < 1.25
+    low_rank = with_spectrum(torch.tensor([3.0, 2.0] + [0.0] * 98))
+    assert trace(operator(low_rank), n=12, method="hutchpp").value == pytest.approx(5, rel=1e-10)
+    assert trace(operator(symmetric(10)), n=10, method="hutchpp").value == pytest.approx(float(symmetric(10).trace()), rel=1e-12)
+
+
 def test_diagonal_is_unbiased_with_its_stated_error() -> None:
-    matrix = symmetric(50)
-    estimate = diagonal(operator(matrix), n=2000)
+    matrix = symmetric(300)
+    estimate = diag(operator(matrix), n=200)
     z = (estimate.value - matrix.diagonal()) / estimate.stderr
-    assert float(z.abs().max()) < 4.5  # of 50 nearly normal entries
-    variance = (matrix.square().sum(1) - matrix.diagonal().square()) / 2000
-    assert torch.allclose(estimate.stderr.square(), variance, rtol=0.2)
+    assert float(z.abs().max()) < 5  # of 300 nearly normal entries
+    variance = (matrix.square().sum(1) - matrix.diagonal().square()) / 200
+    assert float((estimate.stderr.square() / variance).mean()) == pytest.approx(1, abs=0.03)  # √(2/200/300) is 0.6 %
+    huge = 1e8 * torch.eye(300, dtype=torch.float64) + matrix
+    assert torch.allclose(diag(operator(huge), n=200).stderr, estimate.stderr, rtol=1e-5)
+    exact = diag(operator(matrix), n=300)
+    assert torch.equal(exact.value, matrix.diagonal())
+    assert not exact.stderr.any()
+
+
+@pytest.mark.parametrize("steps", [3, 12, 40])
+def test_the_interval_of_logdet_holds_the_logarithm_of_the_determinant(steps: int) -> None:
+    matrix = with_spectrum(torch.logspace(-6, 2, 120))
+    exact = float((torch.linalg.eigvalsh(matrix) + 1e-3).log().sum())
+    estimate = logdet(operator(matrix), shift=1e-3, n=20, steps=steps)
+    low, high = estimate.interval(0.999)
+    assert low <= exact <= high
+    converged = logdet(operator(matrix), shift=1e-3, n=20, steps=60)
+    assert converged.stderr < estimate.stderr * (1 + 1e-9)
+    if steps == 3:  # the quadrature's error rules, and the vectors' own error alone would not hold the truth
+        assert abs(estimate.value - exact) > 4 * converged.stderr
+
+
+def test_logdet_is_exact_for_a_multiple_of_the_identity_and_knows_a_lower_bound() -> None:
+    A = operator(with_spectrum(torch.tensor([2.0] * 30)))
+    assert logdet(A, shift=1.0).value == pytest.approx(30 * math.log(3), rel=1e-12)
+    assert logdet(A, lower=1.0).value == pytest.approx(30 * math.log(2), rel=1e-12)
+    indefinite = with_spectrum(torch.linspace(-1, 5, 60))
+    exact = float((torch.linspace(-1, 5, 60).double() + 2).log().sum())
+    low, high = logdet(operator(indefinite), shift=2.0, lower=-1.5).interval(0.999)
+    assert low <= exact <= high
+
+
+def test_logdet_in_float32_holds_what_rounding_adds() -> None:
+    matrix = with_spectrum(torch.cat([torch.tensor([100.0]), torch.full((99,), 1e-4)]))
+    exact = float((torch.linalg.eigvalsh(matrix) + 1e-4).log().sum())
+    estimate = logdet(operator(matrix.float()), shift=1e-4)
+    low, high = estimate.interval(0.999)
+    assert low <= exact <= high
+
+
+def test_the_density_has_an_error() -> None:
+    matrix = symmetric(100)
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    estimates = [spectrum(operator(matrix), probes=6, steps=12, seed=100 * s) for s in range(20)]
+    spread = torch.stack([S.density(x, width=0.2) for S in estimates]).std(0)
+    stated = torch.stack([S.density_stderr(x, width=0.2) for S in estimates]).square().mean(0).sqrt()
+    assert float((spread / stated).log().mean().exp()) == pytest.approx(1, abs=0.2)
 
 
 def test_scipy_takes_an_operator_and_finds_the_same_eigenvalues() -> None:
@@ -277,11 +344,17 @@ def test_solve_agrees_with_cholesky_and_reports_its_residual(damping: float) -> 
         (lambda A: lanczos(A, torch.ones(8).double(), 9), "steps must lie in"),
         (lambda A: spectrum(A, probes=0), "probes must be at least 1"),
         (lambda A: spectrum(A).moment(-1), "m must be"),
+        (lambda A: spectrum(A, probes=1).density_stderr(torch.zeros(1)), "probes must be at least 2"),
+        (lambda A: logdet(A), "shift \\+ lower must be positive"),
+        (lambda A: logdet(A, shift=1.0, n=1), "n must be at least 2"),
+        (lambda A: logdet(A, shift=1.0, steps=0), "steps must be at least 1"),
+        (lambda A: logdet(A, shift=9.0), "has an eigenvalue of -"),
         (lambda A: spectrum(A).density(torch.zeros(1), width=0.0), "width must be positive"),
         (lambda A: trace(A, n=1, method="hutchinson"), "n must be at least 2"),
         (lambda A: trace(A, n=3), "n must be at least 4"),
-        (lambda A: trace(A, method="other"), "method must be"),
-        (lambda A: diagonal(A, n=1), "n must be at least 2"),
+        (lambda A: trace(A, n=5, method="hutchpp"), "n must be at least 6"),
+        (lambda A: trace(A, method="other"), "method must be one of"),
+        (lambda A: diag(A, n=1), "n must be at least 2"),
         (lambda A: solve(A, torch.ones(3).double()), "b must have shape"),
         (lambda A: solve(A, torch.ones(8).double(), damping=-1), "damping must be"),
         (lambda A: solve(A, torch.ones(8).double(), tol=0), "tol must be"),

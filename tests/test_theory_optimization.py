@@ -177,3 +177,25 @@ def test_pl_rates():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("rounds", "experts"), [(10, 2), (1000, 10)])
+def test_hedge_bound_is_smallest_at_its_step_and_no_sequence_of_a_small_game_exceeds_it(rounds, experts):
+    step = theory.hedge_step(rounds, experts)
+    assert theory.hedge_regret_bound(rounds, experts) == pytest.approx(math.sqrt(rounds * math.log(experts) / 2))
+    assert all(theory.hedge_regret_bound(rounds, experts, step * c) > theory.hedge_regret_bound(rounds, experts) for c in (0.9, 1.1))
+
+
+def test_every_sequence_of_ten_rounds_keeps_hedge_within_its_bound():
+    rounds, step = 10, theory.hedge_step(10, 2)
+    sequences = torch.cartesian_prod(
+        *[torch.tensor([0.0, 1.0], dtype=torch.float64)] * rounds
+    )  # expert 1's losses; expert 2 has 1 minus it
+    paid, gap = torch.zeros(len(sequences), dtype=torch.float64), torch.zeros(len(sequences), dtype=torch.float64)
+    for loss in sequences.T:
+        weight = torch.sigmoid(-step * gap)  # of expert 1: gap is its total less the other's
+        paid += weight * loss + (1 - weight) * (1 - loss)
+        gap += 2 * loss - 1
+    best = torch.minimum(sequences.sum(1), rounds - sequences.sum(1))
+    regret = (paid - best).max()
+    assert 0.5 * theory.hedge_regret_bound(rounds, 2) < float(regret) <= theory.hedge_regret_bound(rounds, 2)

@@ -1,4 +1,4 @@
-"""The command line: ``theorylab syllabus | run | plan | show | config``.
+"""The command line: ``theorylab syllabus | run | plan | show | config | measure``.
 
 Everything beyond the parser is imported by the command that needs it, so that ``--help`` costs no numpy and ``syllabus`` no torch.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _GLOBS = "studies: optimization/saddle, a topic (optimization), a claim, or a quoted glob ('opt*/*'); none means all"
 _COURSE = "a course's own syllabus (TOML); default: the packaged example"
+_TARGET = "a Problem, a tuple (model, loss, data), or a function that returns one, in a file of yours"
+_WITH = "families of instruments, or single ones: curvature,kernels; repeatable; none means all"
+_MEMORY = "bytes to take beside Python and torch: 4GiB, 500MB; batches and Krylov spaces are cut to fit"
 _SET = "a study's own setting as name=value, repeatable; `theorylab config STUDY` lists them"
 
 
@@ -85,6 +88,36 @@ class Settings:
     scale: Annotated[Literal["tiny", "small", "large"], arg(help="whose values to show")] = "small"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """What is measured, by which instruments: what ``measure`` and ``plan measure`` share."""
+
+    target: Annotated[Positional[str], arg(help=_TARGET, metavar="FILE.py:OBJECT", help_behavior_hint="")]
+    families: Annotated[UseAppendAction[tuple[str, ...]], arg(name="with", help=_WITH, metavar="FAMILY[,...]", help_behavior_hint="")] = ()
+    only: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(help="of these, single instruments", metavar="INSTRUMENT[,...]", help_behavior_hint="")
+    ] = ()
+    seed: Annotated[int, arg(help="of every instrument that draws random numbers")] = 0
+    device: Annotated[str | None, arg(help="move the problem to this torch device: cpu, cuda, cuda:1, ...", help_behavior_hint="")] = None
+    dtype: Annotated[
+        Literal["float64", "float32", "bfloat16"] | None, arg(help="convert the problem; default: as it is", help_behavior_hint="")
+    ] = None
+    memory: Annotated[str | None, arg(help=_MEMORY, metavar="SIZE", help_behavior_hint="")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Measuring):
+    """Options of ``theorylab measure``."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="print the card as JSON instead of a table")] = False
+    out: Annotated[Path, arg(help="folder of the card, as a page and as JSON")] = Path("cards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanMeasure(Measuring):
+    """Options of ``theorylab plan measure``."""
+
+
 _RUN = """Check the claims: compute what has no valid record, then write the report.
 
 The report covers the studies that this command names, computed now or earlier. Ctrl-C stops a run, with a report of what is done;
@@ -103,7 +136,8 @@ _PLAN = """Say what a run would cost, in seconds and bytes, before it starts; ta
 
 Examples:
   theorylab plan
-  theorylab plan optimization --scale large --seeds 32 --jobs 4"""
+  theorylab plan optimization --scale large --seeds 32 --jobs 4
+  theorylab plan measure my_model.py:problem --with curvature   what a report card would cost"""
 _SYLLABUS = """List the lectures in order with their topics, studies and claims, and what the last run found.
 
 Examples:
@@ -121,18 +155,40 @@ Examples:
   theorylab config optimization/saddle
   theorylab config optimization/saddle --scale large"""
 
+_MEASURE = """Measure your own model: a report card by families of instruments, as a table, a page and JSON.
+
+OBJECT is a theorylab.Problem, a tuple (model, loss, data), or a function without arguments that returns one of these. What would spoil the
+measurement is said first. An instrument that does not apply, or that fails, is on the card with the reason, and the others go on.
+Ctrl-C stops, with a card of what is done.
+
+Examples:
+  theorylab measure my_model.py:problem                              every instrument that applies
+  theorylab measure my_model.py:problem --with curvature,kernels     two families
+  theorylab measure my_model.py:problem --only sharpness --json      one number, for a program
+  theorylab measure my_model.py:problem --memory 4GiB --device cuda
+
+Exit status: 0 all that apply are measured; 1 an instrument failed; 2 wrong usage, or the file cannot be used; 130 stopped by Ctrl-C."""
+_PLAN_MEASURE = """Say what `measure` would cost, in seconds and bytes, from a few gradients of the problem.
+
+Examples:
+  theorylab plan measure my_model.py:problem --with curvature
+  theorylab plan measure my_model.py:problem --memory 4GiB"""
+
 _COMMANDS: dict[str, tuple[type, str]] = {
     "syllabus": (Syllabus, _SYLLABUS),
     "run": (Run, _RUN),
     "plan": (Plan, _PLAN),
     "show": (Show, _SHOW),
     "config": (Settings, _CONFIG),
+    "measure": (Measure, _MEASURE),
+    "plan measure": (PlanMeasure, _PLAN_MEASURE),
 }
 _ABOUT = """The theory of deep learning, executable: claims of the theory, measured on your machine.
 
 Examples:
   theorylab run --scale tiny       a first look, in a minute or two
   theorylab run                    the syllabus at laptop scale
+  theorylab measure my_model.py:problem   the report card of your own model
   theorylab show                   open the report"""
 
 
@@ -146,7 +202,7 @@ def main(args: Sequence[str] | None = None) -> int:
     from theorylab.runners.selection import UsageError
 
     try:
-        return {Syllabus: syllabus, Run: run, Plan: plan, Show: show, Settings: config}[type(command)](command)
+        return _DO[type(command)](command)
     except (UsageError, SyllabusError) as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
@@ -158,6 +214,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _parse(args: Sequence[str]) -> Any:
     """The options of the command that ``args`` name; ends the process on wrong usage (2) and after ``--help`` (0)."""
+    if tuple(args[:2]) == ("plan", "measure"):
+        args = ("plan measure", *args[2:])
     kinds = [
         # the list of commands shows one line each, a command's own help all of its text
         Annotated[kind, subcommand(name, description=text if args and args[0] == name else text.partition("\n")[0])]
@@ -364,6 +422,39 @@ def syllabus(options: Syllabus) -> int:
     else:
         print(as_text(course, cards, options.out))  # plain: importing rich would take a fifth of the time of this command
     return int(bool(problems))
+
+
+def measure(options: Measure) -> int:
+    """``theorylab measure``."""
+    from theorylab.measuring import command
+
+    return command.measure(_request(options), options.out, json=options.json, console=_console())
+
+
+def plan_measure(options: PlanMeasure) -> int:
+    """``theorylab plan measure``."""
+    from theorylab.measuring import command
+
+    return command.plan(_request(options), _console())
+
+
+def _request(options: Measuring) -> Any:
+    import dataclasses
+
+    from theorylab.measuring.command import Request
+
+    return Request(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Request)})
+
+
+_DO: dict[type, Callable[[Any], int]] = {
+    Syllabus: syllabus,
+    Run: run,
+    Plan: plan,
+    Show: show,
+    Settings: config,
+    Measure: measure,
+    PlanMeasure: plan_measure,
+}
 
 
 def _console() -> Any:

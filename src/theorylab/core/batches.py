@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ class Batch(NamedTuple):
         """Whether the loss is called as loss(model(x), y); otherwise as loss(model, content)."""
         return isinstance(self.content, tuple)
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows: of every tensor with as many rows as the batch, and all of any other."""
+        return Batch(rows_of(self.content, rows, self.rows), len(range(*rows.indices(self.rows))))
+
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply ``function`` to every tensor in nested dicts, lists and tuples; leave other values as they are."""
@@ -31,6 +35,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         mapped = [map_tensors(function, v) for v in tree]
         return mapped if isinstance(tree, list) else tuple(mapped)
     return tree
+
+
+def rows_of(tree: Any, rows: slice, n: int) -> Any:
+    """Some rows of every tensor in ``tree`` that has ``n`` of them; other tensors as they are."""
+    return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, tree)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -62,16 +71,6 @@ def _convert(item: Any, dtype: torch.dtype | None, device: torch.device) -> Batc
     return Batch(content, sizes[0])
 
 
-def _split(batch: Batch, size: int) -> list[Batch]:
-    def part(start: int) -> Batch:
-        def rows(t: Tensor) -> Tensor:
-            return t[start : start + size] if t.ndim and t.shape[0] == batch.rows else t
-
-        return Batch(map_tensors(rows, batch.content), min(size, batch.rows - start))
-
-    return [part(start) for start in range(0, batch.rows, size)]
-
-
 def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
     """The batches of a loader in one order, without advancing any random number generator."""
     generator = getattr(loader, "generator", None)
@@ -83,6 +82,13 @@ def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
     finally:
         if state is not None and isinstance(generator, torch.Generator):
             generator.set_state(state)
+
+
+def order_of(data: Any) -> Literal["given", "shuffled"]:
+    """Whether a DataLoader draws the order of its rows anew at every pass; any other data come as they are given."""
+    from torch.utils.data import RandomSampler, WeightedRandomSampler
+
+    return "shuffled" if isinstance(getattr(data, "sampler", None), RandomSampler | WeightedRandomSampler) else "given"
 
 
 def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, seed: int, batch_size: int | None) -> list[Batch]:
@@ -114,5 +120,5 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
     if len({b.is_pair for b in batches}) > 1:
         raise TypeError("data mixes pairs (x, y), for loss(outputs, targets), with other batches, for loss(model, batch): use one kind.")
     if batch_size is not None:
-        batches = [part for b in batches for part in _split(b, batch_size)]
+        batches = [b.part(slice(i, i + batch_size)) for b in batches for i in range(0, b.rows, batch_size)]
     return batches

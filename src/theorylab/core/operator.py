@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ Apply = Callable[[Tensor], Tensor]
 class Operator:
     """A linear map R^columns → R^rows that is never formed unless asked for.
 
-    ``A @ v`` takes a vector (columns,) or a block (columns, k). ``A + B``, ``c * A`` and ``A.shift(c)`` (A + cI) are operators again.
+    ``A @ v`` takes a vector (columns,) or a block (columns, k). ``A + B``, ``c * A``, ``A.shift(c)`` (A + cI), ``A.block(names)`` and
+    ``A.precondition(d)`` are operators again.
 
     Args:
         shape: (rows, columns).
@@ -25,6 +27,7 @@ class Operator:
         dtype: Type of the vectors; others are refused, not converted.
         device: Where the vectors live.
         name: What the map is, for messages: ``"hessian"``.
+        layout: Where each named part of a vector (columns,) lies, for `block`: parameter name → slice.
 
     Example:
         >>> A = Operator((2, 2), lambda v: torch.tensor([2.0, 3.0]) * v, symmetric=True, dtype=torch.float32)
@@ -43,10 +46,12 @@ class Operator:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         name: str = "operator",
+        layout: Mapping[str, slice] | None = None,
     ) -> None:
         if symmetric and shape[0] != shape[1]:
             raise ValueError(f"{name}: a symmetric operator must be square, got shape {shape}.")
         self.shape, self.symmetric, self.dtype, self.device, self.name = shape, symmetric, dtype, torch.device(device), name
+        self.layout = dict(layout or {})
         self.n_matvecs = 0
         self._matvec, self._matmat, self._rmatvec = matvec, matmat, rmatvec
 
@@ -79,7 +84,15 @@ class Operator:
 
     def _derived(self, matvec: Apply, matmat: Apply, rmatvec: Apply | None, symmetric: bool, name: str) -> Operator:
         return Operator(
-            self.shape, matvec, matmat=matmat, rmatvec=rmatvec, symmetric=symmetric, dtype=self.dtype, device=self.device, name=name
+            self.shape,
+            matvec,
+            matmat=matmat,
+            rmatvec=rmatvec,
+            symmetric=symmetric,
+            dtype=self.dtype,
+            device=self.device,
+            name=name,
+            layout=self.layout,
         )
 
     def __add__(self, other: Operator) -> Operator:
@@ -119,6 +132,91 @@ class Operator:
             return self.T @ v + c * v
 
         return self._derived(product, product, transposed, self.symmetric, f"({self.name} + {c:g}·I)")
+
+    def block(self, names: str | Sequence[str]) -> Operator:
+        """The restriction to some parameters: a diagonal block of a symmetric map, some columns of another.
+
+        A product costs one of the whole map; ``Problem(..., params=names)`` differentiates less, where many are needed.
+
+        Args:
+            names: Parameter names or globs, as in ``"layers.0.*"``; the block keeps the parameters' order in the vector.
+
+        Raises:
+            ValueError: the map has no named parameters, or a name matches none.
+
+        Example:
+            >>> A = Operator((3, 3), lambda v: v.flip(0), symmetric=True, layout={"weight": slice(0, 2), "bias": slice(2, 3)})
+            >>> A.block("weight").to_dense().tolist()
+            [[0.0, 0.0], [0.0, 1.0]]
+        """
+        if not self.layout:
+            raise ValueError(f"{self.name} has no named parameters to take a block of; the operators of a Problem have them.")
+        chosen: set[str] = set()
+        for pattern in [names] if isinstance(names, str) else names:
+            matched = {name for name in self.layout if name == pattern or fnmatchcase(name, pattern)}
+            if not matched:
+                raise ValueError(f"names: {pattern!r} matches no parameter of {self.name}; there are {', '.join(list(self.layout)[:20])}.")
+            chosen |= matched
+        if not chosen:
+            raise ValueError("names must hold at least one parameter, got an empty list.")
+        layout, start = {}, 0
+        for name in [name for name in self.layout if name in chosen]:
+            size = self.layout[name].stop - self.layout[name].start
+            layout[name] = slice(start, start + size)
+            start += size
+
+        def widen(v: Tensor) -> Tensor:
+            whole = v.new_zeros(self.shape[1], *v.shape[1:])
+            for name, part in layout.items():
+                whole[self.layout[name]] = v[part]
+            return whole
+
+        def narrow(v: Tensor) -> Tensor:
+            return torch.cat([v[self.layout[name]] for name in layout])
+
+        def product(v: Tensor) -> Tensor:
+            return narrow(self @ widen(v)) if self.symmetric else self @ widen(v)
+
+        return Operator(
+            (start if self.symmetric else self.shape[0], start),
+            product,
+            matmat=product,
+            rmatvec=lambda u: narrow(self.T @ u),
+            symmetric=self.symmetric,
+            dtype=self.dtype,
+            device=self.device,
+            name=f"{self.name}[{', '.join([names] if isinstance(names, str) else names)}]",
+            layout=layout,
+        )
+
+    def precondition(self, d: Tensor) -> Operator:
+        r""":math:`D^{-1/2} A D^{-1/2}` for the diagonal matrix D of ``d``: its eigenvalues are those of :math:`D^{-1}A`.
+
+        Args:
+            d: Positive vector (columns,), of a symmetric map.
+
+        Raises:
+            ValueError: a map that is not symmetric, a vector of another shape, or an entry that is not positive and finite.
+
+        Example:
+            >>> A = Operator((2, 2), lambda v: torch.tensor([8.0, 9.0]).double() * v, symmetric=True)
+            >>> A.precondition(torch.tensor([4.0, 9.0]).double()).to_dense().tolist()
+            [[2.0, 0.0], [0.0, 1.0]]
+        """
+        if not self.symmetric:
+            raise ValueError(f"precondition needs a symmetric operator, got {self.name} of shape {self.shape}.")
+        if d.shape != (self.shape[1],):
+            raise ValueError(f"d must have shape ({self.shape[1]},), got {tuple(d.shape)}.")
+        d = d.detach().to(self.device, self.dtype)
+        if not bool((d > 0).all()) or not bool(torch.isfinite(d).all()):
+            raise ValueError(f"d must be positive and finite, got values from {float(d.min()):.3g} to {float(d.max()):.3g}.")
+        root = d.rsqrt()
+
+        def product(v: Tensor) -> Tensor:
+            scale = root if v.ndim == 1 else root[:, None]
+            return scale * (self @ (scale * v))
+
+        return self._derived(product, product, product, True, f"preconditioned {self.name}")
 
     def to_dense(self) -> Tensor:
         """The full matrix, (rows, columns): one product a column."""

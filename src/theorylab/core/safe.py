@@ -40,6 +40,14 @@ def seed_generators(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
+def generator_states(device: torch.device) -> list[torch.Tensor]:
+    """States of the generators that `seed_generators` seeds; they differ before and after something that drew a number."""
+    states = [torch.default_generator.get_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
 @contextmanager
 def kernels(*, plain: bool, device: torch.device) -> Iterator[None]:
     """The kernels of `safe` that matter to products through a kept graph, which neither call the model nor draw random numbers.

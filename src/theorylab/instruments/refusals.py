@@ -14,7 +14,10 @@ def hides_outputs(problem: Problem) -> str | None:
 
 
 def couples_rows(problem: Problem) -> str | None:
-    """BatchNorm in training mode makes the output of one row depend on the others, so that nothing is the row's own."""
-    if not problem.train or not any(isinstance(m, BATCH_COUPLED) for m in problem.model.modules()):
-        return None
-    return "BatchNorm in training mode couples the rows of a batch. Use train=False."
+    """BatchNorm by batch statistics makes the output of one row depend on the others, so that nothing is the row's own."""
+    norms = [m for m in problem.model.modules() if isinstance(m, BATCH_COUPLED)]
+    if problem.train and norms:
+        return "BatchNorm in training mode couples the rows of a batch. Use train=False."
+    if any(m.running_mean is None for m in norms):
+        return "BatchNorm without running statistics couples the rows of a batch, also in evaluation mode. Use track_running_stats=True."
+    return None

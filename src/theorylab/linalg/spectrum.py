@@ -39,12 +39,27 @@ class Spectrum:
         Raises:
             ValueError: a width that is not positive; also by default, where all eigenvalues are the same.
         """
+        return self._densities(x, width).mean(-1)
+
+    def density_stderr(self, x: Tensor, width: float | None = None) -> Tensor:
+        """Standard error of `density` at the points ``x``, from its spread over the probes.
+
+        Raises:
+            ValueError: fewer than two probes, or a width as `density` refuses it.
+        """
+        probes = len(self.nodes)
+        if probes < 2:
+            raise ValueError(f"probes must be at least 2 to give a standard error, got {probes}.")
+        return self._densities(x, width).std(-1) / math.sqrt(probes)
+
+    def _densities(self, x: Tensor, width: float | None) -> Tensor:
+        """One a probe, (..., probe)."""
         width = (self.interval[1] - self.interval[0]) / 100 if width is None else width
         if not width > 0:
             raise ValueError(f"width must be positive, got {width}.")
         gaps = (x.double().cpu()[..., None, None] - self.nodes) / width  # (..., probe, step)
         peaks = torch.exp(-gaps.square() / 2) / (width * math.sqrt(2 * math.pi))
-        return (self.weights * peaks).sum((-1, -2)) / len(self.nodes)
+        return (self.weights * peaks).sum(-1)
 
 
 def spectrum(A: Operator, probes: int = 4, steps: int = 50, seed: int = 0) -> Spectrum:

@@ -44,6 +44,16 @@ def number(x: float, digits: int = 4, *, zeros: bool = False) -> str:
     return sign + (power if mantissa == "1" else f"{mantissa}×{power}")
 
 
+def count(n: int) -> str:
+    """A whole number with its thousands set apart.
+
+    Example:
+        >>> count(1234567), count(999)
+        ('1,234,567', '999')
+    """
+    return f"{n:,}"
+
+
 def digits_for(x: float, width: float) -> int:
     """Significant digits of ``x`` that an uncertainty of ``width`` leaves meaningful: two digits of the width, from 2 to 7 in all.
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.util
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from theorylab.core.record import Record, source_digest, write_atomically
-from theorylab.core.series import Series
 from theorylab.core.study import StudyCard
-from theorylab.report import ledger, numbers
-from theorylab.report.figures import Figure, draw
+from theorylab.report import ledger
 from theorylab.report.interval_plot import Plot, plot
 from theorylab.report.ledger import Row
-from theorylab.report.mathml import mathml, paragraphs, typeset
-from theorylab.report.tables import EMBEDDED, Table, as_csv, data_link, table
+from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.shell import Detail, FigureView, assets, environment, figure_view, slug
+from theorylab.report.tables import EMBEDDED, as_csv
 from theorylab.report.thinning import POINTS
 
 DRAWN = 100_000
@@ -32,19 +26,6 @@ DRAWN = 100_000
 
 ROWS = 24_000
 """Rows of CSV that a page may hold; the files beside it always hold all."""
-
-
-@dataclass(frozen=True)
-class FigureView:
-    """A series as the page shows it."""
-
-    series: Series
-    anchor: str
-    figure: Figure
-    table: Table
-    csv_name: str
-    csv_link: str
-    csv_whole: bool
 
 
 @dataclass(frozen=True)
@@ -78,10 +59,6 @@ class StudyView:
         return self.key.partition("/")[0]
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-") or "series"
-
-
 def csv_names(record: Record) -> list[str]:
     """A file name for each series of a record: safe, and no two alike.
 
@@ -89,7 +66,7 @@ def csv_names(record: Record) -> list[str]:
     """
     names: list[str] = []
     for series in record.series:
-        stem = f"{_slug(record.study)}-{_slug(series.key)}"
+        stem = f"{slug(record.study)}-{slug(series.key)}"
         names.append(stem if stem not in names else f"{stem}-{len(names) + 1}")
     return [f"{name}.csv" for name in names]
 
@@ -109,14 +86,6 @@ def _body(text: str) -> Markup:
     return paragraphs(text.strip().partition("\n")[2])  # the first line is the title
 
 
-@dataclass(frozen=True)
-class Detail:
-    """What a figure may hold: points of a curve, and rows of its CSV."""
-
-    points: int = POINTS
-    rows: int = EMBEDDED
-
-
 def detail_of(records: Sequence[Record]) -> Detail:
     """The detail at which the figures of all records fit on one page."""
     series = [s for r in records for s in r.series]
@@ -129,10 +98,7 @@ def _figures(record: Record, detail: Detail) -> list[FigureView]:
     for series, name in zip(record.series, csv_names(record), strict=True):
         if not series.lines:
             continue
-        link, whole = data_link(series, detail.rows)
-        anchor = f"figure:{name.removesuffix('.csv')}"
-        drawn = draw(series, _slug(name.removesuffix(".csv")), detail.points)
-        views.append(FigureView(series, anchor, drawn, table(series), name, link, whole))
+        views.append(figure_view(series, name, detail))
     return views
 
 
@@ -180,29 +146,6 @@ def _distinct(texts: Iterable[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text]
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("theorylab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"STATES": ledger.STATES, "CONTROLS": ledger.CONTROLS, "POWER": ledger.POWER}
-    environment.filters |= {
-        "number": numbers.number,
-        "duration": numbers.duration,
-        "size": numbers.size,
-        "topic": ledger.topic_name,
-        "in_words": numbers.in_words,
-        "sentence": numbers.sentence,
-        "typeset": typeset,
-    }
-    environment.globals |= {"interval": numbers.interval, "digits_for": numbers.digits_for}
-    return environment
-
-
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-
-
 def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: Sequence[StudyCard] = ()) -> str:
     """The page as text; see `write`."""
     detail = detail_of(records)
@@ -211,9 +154,8 @@ def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: S
     order = ledger.topic_order(stops)
     views.sort(key=lambda v: (order.index(v.topic), v.key))
     rows = [c.row for v in views for c in v.claims]
-    script = _asset("report.js")
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             course={"title": "theorylab", "about": ""} | syllabus.get("course", {}),
@@ -229,9 +171,7 @@ def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: S
             machines=_distinct(map(_machine, records)),
             versions=_distinct(map(_versions, records)),
             errors=[v for v in views if v.record and v.record.error],
-            css=Markup(_asset("report.css")),  # our own file
-            script=Markup(script),  # our own file
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **assets(("colours.css", "report.css"), ("page.js", "ledger.js")),
         )
     )
 

@@ -437,3 +437,43 @@ def saddle_escape_slope(step: float, curvature: float) -> float:
     if curvature >= 0:
         raise ValueError(f"curvature must be negative at a strict saddle, got {curvature}.")
     return 1 / math.log1p(step * -curvature)
+
+
+def hedge_step(rounds: int, experts: int) -> float:
+    r"""Step size of Hedge that makes `hedge_regret_bound` smallest, :math:`\eta = \sqrt{8 \ln N / T}`.
+
+    Args:
+        rounds: T ≥ 1.
+        experts: N ≥ 2.
+
+    Example:
+        >>> round(hedge_step(1000, 10), 4)
+        0.1357
+
+    Source: Cesa-Bianchi and Lugosi 2006, Prediction, Learning, and Games, Theorem 2.2.
+    """
+    _positive(rounds=rounds)
+    if experts < 2:
+        raise ValueError(f"experts must be at least 2 to have something to choose, got {experts}.")
+    return math.sqrt(8 * math.log(experts) / rounds)
+
+
+def hedge_regret_bound(rounds: int, experts: int, step: float | None = None) -> float:
+    r"""Largest regret of Hedge after T rounds of losses in [0, 1], whoever chooses them: :math:`\ln N/\eta + T\eta/8`.
+
+    With the best step, `hedge_step`, this is :math:`\sqrt{T \ln N / 2}`.
+
+    Args:
+        rounds: T ≥ 1.
+        experts: N ≥ 2.
+        step: η > 0; default: the best for T rounds.
+
+    Example:
+        >>> round(hedge_regret_bound(1000, 10), 2)
+        33.93
+
+    Source: Cesa-Bianchi and Lugosi 2006, Prediction, Learning, and Games, Theorem 2.2.
+    """
+    step = hedge_step(rounds, experts) if step is None else step
+    _positive(step=step)
+    return math.log(experts) / step + rounds * step / 8

@@ -31,18 +31,41 @@ from theorylab.learning.optimizers.steepest import greedy_coordinate, normalized
 from theorylab.learning.schedule import decayed
 from theorylab.theory.implicit_bias import max_margin, norm_growth_slope
 
-GEOMETRY = Claim(
-    "implicit_bias/margins/geometry",
-    "On separable data normalized steepest descent in a norm reaches the largest margin in that norm: gradient descent ℓ2, sign descent "
-    "ℓ∞, greedy coordinate descent ℓ1.",
-    formula=r"\lim_{t\to\infty} \min_i \frac{y_i\langle w_t, x_i\rangle}{\|w_t\|_p} = \max_{\|w\|_p\le 1} \min_i y_i\langle w, x_i\rangle",
+GRADIENT_DESCENT = Claim(
+    "implicit_bias/margins/gradient_descent",
+    "On separable data normalized gradient descent, the steepest descent in ℓ2, reaches the largest ℓ2 margin.",
+    formula=r"\lim_{t\to\infty} \min_i \frac{y_i\langle w_t, x_i\rangle}{\|w_t\|_2} = \max_{\|w\|_2\le 1} \min_i y_i\langle w, x_i\rangle",
     source=Source("Gunasekar et al. 2018", "Theorem 5 (steepest descent, exponential loss)", "arXiv:1802.08246"),
     kind="asymptotic",
-    relation=AtLeast(rtol=0.05),
-    control="the same runs measured in the two other norms",
-    reading="The optimizer, not only the loss, chooses among the classifiers that fit: its norm is the hidden regularizer, and ℓ1 geometry "
-    "gives sparse weights where ℓ∞ gives equal ones. The statement is about the limit: stopped early, or with data that are not separable, "
-    "the margin is another.",
+    relation=AtLeast(rtol=0.03),
+    control="the same runs measured in ℓ1 and ℓ∞",
+    reading="Among all classifiers that fit, gradient descent ends at the support vector machine's, although nothing in the loss asks "
+    "for it. The statement is about the limit: stopped early, or with data that are not separable, the margin is another.",
+)
+
+SIGN_DESCENT = Claim(
+    "implicit_bias/margins/sign_descent",
+    "On separable data sign descent, the steepest descent in ℓ∞, reaches the largest ℓ∞ margin.",
+    formula=r"\lim_{t\to\infty} \min_i \frac{y_i\langle w_t, x_i\rangle}{\|w_t\|_\infty} "
+    r"= \max_{\|w\|_\infty\le 1} \min_i y_i\langle w, x_i\rangle",
+    source=Source("Gunasekar et al. 2018", "Theorem 5 (steepest descent, exponential loss)", "arXiv:1802.08246"),
+    kind="asymptotic",
+    relation=AtLeast(rtol=0.02),
+    control="the same runs measured in ℓ1 and ℓ2",
+    reading="The optimizer, not only the loss, chooses among the classifiers that fit: steps that move every coordinate alike end in "
+    "weights of nearly equal size. A step size that does not decrease, or a noisy gradient, is outside the theorem.",
+)
+
+GREEDY_COORDINATE = Claim(
+    "implicit_bias/margins/greedy_coordinate",
+    "On separable data greedy coordinate descent, the steepest descent in ℓ1, reaches the largest ℓ1 margin.",
+    formula=r"\lim_{t\to\infty} \min_i \frac{y_i\langle w_t, x_i\rangle}{\|w_t\|_1} = \max_{\|w\|_1\le 1} \min_i y_i\langle w, x_i\rangle",
+    source=Source("Gunasekar et al. 2018", "Theorem 5 (steepest descent, exponential loss)", "arXiv:1802.08246"),
+    kind="asymptotic",
+    relation=AtLeast(rtol=0.08),
+    control="the same runs measured in ℓ2 and ℓ∞",
+    reading="Moving one coordinate at a time, as boosting does, ends in sparse weights: the hidden regularizer is ℓ1. Of the three it "
+    "comes closest most slowly, so a run of a few hundred steps shows a margin well below the largest.",
 )
 
 ADAM = Claim(
@@ -93,7 +116,7 @@ class MarginsConfig(Config):
 
     n: int = setting(15, "rows", low=2)
     d: int = setting(30, "inputs; more than rows, so that the three margins have different classifiers", low=2)
-    steps: int = setting(7000, "steps of each optimizer", low=100)
+    steps: int = setting(14_000, "steps of each optimizer", low=100)
     step: float = setting(2.0, "c in η_t = c / (max ‖x‖ √t), the norm dual to the optimizer's", low=0.01, high=10.0)
     # Adam's second moment falls by β₂ a step at most, so the risk cannot fall faster than √β₂ a step for long: with the usual 0.999
     # twenty thousand steps end at 0.8 of the largest margin, on the way up. The theorem leaves β₂ free.
@@ -114,9 +137,9 @@ class Method(NamedTuple):
 def methods(config: MarginsConfig) -> list[Method]:
     """The four optimizers."""
     return [
-        Method("gradient descent", normalized_gd, 2, GEOMETRY),
-        Method("sign descent", sign_descent, math.inf, GEOMETRY),
-        Method("greedy coordinate", greedy_coordinate, 1, GEOMETRY),
+        Method("gradient descent", normalized_gd, 2, GRADIENT_DESCENT),
+        Method("sign descent", sign_descent, math.inf, SIGN_DESCENT),
+        Method("greedy coordinate", greedy_coordinate, 1, GREEDY_COORDINATE),
         Method("Adam", lambda lr: adam(lr=lr, betas=(0.9, config.beta2), eps=0.0), math.inf, ADAM),
     ]
 
@@ -215,7 +238,7 @@ def slopes(x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> list[float]:
 
 @study(
     "implicit_bias/margins",
-    claims=[GEOMETRY, ADAM, NORM_GROWTH, DIRECTION_RATE],
+    claims=[GRADIENT_DESCENT, SIGN_DESCENT, GREEDY_COORDINATE, ADAM, NORM_GROWTH, DIRECTION_RATE],
     tiny=MarginsConfig(n=5, d=20, steps=2000, step=1.0, beta2=0.9, rows_2d=10),
     small=MarginsConfig(),
     large=MarginsConfig(seeds=32, n=50, d=100, steps=400_000, rows_2d=200, log_time=2000.0),
@@ -227,27 +250,17 @@ def margin_study(config: MarginsConfig) -> Iterator[Finding | Series | Stage]:
     best = {p: z.new_tensor([max_margin(x, y, p)[0] for x, y in data]) for p in NORMS}
     record = sorted({round(t) for t in np.geomspace(10, config.steps, 30)})
 
-    axes = {"x": "step", "y": "margin / largest margin", "x_scale": "log"}
-    figures = {
-        GEOMETRY.key: Series("geometry", "Each steepest descent's margin in its own norm", claim=GEOMETRY.key, **axes),
-        ADAM.key: Series("adam", "Adam's margin in three norms", claim=ADAM.key, **axes),
-    }
     for method in methods(config):
         yield Stage(method.name)
         runs = train(method, z, config, record)
+        key, title = method.claim.key, f"The margin of {method.name} in three norms"
+        figure = Series(key.rpartition("/")[2], title, x="step", y="margin / largest margin", x_scale="log", claim=key)
         for p, norm in NORMS.items():
             check = method.claim.check if p == method.p else method.claim.control_check
-            yield check(
-                predicted=1.0, measured=margins(z, runs[-1], p) / best[p], setting=f"{method.name}, {norm} margin / largest {norm} margin"
-            )
-        figure = figures[method.claim.key]
-        for p, norm in NORMS.items():
-            if p != method.p and method.name not in ("greedy coordinate", "Adam"):
-                continue  # the crossed pairs of one steepest descent are enough for the eye
             ratio = torch.stack([margins(z, w, p) / best[p] for w in runs])  # (time, replica)
+            yield check(predicted=1.0, measured=ratio[-1], setting=f"{norm} margin / largest {norm} margin")
             role = "measured" if p == method.p else "control"
-            figure.line(f"{method.name}, {norm}", record, ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)
-    for figure in figures.values():
+            figure.line(norm, record, ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)
         yield figure.line("largest margin", [record[0], record[-1]], [1.0, 1.0], role="predicted")
 
     yield from growth_law(config)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
-from theorylab.data.synthetic import random_labels
+from theorylab.learning.memorizing import memorizing_population
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.exponential import exponential_sgd
 from theorylab.learning.optimizers.sgd import sgd
@@ -64,18 +63,15 @@ def train(
     config: ExpLrConfig, optimizer: Optimizer, seeds: Sequence[int], normalization: str = "batch", eps: float = 0.0, head: bool = False
 ) -> tuple[Trajectory, Tensor]:
     """Losses over all rows and weight norms during training, and the final hidden weights in one vector (replica, p)."""
-    data = [random_labels(config.rows, config.inputs, seed=s, dtype=config.torch_dtype) for s in seeds]
-    population = Population(
+    population = memorizing_population(
         lambda: NormalizedMLP([config.inputs, config.width, config.width, 1], normalization=normalization, eps=eps),
-        binary_cross_entropy_with_logits,
-        (torch.stack([d.x for d in data]), torch.stack([d.y for d in data])),
+        rows=config.rows,
+        inputs=config.inputs,
         optimizer=optimizer,
         seeds=seeds,
         batch_size=config.batch,
-        data_per_replica=True,
         dtype=config.torch_dtype,
         device=config.device,
-        mode="vmap",
         trainable=lambda name: head or name != "head",
     )
 

@@ -1,0 +1,223 @@
+"""Gradients of rows: right for every layer and every way of using one, and refused where a row has no gradient of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import make, mlp, vectors
+
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Problem
+from theorylab.instruments.layers import recorded
+from theorylab.instruments.rows import _layers, looped_grads, per_example_grad_norms, per_example_grads
+
+
+def pooled(layer: nn.Module, *shape: int) -> Problem:
+    """A problem of six rows whose model is the layer, a tanh, and the mean over all that is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten())
+    return Problem(model, lambda o, y: (o.mean(1) - y).pow(2), (torch.randn(6, *shape), torch.randn(6)), dtype=torch.float64)
+
+
+def indices(layer: nn.Module) -> Problem:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 5, (6, 4))
+    return Problem(nn.Sequential(layer, nn.Flatten()), lambda o, y: (o.mean(1) - y).pow(2), (tokens, torch.randn(6)), dtype=torch.float64)
+
+
+LAYERS: dict[str, Callable[[], Problem]] = {
+    "linear": lambda: pooled(nn.Linear(3, 4), 3),
+    "linear over places": lambda: pooled(nn.Linear(3, 4), 2, 5, 3),
+    "wide linear over places": lambda: pooled(nn.Linear(20, 30), 2, 20),  # few places: ghost norms
+    "conv1d": lambda: pooled(nn.Conv1d(4, 6, 3, stride=2, dilation=2, padding=2, groups=2), 4, 9),
+    "conv2d": lambda: pooled(nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0)), 2, 5, 6),
+    "conv2d, same, circular": lambda: pooled(nn.Conv2d(2, 3, (3, 2), padding="same", padding_mode="circular"), 2, 5, 6),
+    "depthwise conv2d": lambda: pooled(nn.Conv2d(3, 3, 3, groups=3, bias=False, padding_mode="reflect", padding=1), 3, 5, 5),
+    "conv2d of few places": lambda: pooled(nn.Conv2d(20, 30, 2), 20, 2, 3),
+    "conv3d": lambda: pooled(nn.Conv3d(1, 2, 2), 1, 3, 4, 3),
+    "embedding": lambda: indices(nn.Embedding(5, 3)),
+    "embedding with padding": lambda: indices(nn.Embedding(5, 3, padding_idx=1)),
+    "large embedding": lambda: indices(nn.Embedding(200, 30)),
+    "layer norm": lambda: pooled(nn.LayerNorm(4), 4),
+    "layer norm of two axes over places": lambda: pooled(nn.LayerNorm((3, 4)), 2, 3, 4),
+    "rms norm": lambda: pooled(nn.RMSNorm(4), 2, 4),
+    "group norm": lambda: pooled(nn.GroupNorm(2, 4), 4, 3),
+    "batch norm of vectors": lambda: pooled(nn.BatchNorm1d(4), 4),
+    "batch norm of images": lambda: pooled(nn.BatchNorm2d(2), 2, 3, 3),
+}
+
+
+def assert_right(problem: Problem) -> None:
+    rows = looped_grads(problem)
+    scale = float(rows.abs().max())
+    assert torch.allclose(per_example_grads(problem), rows, rtol=0, atol=1e-12 * scale)
+    assert torch.allclose(per_example_grad_norms(problem), rows.norm(dim=1), rtol=1e-9, atol=1e-12 * scale)
+    assert torch.allclose(per_example_grads(problem).mean(0), problem.gradient(), rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_is_explained_by_its_formula(name: str) -> None:
+    problem = LAYERS[name]()
+    assert_right(problem)
+    with problem.safe():
+        assert _layers(problem, 0).rest == []
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and a head that may share the weight of the embedding."""
+
+    def __init__(self, embedded: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 20)
+        self.mix = nn.Linear(20, 20)
+        self.head = nn.Linear(20, 30, bias=False)
+        if embedded:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embed(tokens)
+        return self.head(torch.tanh(self.mix(torch.tanh(self.mix(h))))).mean(1)
+
+
+class Outside(nn.Module):
+    """A layer's weight that is used beside the layer too, and a parameter that belongs to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+        self.scale = nn.Parameter(torch.tensor([0.5, 1.5, 1.0, 2.0, 0.3]))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(x) * self.scale) @ self.layer.weight)
+
+
+class InPlace(nn.Module):
+    """What goes into one layer, and what comes out of another, is overwritten later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h.tanh_()
+        return self.second(h)
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+def test_uses_of_one_parameter_are_added_before_the_norm_is_taken(embedded: bool) -> None:
+    torch.manual_seed(0)
+    problem = Problem(Twice(embedded), F.cross_entropy, (torch.randint(0, 30, (6, 4)), torch.arange(6)), dtype=torch.float64)
+    assert_right(problem)
+    with problem.safe():
+        assert _layers(problem, 0).rest == []
+
+
+def test_a_parameter_used_beside_its_layer_is_not_mistaken_for_explained() -> None:
+    torch.manual_seed(0)
+    problem = Problem(Outside(), F.cross_entropy, vectors(), dtype=torch.float64)
+    with problem.safe():
+        assert set(_layers(problem, 0).rest) == {"layer.weight", "scale"}
+    assert_right(problem)
+
+
+def test_writing_in_place_after_a_layer_does_not_change_its_gradient() -> None:
+    torch.manual_seed(0)
+    assert_right(Problem(InPlace(), F.cross_entropy, vectors(), dtype=torch.float64))
+
+
+class Batched(nn.Module):
+    """A first axis that is not that of the rows, though it is as long: the second layer sees (token, n, width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x)).transpose(0, 1)  # (token, n, width)
+        return self.second(h).mean(0)
+
+
+@pytest.mark.parametrize("tokens", [12, 7])
+def test_a_layer_whose_first_axis_is_not_the_rows_is_found_out(tokens: int) -> None:
+    torch.manual_seed(0)
+    problem = Problem(Batched(), F.cross_entropy, (torch.randn(12, tokens, 3), vectors()[1]), dtype=torch.float64)
+    with problem.safe():
+        assert set(_layers(problem, 0).rest) == {"second.weight", "second.bias"}
+    assert_right(problem)
+
+
+def test_a_users_hooks_stay_and_what_they_change_is_seen() -> None:
+    model = mlp()
+    handle = model[0].register_forward_hook(lambda m, args, out: 2 * out)  # pyright: ignore
+    problem = Problem(model, F.cross_entropy, vectors(), dtype=torch.float64)
+    before = [len(m._forward_hooks) for m in model.modules()]
+    assert_right(problem)
+    assert [len(m._forward_hooks) for m in model.modules()] == before
+    handle.remove()
+
+
+def test_hooks_are_removed_also_when_the_model_raises() -> None:
+    problem = make("mlp")
+    with pytest.raises(RuntimeError, match="stop"), recorded(problem, problem.leaves(), 12):
+        raise RuntimeError("stop")
+    assert not any(m._forward_hooks for m in problem.model.modules())
+
+
+@pytest.mark.parametrize("name", ["mlp, minibatches", "attention, tied", "dict batches, custom loss", "dropout"])
+def test_some_rows_and_any_chunk_give_the_same_numbers(name: str) -> None:
+    problem = make(name)
+    every = per_example_grads(problem)
+    chosen = [7, 0, 11, 7]
+    assert torch.allclose(per_example_grads(problem, rows=chosen), every[chosen], rtol=1e-12, atol=1e-15)
+    assert torch.allclose(per_example_grads(problem, chunk=2), every, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(per_example_grad_norms(problem, chunk=5), every.norm(dim=1), rtol=1e-12)
+
+
+class OwnBatchNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)) / (x.std(0, correction=0) + 1.0)
+
+
+def weighted(outputs: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, y, weight=torch.tensor([1.0, 2.0, 3.0], dtype=outputs.dtype))
+
+
+def contrast(outputs: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)), reduction="none")
+
+
+def spread(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(batch["x"]).std(0, correction=0).sum()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Problem(mlp(), weighted, vectors()), "not the mean of the losses of its rows"),
+        (lambda: Problem(mlp(), contrast, vectors()), "not the mean of the losses of its rows"),
+        (lambda: Problem(nn.Sequential(nn.Linear(5, 4), OwnBatchNorm(), nn.Linear(4, 3)), F.cross_entropy, vectors()), "rows depend"),
+        (lambda: Problem(mlp(), spread, {"x": torch.randn(6, 5)}), "rows depend"),
+        (lambda: make("cnn, BatchNorm train"), "training mode couples"),
+        (lambda: pooled(nn.BatchNorm1d(4, track_running_stats=False), 4), "without running statistics"),
+    ],
+)
+@pytest.mark.parametrize("measure", [per_example_grads, per_example_grad_norms])
+def test_rows_that_depend_on_each_other_are_refused(measure: Callable[[Problem], Tensor], build: Any, message: str) -> None:
+    with pytest.raises(Inapplicable, match=message):
+        measure(build())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rows": []}, "at least one row number"), ({"rows": [0, 12]}, r"rows must lie in 0..11, got 0..12"), ({"chunk": 0}, "chunk must be")],
+)
+def test_wrong_rows_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        per_example_grads(make("mlp"), **options)
