@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import inspect
 import time
@@ -22,6 +23,7 @@ from theorylab.measuring import costs, operators
 from theorylab.measuring.families import choose
 from theorylab.measuring.progress import Watch
 from theorylab.measuring.readings import Shown, shown
+from theorylab.measuring.tailored import TAILORED, Tailored, fewer_rows
 from theorylab.report.card import ReportCard
 from theorylab.runners.memory import peak_bytes
 from theorylab.runners.plan import Cost
@@ -150,7 +152,9 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
     reason = tool.why_not(problem)
     if reason is not None:
         return Entry(state="inapplicable", why=reason, **about)
-    options: dict[str, Any] = {} if seeded is None else {"seed": seed}
+    tailored = TAILORED.get(tool.name, Tailored())
+    part, remark = fewer_rows(problem, tailored.rows)
+    options: dict[str, Any] = {**tailored.options} if seeded is None else {**tailored.options, "seed": seed}
     if room is not None and "memory" in takes:
         options["memory"] = room.graph
     drawn = False
@@ -162,7 +166,9 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
 
     start = time.perf_counter()
     try:
-        found = shown(tool.name, tool.measure(problem, **options), operator)
+        result = tool.measure(part, **options)
+        own = callable(getattr(result, "readings", None))
+        found = tailored.read(result) if tailored.read and not own else shown(tool.name, result, operator)
         if problem.device.type == "cuda":
             torch.cuda.synchronize(problem.device)
     except Exception as error:  # whatever an instrument meets, the others go on
@@ -170,6 +176,5 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
         return Entry(state="failed", why=why, traceback=traceback.format_exc(), seconds=time.perf_counter() - start, **about)
     about["seed"] = seed if drawn else seeded
     seconds = time.perf_counter() - start
-    return Entry(
-        state="measured", readings=tuple(found.readings), figures=tuple(found.figures), seconds=seconds, matvecs=found.matvecs, **about
-    )
+    readings = tuple(dataclasses.replace(r, note="; ".join(filter(None, (r.note, remark)))) for r in found.readings)
+    return Entry(state="measured", readings=readings, figures=tuple(found.figures), seconds=seconds, matvecs=found.matvecs, **about)
