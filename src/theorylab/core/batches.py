@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +82,13 @@ def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
     finally:
         if state is not None and isinstance(generator, torch.Generator):
             generator.set_state(state)
+
+
+def order_of(data: Any) -> Literal["given", "shuffled"]:
+    """Whether a DataLoader draws the order of its rows anew at every pass; any other data come as they are given."""
+    from torch.utils.data import RandomSampler, WeightedRandomSampler
+
+    return "shuffled" if isinstance(getattr(data, "sampler", None), RandomSampler | WeightedRandomSampler) else "given"
 
 
 def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, seed: int, batch_size: int | None) -> list[Batch]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from theorylab.core.batches import Batch, as_batches, tensors_of
+from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 
 Params = dict[str, Tensor]
@@ -37,6 +37,8 @@ class Problem:
         train: Evaluate in training mode (BatchNorm by batch statistics, dropout on) instead of evaluation mode.
         seed: Freezes dropout: batch k draws from seed + k, at every evaluation the same.
         batch_size: Split the batches further. In training mode BatchNorm then sees the smaller batches.
+        read: What of the model's outputs the loss of pairs and the instruments see: ``lambda out: out.logits``. Default: all.
+        count: How much a batch weighs, given its content: predicted tokens, say. Default: its rows.
 
     Raises:
         ValueError: no data, nothing to differentiate, a glob that matches nothing, or a loss that is a sum over rows, or neither a scalar
@@ -62,6 +64,8 @@ class Problem:
         train: bool = False,
         seed: int = 0,
         batch_size: int | None = None,
+        read: Callable[[Any], Any] | None = None,
+        count: Callable[[Any], float] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
@@ -70,7 +74,7 @@ class Problem:
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a real floating-point type, got {dtype}.")
         self.model, self.criterion, self.train, self.seed = model, loss, train, seed
-        self._plain = needs_plain_kernels(model, train)
+        self._plain, self._read, self._count = needs_plain_kernels(model, train), read, count
         names = _select(model, params)
         tensors = dict(model.named_parameters())
         self.device = _one_device(tensors[names[0]].device if device is None else torch.device(device))
@@ -88,12 +92,52 @@ class Problem:
         self.P = sum(p.numel() for p in self.params.values())
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
+        self.order = order_of(data)
         self.reduction: Literal["mean", "rows"] = self._detect_reduction()
+
+    @classmethod
+    def from_hf(cls, model: nn.Module, batches: Any, **options: Any) -> Problem:
+        """The risk of a Hugging Face model as it is, on dict batches that hold ``labels``.
+
+        The loss is the model's own. Where it is the usual one of its task (found by comparing its derivative in the logits with those of
+        next-token, token and sequence classification and of regression), batches become pairs and outputs the logits, classes on axis 1:
+        (n, k), or (n, k, token) with the shift by one token done already, so that instruments of outputs apply. Labels of −100 are left
+        out, and the mean runs over the predicted tokens of all batches together. Any other loss is measured as loss(model, batch), its
+        batches weighted by rows.
+
+        Keys and values are not cached. Attention runs in PyTorch's math kernel, or eagerly where the model uses another package.
+        Some models compute norms or softmax in float32 whatever their dtype; a problem in float64 keeps that.
+
+        Args:
+            model: A model of `transformers`, or one wrapped by `peft`, of which the adapter is trainable.
+            batches: A dict of tensors, a list of them, or a DataLoader that yields them.
+            options: Of `Problem`, but for ``read`` and ``count``.
+
+        Raises:
+            ValueError: a batch without labels, or in which nothing is predicted; gradient checkpointing in training mode.
+            TypeError: a batch that is not a dict.
+        """
+        from theorylab.core import huggingface as hf
+
+        hf.refuse_recomputation(model, options.get("train", False))
+        pairs = hf.split_batches(model, batches)
+        if not pairs:
+            raise ValueError("batches must hold at least one batch, got none.")
+        device = next(model.parameters()).device
+        own = [(map_tensors(lambda t: t.to(device), x), y.to(device)) for x, y in pairs[:1]]
+        way = hf.way_of(model, *own[0], device=device)
+        if way is None:
+            return cls(model, _own_loss, [{**x, "labels": y} for x, y in pairs], **options)
+        pairs = [(x, way.targets(y)) for x, y in pairs]
+        if not all(hf.predicted(y) for _, y in pairs):
+            raise ValueError(f"every batch must hold a label that is predicted, got one in which all are {hf.IGNORED}: leave it out.")
+        return cls(model, way.loss, pairs, read=way.read, count=lambda content: hf.predicted(content[1]), **options)
 
     @property
     def weights(self) -> list[float]:
-        """Each batch's share of the rows."""
-        return [b.rows / self.n for b in self.batches]
+        """Each batch's share of the rows, or of what ``count`` counts."""
+        counts = [b.rows if self._count is None else self._count(b.content) for b in self.batches]
+        return [c / sum(counts) for c in counts]
 
     def _tensors(self, params: Params | None) -> dict[str, Tensor]:
         # Buffers are cloned at every evaluation: BatchNorm in training mode writes into them, which torch.func refuses on the originals.
@@ -126,7 +170,8 @@ class Problem:
         x = self.batches[k].content[0]
         args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
         seed_generators(self.seed + k, self.device)
-        return functional_call(self.model, self._tensors(params), args, kwargs)
+        outputs = functional_call(self.model, self._tensors(params), args, kwargs)
+        return outputs if self._read is None else self._read(outputs)
 
     def loss_of(self, k: int, outputs: Any) -> Tensor:
         """Mean loss of batch ``k``, of pairs, given the model's outputs."""
@@ -281,6 +326,10 @@ def _select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
         if k in chosen and not p.is_floating_point():
             raise TypeError(f"parameter {k} must be real floating point to be differentiated, got {p.dtype}: leave it out of params=.")
     return names
+
+
+def _own_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    return model(**batch).loss
 
 
 def finite(loss: Tensor) -> Tensor:
