@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from theorylab.core.instrument import Instrument
 from theorylab.core.problem import Problem
+from theorylab.instruments.products import BATCHABLE
 from theorylab.measuring import operators
 from theorylab.measuring.tailored import KERNEL_ROWS
 from theorylab.runners.plan import Cost
@@ -25,17 +26,27 @@ REBUILT = 2.9
 """The same where the graph does not fit memory and is built for every product."""
 SLACK = 2.5
 """Resident memory over the tensors alive: what a C library keeps of blocks that come and go by the megabyte."""
+COLUMN = 0.4
+"""What each further vector takes that goes through a kept graph at once, as a share of the first product's bytes."""
 ENOUGH = 0.05
 """Seconds of a gradient that can be timed well; with fewer rows than take so long, time and memory are extrapolated."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an instrument does: ``gradients`` of the mean loss, ``passes`` over a vector of all parameters, ``vectors`` held at a time."""
+    """What an instrument does.
+
+    Attributes:
+        gradients: Of the mean loss, by their time.
+        passes: Over a vector of all parameters.
+        vectors: Of all parameters, held at a time.
+        columns: Vectors that go through the network at once, where its layers allow it and no budget forbids it.
+    """
 
     gradients: float
     passes: float = 0.0
     vectors: float = 0.0
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ def _curvature(name: str, product: float = PRODUCT) -> Callable[[Problem], Work]
         full = name in operators.IN_FULL
         passes = operators.TRACE**2 + (2.0 * operators.PROBES * operators.STEPS**2 if full else 2.0 * operators.TOP**2)
         vectors = max(1.5 * operators.STEPS if full else 1.5 * operators.TOP, 2.5 * operators.TRACE)
-        return Work(product * operators.products(name, problem.P), passes, vectors)
+        return Work(product * operators.products(name, problem.P), passes, vectors, operators.TRACE // 2)
 
     return work
 
@@ -190,6 +201,8 @@ def expect(tool: Instrument, problem: Problem, known: Footing, memory: int | Non
     rebuilt = memory is not None and whole > _share(memory, known)
     if memory is not None:
         vectors = min(vectors, (memory - known.held) / 2)
+    elif work.columns > 1 and all(isinstance(m, BATCHABLE) for m in problem.model.modules() if not list(m.children())):
+        whole *= 1 + COLUMN * work.columns
     seconds = work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector
     basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s" + (", graphs rebuilt" if rebuilt else "")
     return Cost(seconds, round(known.held + vectors + SLACK * (2 * batch if rebuilt else whole)), basis)
