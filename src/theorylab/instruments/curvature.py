@@ -178,7 +178,13 @@ def dense_sharpness(
     refuses=too_few_digits,
 )
 def sharpness(
-    problem: Problem, *, precondition: Tensor | Params | None = None, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None
+    problem: Problem,
+    *,
+    precondition: Tensor | Params | None = None,
+    tol: float = 1e-3,
+    seed: int = 0,
+    start: Tensor | None = None,
+    memory: int = MEMORY_BUDGET,
 ) -> Sharpness:
     r"""The largest eigenvalue of the Hessian, :math:`\lambda_{\max}(\nabla^2 L)`, or of the preconditioned one, by Lanczos.
 
@@ -191,6 +197,7 @@ def sharpness(
         tol: Relative residual at which to stop. The eigenvalue's own error is of the order of its square.
         seed: Of the starting vector.
         start: The ``vector`` of a nearby measurement, e.g. some steps earlier in training; saves products.
+        memory: Bytes that the kept graph may take, as of `hessian`.
 
     Raises:
         ValueError: the loss is not finite, or ``precondition`` lacks a parameter, has another shape, or is not positive.
@@ -203,7 +210,7 @@ def sharpness(
 
     Source: Cohen et al. 2021, arXiv:2103.00065, Section 2; preconditioned: Cohen et al. 2022, arXiv:2207.14484, Section 2.
     """
-    operator = hessian(problem)
+    operator = hessian(problem, memory=memory)
     if precondition is not None:
         operator = operator.precondition(_as_vector(problem, precondition))
     found = eigs(operator, k=1, which="LA", tol=tol, seed=seed, start=start)
