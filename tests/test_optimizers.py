@@ -163,6 +163,7 @@ AGAINST_TORCH = {
         adam(LR, betas=(0.8 * SPREAD.clamp(max=1.0), 0.99), weight_decay=0.1),
         lambda p, k: torch.optim.Adam(p, lr=float(LR[k]), betas=(0.8 * min(1.0, float(SPREAD[k])), 0.99), weight_decay=0.1),
     ),
+    "amsgrad": (adam(LR, betas=(0.8, 0.9), amsgrad=True), lambda p, k: torch.optim.Adam(p, float(LR[k]), betas=(0.8, 0.9), amsgrad=True)),
     "adamw": (
         adam(LR, weight_decay=0.1 * SPREAD, eps=1e-6 * SPREAD, decoupled=True),
         lambda p, k: torch.optim.AdamW(p, lr=float(LR[k]), weight_decay=0.1 * float(SPREAD[k]), eps=1e-6 * float(SPREAD[k])),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +84,13 @@ def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
             generator.set_state(state)
 
 
+def order_of(data: Any) -> Literal["given", "shuffled"]:
+    """Whether a DataLoader draws the order of its rows anew at every pass; any other data come as they are given."""
+    from torch.utils.data import RandomSampler, WeightedRandomSampler
+
+    return "shuffled" if isinstance(getattr(data, "sampler", None), RandomSampler | WeightedRandomSampler) else "given"
+
+
 def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, seed: int, batch_size: int | None) -> list[Batch]:
     """Normalize ``data`` to batches on ``device``, floating-point tensors in ``dtype``.
 
@@ -108,7 +115,9 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
     else:
         items = _drain(data, seed)
     if not items:
-        raise ValueError("data must hold at least one batch, got none.")
+        raise ValueError(
+            "data must hold at least one batch, got none: the data set is empty, or drop_last=True drops all that a loader has."
+        )
     batches = [_convert(item, dtype, device) for item in items]
     if len({b.is_pair for b in batches}) > 1:
         raise TypeError("data mixes pairs (x, y), for loss(outputs, targets), with other batches, for loss(model, batch): use one kind.")

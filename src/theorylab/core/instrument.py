@@ -30,6 +30,7 @@ class Instrument:
         source: Where the quantity is defined.
         refusals: What is asked of a problem before any work.
         row_axes: Axes of the result that run over the rows of the data, in their order.
+        trains: Whether it trains, so that its result depends on the order of rows and on rounding as training does.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Instrument:
     source: Source
     refusals: tuple[Refusal, ...] = ()
     row_axes: tuple[int, ...] = ()
+    trains: bool = False
 
     def why_not(self, problem: Any) -> str | None:
         """Why the instrument does not apply to ``problem``, or None where it does."""
@@ -55,6 +57,7 @@ def instrument(
     refuses: Refusal | tuple[Refusal, ...] = (),
     family: str = "",
     row_axes: tuple[int, ...] = (),
+    trains: bool = False,
 ) -> Callable[[F], F]:
     """Register ``measure(problem, ...)`` under its name; calls first ask the problem whether the instrument applies.
 
@@ -65,6 +68,7 @@ def instrument(
         family: Under which users find it; default: the name of the module.
         row_axes: Axes of the result that run over the rows of the data: (0,) for one number a row, (0, 1) for a kernel. Several entries
             that belong to one row follow each other. A result without such axes does not depend on the order of rows.
+        trains: The instrument trains; the battery leaves to its own tests what rounding and the order of rows do to training.
 
     Raises:
         ValueError: another module registered the name.
@@ -84,7 +88,7 @@ def instrument(
             return measure(problem, *args, **kwargs)
 
         refusals = refuses if isinstance(refuses, tuple) else (refuses,)
-        entry = Instrument(name, family or home.rpartition(".")[2], checked, oracle, source, refusals, row_axes)
+        entry = Instrument(name, family or home.rpartition(".")[2], checked, oracle, source, refusals, row_axes, trains)
         _registry[name] = entry
         return cast(F, checked)
 

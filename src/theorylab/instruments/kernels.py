@@ -23,7 +23,7 @@ MEMORY_BUDGET = 2**30
 STRIPS = 4  # of a symmetric product, each from the diagonal on: five eighths of the work, in pieces large enough to be fast
 
 
-def _on(problem: Problem, X: Any) -> Problem:
+def on_inputs(problem: Problem, X: Any) -> Problem:
     """The problem with inputs ``X`` in place of its data; the targets are never read."""
     rows = next((len(t) for t in tensors_of(X) if t.ndim), 0)
     data = (X, torch.zeros(rows))
@@ -78,8 +78,8 @@ def dense_ntk(problem: Problem, X1: Any = None, X2: Any = None, trace_outputs: b
         return torch.stack(rows), c
 
     with problem.safe():
-        J, c = jacobian(problem if X1 is None else _on(problem, X1))
-        K = J if X2 is None else jacobian(_on(problem, X2))[0]
+        J, c = jacobian(problem if X1 is None else on_inputs(problem, X1))
+        K = J if X2 is None else jacobian(on_inputs(problem, X2))[0]
     theta = J @ K.T
     return theta.view(len(J) // c, c, len(K) // c, c).diagonal(dim1=1, dim2=3).sum(-1) if trace_outputs else theta
 
@@ -121,8 +121,8 @@ def ntk(problem: Problem, X1: Any = None, X2: Any = None, trace_outputs: bool = 
     Source: Jacot et al. 2018, arXiv:1806.07572, Section 4; the layers' shares as in Novak et al. 2022, arXiv:2206.08720, Section 3.
     """
     with problem.safe():
-        first = _Blocks(problem if X1 is None else _on(problem, X1), memory, check_loss=X1 is None)
-        second = first if X2 is None else _Blocks(_on(problem, X2), memory, check_loss=False)
+        first = _Blocks(problem if X1 is None else on_inputs(problem, X1), memory, check_loss=X1 is None)
+        second = first if X2 is None else _Blocks(on_inputs(problem, X2), memory, check_loss=False)
         if first.c != second.c:
             raise ValueError(f"X1 and X2 must give as many outputs a row, got {first.c} and {second.c}.")
         width = 1 if trace_outputs else first.c

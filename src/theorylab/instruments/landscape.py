@@ -44,7 +44,6 @@ class Landscape:
         """
         import matplotlib.pyplot as plt
         import numpy as np
-        from matplotlib.ticker import ScalarFormatter
 
         ax = plt.subplots(figsize=(5, 4), layout="constrained")[1] if ax is None else ax
         x, z = self.coordinates.cpu().double().numpy(), self.losses.cpu().double().numpy()
@@ -66,7 +65,6 @@ class Landscape:
         ax.set_ylabel("coordinate along the second direction")
         ax.set_aspect("equal")
         bar = ax.figure.colorbar(filled, ax=ax, label="loss", ticks=levels[::3])
-        bar.ax.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         bar.ax.yaxis.set_major_formatter("{x:.3g}")
         return ax
 

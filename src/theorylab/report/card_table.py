@@ -11,7 +11,7 @@ from rich.text import Text
 from theorylab.core.card import Card, Entry
 from theorylab.core.reading import Reading
 from theorylab.report.ledger import topic_name
-from theorylab.report.numbers import count, digits_for, duration, interval, number
+from theorylab.report.numbers import count, digits_for, duration, interval, number, sentence
 
 WIDE = 110
 """Columns from which a measure's remark stands beside its name."""
@@ -34,8 +34,8 @@ def family_name(family: str) -> str:
 def as_table(card: Card, width: int) -> Group:
     """The card for a rich console of so many columns."""
     parts: list[Text | Table] = [Text(card.title, style="bold"), Text(summary(card), style="dim"), Text()]
-    for remark in card.remarks:
-        parts += [Text.assemble((f"{remark.level}: ", "yellow"), f"{remark.what}. {remark.why}. {remark.do}."), Text()]
+    for n in card.notices:
+        parts += [Text.assemble((f"{n.level}: ", "yellow"), " ".join(map(sentence, (n.what, n.why, n.do)))), Text()]
     parts += [_readings(card, width >= WIDE), Text(), _sources(card)]
     if card.unfinished:
         parts += [Text(), Text(f"Stopped. Not measured: {', '.join(card.unfinished)}.", style="yellow")]

@@ -16,6 +16,7 @@ def adam(
     eps: Hyper = 1e-8,
     weight_decay: Hyper = 0.0,
     decoupled: bool = False,
+    amsgrad: bool = False,
 ) -> Optimizer:
     r"""Adam with bias correction; equal to `torch.optim.Adam`, or `torch.optim.AdamW` where ``decoupled``.
 
@@ -28,6 +29,7 @@ def adam(
         eps: ε, added outside the root, after bias correction.
         weight_decay: λ; added to the gradient as λθ (coupled), or applied to the parameter as θ ← (1 − ηλ)θ before the step (decoupled).
         decoupled: Which of the two.
+        amsgrad: Divide by the largest v so far instead of the present one, so that the step size never grows.
 
     Example:
         >>> import torch
@@ -38,7 +40,8 @@ def adam(
         [0.9, 0.5]
 
     Source: Kingma and Ba 2015, Algorithm 1, arXiv:1412.6980; Loshchilov and Hutter 2019, Algorithm 2, arXiv:1711.05101 (with the
-    schedule multiplier absorbed: the decay of a step is ηλ, as in PyTorch).
+    schedule multiplier absorbed: the decay of a step is ηλ, as in PyTorch); ``amsgrad``: Reddi, Kale and Kumar 2018, arXiv:1904.09237,
+    Algorithm 2, with PyTorch's bias correction.
     """
     beta1, beta2 = betas
     decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
@@ -48,11 +51,12 @@ def adam(
         second = {k: torch.zeros_like(p) for k, p in params.items()}
         # the running powers of the betas, one a parameter, so that every state tensor has the parameter's replica axis
         one = {k: p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1)) for k, p in params.items()}
-        return {"first": first, "second": second, "power1": one, "power2": dict(one)}
+        state = {"first": first, "second": second, "power1": one, "power2": dict(one)}
+        return state | ({"largest": {k: torch.zeros_like(p) for k, p in params.items()}} if amsgrad else {})
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         new: Params = {}
-        out: dict[str, Params] = {"first": {}, "second": {}, "power1": {}, "power2": {}}
+        out: dict[str, Params] = {k: {} for k in state}
         for k, p in params.items():
             g, eta, b1, b2 = grads[k], spread(lr, p), spread(beta1, p), spread(beta2, p)
             if decays and not decoupled:
@@ -61,6 +65,8 @@ def adam(
             out["power2"][k] = power2 = state["power2"][k] * b2
             out["first"][k] = m = torch.lerp(g, state["first"][k], b1) if isinstance(b1, float) else b1 * state["first"][k] + (1 - b1) * g
             out["second"][k] = v = (b2 * state["second"][k]).addcmul_(g, (1 - b2) * g)
+            if amsgrad:
+                out["largest"][k] = v = torch.maximum(state["largest"][k], v)
             size = (v / (1 - power2)).sqrt_().add_(spread(eps, p))
             base = p * (1 - eta * spread(weight_decay, p)) if decays and decoupled else p
             new[k] = torch.addcdiv(base, (-eta / (1 - power1)) * m, size)

@@ -1,0 +1,242 @@
+"""What would silently spoil a measurement of a problem: things that are allowed, and worth a look before a number is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from theorylab.core.batches import tensors_of
+from theorylab.core.notice import Notice
+from theorylab.core.problem import Problem
+from theorylab.core.safe import BATCH_COUPLED
+
+STATISTICS_APART = 1.0
+"""Running standard deviations by which the data's mean may lie from a BatchNorm's running mean, on average over channels."""
+VARIANCE_RATIO = 4.0
+"""Factor by which the data's variance may differ from a BatchNorm's running variance, on average (geometric) over channels."""
+INPUT_SCALE = 20.0
+"""Root mean square of the inputs above which they look like raw values, pixels of 0 to 255, say."""
+
+
+def preflight(problem: Problem) -> tuple[Notice, ...]:
+    """What may spoil measurements of ``problem``, warnings first; nothing is raised, and nothing changed.
+
+    A problem refuses what cannot be measured rightly. This looks for what can be, but may not be what was meant: BatchNorm by batch
+    statistics, active dropout, a loader that shuffles or drops rows, a loss that comes out otherwise the second time, inputs normalized
+    unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits. Costs three evaluations
+    of the loss.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1), nn.Linear(4, 1))
+        >>> problem = Problem(model, nn.functional.mse_loss, (torch.eye(2), torch.zeros(2, 1)), train=True)
+        >>> for notice in preflight(problem): print(notice.what)
+        the model draws random numbers (Dropout)
+    """
+    found = [
+        n
+        for look in (_batch_norm, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
+        for n in look(problem)
+    ]
+    return tuple(sorted(found, key=lambda n: n.level != "warning"))
+
+
+def _names(model: nn.Module, kinds: Any) -> str:
+    return ", ".join(sorted({type(m).__name__ for m in model.modules() if isinstance(m, kinds)}))
+
+
+def _batch_norm(problem: Problem) -> Iterator[Notice]:
+    norms = [m for m in problem.model.modules() if isinstance(m, BATCH_COUPLED)]
+    if norms and (problem.train or any(m.running_mean is None for m in norms)):
+        yield Notice(
+            f"{_names(problem.model, BATCH_COUPLED)} normalizes by the statistics of the batch",
+            "A row's output then depends on the other rows, the risk on how the data are split, and nothing is a row's own",
+            "Use train=False and running statistics, unless this is what you study; then keep one batch",
+            "warning",
+        )
+
+
+def _randomness(problem: Problem) -> Iterator[Notice]:
+    with problem.safe(), torch.no_grad():
+        draws = problem.draws(0)
+        first, second = (problem.batch_loss(0) for _ in range(2))
+    if draws:
+        kinds = _names(problem.model, nn.modules.dropout._DropoutNd) or "inside the model or the loss"
+        yield Notice(
+            f"the model draws random numbers ({kinds})",
+            f"They are frozen by seed={problem.seed}, so that one network of many is measured",
+            "Use train=False for the network without dropout, or repeat over seeds",
+            "warning",
+        )
+    if not torch.equal(first, second) and bool(torch.isfinite(first)):
+        yield Notice(
+            f"the loss comes out otherwise the second time ({first:.9g}, then {second:.9g})",
+            "It depends on something that PyTorch's seed does not rule, and derivatives of it mean nothing",
+            "Draw from torch's generators, or take the randomness out of the model and the loss",
+            "warning",
+        )
+
+
+def _loader(problem: Problem) -> Iterator[Notice]:
+    if problem.order == "shuffled":
+        yield Notice(
+            "the loader shuffles",
+            f"It was read once, in an order fixed by seed={problem.seed}; random augmentation was drawn once too",
+            "Pass a loader with shuffle=False where rows or batches matter one by one",
+            "info",
+        )
+
+
+def _shapes(problem: Problem) -> Iterator[Notice]:
+    if not problem.batches[0].is_pair:
+        return
+    targets = problem.batches[0].content[1]
+    with problem.safe(), torch.no_grad():
+        outputs = problem.outputs(0)
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and targets.is_floating_point()):
+        return
+    if outputs.numel() == targets.numel() > 1 and outputs.squeeze().shape == targets.squeeze().shape and outputs.ndim != targets.ndim:
+        yield Notice(
+            f"outputs are {tuple(outputs.shape)}, targets {tuple(targets.shape)}",
+            "A loss that subtracts one from the other compares every pair of rows",
+            "Give both one shape, unless the loss itself does",
+            "warning",
+        )
+
+
+def _statistics(problem: Problem) -> Iterator[Notice]:
+    """BatchNorm's running statistics against those of the first batch at the same place."""
+    if problem.train:
+        return
+    worst: list[tuple[float, str]] = []
+
+    def look(name: str, m: Any, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        axes = [0, *range(2, x.ndim)]
+        if m.running_mean is None or x.numel() // x.shape[1] < 8:
+            return
+        mean, variance = x.double().mean(axes), x.double().var(axes, correction=0)
+        shift = float(((mean - m.running_mean) / (m.running_var + m.eps).sqrt()).abs().mean())
+        ratio = float(((variance + m.eps) / (m.running_var + m.eps)).log().mean().exp())
+        excess = max(shift / STATISTICS_APART, max(ratio, 1 / max(ratio, 1e-300)) / VARIANCE_RATIO)
+        if excess > 1:
+            text = f"inputs of {name} lie {shift:.2g} standard deviations from its running mean, with {ratio:.2g} times its variance"
+            worst.append((excess, text))
+
+    norms = {name: m for name, m in problem.model.named_modules() if isinstance(m, BATCH_COUPLED)}
+    handles = [m.register_forward_pre_hook(partial(look, name)) for name, m in norms.items()]
+    try:
+        with problem.safe(), torch.no_grad():
+            problem.batch_loss(0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if worst:
+        yield Notice(
+            max(worst)[1],
+            "The data are normalized unlike those that BatchNorm saw in training, or the running statistics were never trained",
+            "Apply the training's normalization to the inputs, or let the running statistics see the data",
+            "warning",
+        )
+
+
+def _listed(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+
+
+def _rows(problem: Problem) -> Iterator[Notice]:
+    bad, start = [], 0
+    for batch in problem.batches:
+        wrong = torch.zeros(batch.rows, dtype=torch.bool, device=problem.device)
+        for t in tensors_of(batch.content):
+            if t.is_floating_point() and t.ndim and len(t) == batch.rows:
+                wrong |= ~torch.isfinite(t).flatten(1).all(1) if t.ndim > 1 else ~torch.isfinite(t)
+        bad += [start + i for i in wrong.nonzero().flatten().tolist()]
+        start += batch.rows
+    if bad:
+        yield Notice(
+            f"rows {_listed(bad)} hold numbers that are NaN or infinite",
+            "One such row makes the risk, and every number derived from it, NaN",
+            "Leave these rows out, or repair them",
+            "warning",
+        )
+    with problem.safe(), torch.no_grad():
+        losses = torch.stack([problem.batch_loss(k).double() for k in range(len(problem.batches))])
+    broken = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    if broken:
+        yield Notice(
+            f"the loss is NaN or infinite on batches {_listed(broken)}",
+            "Instruments refuse a loss that is not finite",
+            "Check the parameters, the labels and the rows of these batches",
+            "warning",
+        )
+
+
+def _inputs(problem: Problem) -> list[Tensor]:
+    """The first tensor with a row axis of every batch: x."""
+    return [next(t for t in tensors_of(b.content) if t.ndim and len(t) == b.rows) for b in problem.batches]
+
+
+def _scale(problem: Problem) -> Iterator[Notice]:
+    x = [t.double() for t in _inputs(problem) if t.is_floating_point()]
+    size = sum(float(t.square().sum()) for t in x) / max(1, sum(t.numel() for t in x))
+    if size**0.5 > INPUT_SCALE:
+        yield Notice(
+            f"the inputs have a root mean square of {size**0.5:.3g}",
+            "Networks are trained on inputs near unit scale; raw pixels or features measure another point of the function",
+            "Apply the training's normalization, if it is not part of the model",
+            "warning",
+        )
+
+
+def _repeated(problem: Problem) -> Iterator[Notice]:
+    inputs = [t.reshape(len(t), -1) for t in _inputs(problem)]
+    if len({t.shape[1] for t in inputs}) > 1:
+        return
+    flat = torch.cat(inputs)
+    copies = len(flat) - len(torch.unique(flat, dim=0))
+    if copies:
+        yield Notice(
+            f"{copies} of {problem.n} rows repeat an earlier one",
+            "Error bars and bounds take rows for independent, and so are too narrow",
+            "Leave repeated rows out, unless they were drawn so",
+            "info",
+        )
+
+
+def _parameters(problem: Problem) -> Iterator[Notice]:
+    every = list(problem.model.named_parameters(remove_duplicate=False))
+    shared: dict[int, list[str]] = {}
+    for name, p in every:
+        shared.setdefault(id(p), []).append(name)
+    tied = [" = ".join(names) for names in shared.values() if len(names) > 1]
+    if tied:
+        yield Notice(
+            f"parameters are tied: {'; '.join(tied[:5])}", "They count once, under the first name", "Nothing, if this is meant", "info"
+        )
+    for name, m in problem.model.named_modules():
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            yield Notice(
+                f"row {m.padding_idx} of {name}.weight is for padding",
+                "PyTorch takes its derivative for zero, also where the loss depends on it",
+                "Mask padding in the model and in the labels, so that it does not",
+                "info",
+            )
+    left = sum(p.numel() for _, p in problem.model.named_parameters()) - problem.P
+    if left:
+        yield Notice(
+            f"{left} of {left + problem.P} parameters are left out",
+            "They are frozen (requires_grad=False) or not selected; curvature and norms are those of the others alone",
+            'Pass params="*" for all',
+            "info",
+        )
+    if torch.finfo(problem.dtype).bits < 32:
+        yield Notice(
+            f"parameters are {problem.dtype}",
+            "Two or three digits are left of a gradient, and fewer of a second derivative",
+            "Pass dtype=torch.float32",
+            "warning",
+        )

@@ -1,0 +1,91 @@
+"""A problem's rows kept apart: which train a prior, which a bound counts, and a start that depends on neither."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theorylab.core.batches import Batch, map_tensors
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Params, Problem
+
+ROWS_AT_ONCE = 256
+
+
+def fresh_start(problem: Problem, seed: int) -> tuple[Params, Params]:
+    """Parameters and buffers as the model's own layers draw them, which depend on no data.
+
+    Raises:
+        Inapplicable: a module with selected parameters has no ``reset_parameters``.
+    """
+    fresh = copy.deepcopy(problem.model)
+    owners = {id(p): m for m in fresh.modules() for p in m.parameters(recurse=False)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+            owned = [k for k, p in fresh.named_parameters() if k in problem.params and owners[id(p)] is module]
+            if owned and not callable(reset):
+                raise Inapplicable(
+                    f"certify does not apply: {owned[0]} belongs to a {type(module).__name__} without reset_parameters(), so that no "
+                    "initialization free of the data is known. Pass init=, values that do not depend on the rows."
+                )
+    named, buffers = dict(fresh.named_parameters()), dict(fresh.named_buffers())
+    params = {k: named[k].detach().to(p) for k, p in problem.params.items()}
+    return params, {k: buffers[k].to(b) for k, b in problem._buffers.items()}
+
+
+def take_rows(problem: Problem, rows: Tensor, buffers: Params, size: int = ROWS_AT_ONCE) -> Problem:
+    """The same problem on some rows of its first batch, in order."""
+    part = copy.copy(problem)
+    whole = problem.batches[0].content
+    part.batches = [
+        Batch(map_tensors(lambda t, i=i: t[i] if t.ndim and t.shape[0] == problem.n else t, whole), len(i)) for i in rows.split(size)
+    ]
+    part.n, part._buffers = len(rows), buffers
+    return part
+
+
+def in_one_batch(problem: Problem) -> Problem:
+    """All rows in one batch."""
+    whole = copy.copy(problem)
+
+    def join(parts: list[Any]) -> Any:
+        first = parts[0]
+        if isinstance(first, Tensor):
+            return torch.cat(parts) if first.ndim else first
+        if isinstance(first, dict):
+            return {k: join([p[k] for p in parts]) for k in first}
+        if isinstance(first, list | tuple):
+            return type(first)(join(list(each)) for each in zip(*parts, strict=True))
+        return first
+
+    whole.batches = [Batch(join([b.content for b in problem.batches]), problem.n)]
+    return whole
+
+
+def split_rows(n: int, prior: str, prior_rows: Tensor | float | None, bound_rows: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers of the prior and of the bound."""
+    if prior == "data_free":
+        if prior_rows is not None:
+            raise ValueError("prior_rows must be left out for a prior that is free of data.")
+        return torch.empty(0, dtype=torch.long), torch.arange(n) if bound_rows is None else bound_rows
+    if isinstance(prior_rows, Tensor):
+        chosen = prior_rows.long()
+    else:
+        share = 0.5 if prior_rows is None else prior_rows
+        if not 1 <= round(share * n) < n:
+            raise ValueError(f"prior_rows must leave rows to the prior and to the bound, got the share {share} of {n}.")
+        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: round(share * n)]
+    rest = torch.ones(n, dtype=torch.bool)
+    rest[chosen] = False
+    rows = rest.nonzero()[:, 0] if bound_rows is None else bound_rows.long()
+    shared = set(rows.tolist()) & set(chosen.tolist())
+    if shared:
+        raise ValueError(f"bound_rows must not hold rows that the prior was trained on, got {len(shared)} of them, e.g. row {min(shared)}.")
+    return chosen, rows

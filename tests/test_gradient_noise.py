@@ -1,0 +1,99 @@
+"""The gradient noise scale: unbiased, with errors of the right size, the same from rows and from minibatches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from zoo import make
+
+from theorylab.core.estimate import Estimate
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Problem
+from theorylab.instruments.gradient_noise import GradientNoise, dense_gradient_noise, gradient_noise
+
+SIGMA2, NORM2, WIDTH = 4.0, 1.0, 8  # of each entry's noise, and ‖G‖²
+
+
+def normal_rows(n: int, seed: int, norm2: float = NORM2) -> Problem:
+    """A loss linear in its parameters: the gradient of a row is the row itself, normal around a mean of squared norm ``norm2``."""
+    generator = torch.Generator().manual_seed(seed)
+    x = SIGMA2**0.5 * torch.randn(n, WIDTH, generator=generator, dtype=torch.float64) + math.sqrt(norm2 / WIDTH)
+    return Problem(nn.Linear(WIDTH, 1, bias=False), lambda o, y: o[:, 0], (x, torch.zeros(n)), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_estimates_are_unbiased_with_errors_of_the_right_size(size: int) -> None:
+    found = [gradient_noise(normal_rows(48, seed), batch_size=size) for seed in range(200)]
+    for truth, estimates in ((SIGMA2 * WIDTH, [f.trace for f in found]), (NORM2, [f.squared_norm for f in found])):
+        values = torch.tensor([e.value for e in estimates], dtype=torch.float64)
+        assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / math.sqrt(len(values))
+        stated = torch.tensor([e.stderr for e in estimates]).square().mean().sqrt()
+        assert 0.8 < float(stated / values.std()) < 1.3
+    covariance = torch.cov(torch.tensor([[f.trace.value, f.squared_norm.value] for f in found]).T)
+    stated = sum(f.covariance for f in found) / len(found)
+    assert stated == pytest.approx(float(covariance[0, 1]), abs=0.25 * float((covariance[0, 0] * covariance[1, 1]).sqrt()))
+
+
+def test_the_biased_ratio_that_ignores_the_noise_of_the_mean_is_seen_to_be_wrong() -> None:
+    """A control: ‖ḡ‖² itself is too large by tr Σ / n."""
+    found = [gradient_noise(normal_rows(48, seed)) for seed in range(200)]
+    naive = torch.tensor([f.squared_norm.value + f.trace.value / 48 for f in found], dtype=torch.float64)
+    assert float(naive.mean()) - NORM2 > 8 * float(naive.std()) / math.sqrt(200)
+
+
+@pytest.mark.parametrize("norm2", [1.0, 0.0])
+def test_the_interval_covers_the_noise_scale_also_where_it_has_no_upper_end(norm2: float) -> None:
+    truth = SIGMA2 * WIDTH / norm2 if norm2 else math.inf
+    covered, unbounded = 0, 0
+    for seed in range(200):
+        low, high = gradient_noise(normal_rows(48, seed, norm2)).interval(0.9)
+        covered += low <= truth <= high
+        unbounded += math.isinf(high)
+    assert covered >= 165  # of 180 ± 4 expected; the test is not exact, for squares of normal means are skewed
+    assert unbounded > (100 if norm2 == 0 else 0)
+
+
+def test_rows_are_taken_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gradient_noise(make("cnn, BatchNorm eval"))
+    monkeypatch.setattr("theorylab.instruments.gradient_noise.ENTRIES", 1)
+    parts = gradient_noise(make("cnn, BatchNorm eval", batch_size=5))
+    assert parts.trace.value == pytest.approx(whole.trace.value, rel=1e-12)
+    assert parts.squared_norm.stderr == pytest.approx(whole.squared_norm.stderr, rel=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_errors_agree_with_the_oracle_also_for_uneven_minibatches(size: int) -> None:
+    fast, slow = (measure(make("mlp"), batch_size=size) for measure in (gradient_noise, dense_gradient_noise))
+    for a, b in ((fast.trace, slow.trace), (fast.squared_norm, slow.squared_norm)):
+        assert a.value == pytest.approx(b.value, rel=1e-10)
+        assert a.stderr == pytest.approx(b.stderr, rel=1e-9)
+        assert a.n == b.n
+    assert fast.covariance == pytest.approx(slow.covariance, rel=1e-8)
+
+
+def test_the_ratio_has_the_error_of_a_ratio() -> None:
+    noise = GradientNoise(Estimate(8.0, 0.4, 1000), Estimate(2.0, 0.02, 1000), 0.0)
+    assert noise.critical_batch_size.value == 4
+    assert noise.noise_scale.stderr == pytest.approx(4 * math.hypot(0.4 / 8, 0.02 / 2))
+    low, high = noise.interval(0.95)
+    half = 1.962 * noise.noise_scale.stderr
+    assert low == pytest.approx(4 - half, rel=5e-3)
+    assert high == pytest.approx(4 + half, rel=5e-3)
+    doubtful = GradientNoise(Estimate(8.0, 0.4, 50), Estimate(-0.1, 0.3, 50), 0.0)
+    with pytest.raises(ValueError, match="must be positive for a noise scale"):
+        _ = doubtful.noise_scale
+    low, high = doubtful.interval(0.95)
+    assert low == pytest.approx(8 / (-0.1 + 2.01 * 0.3), rel=0.02)
+    assert math.isinf(high)
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        gradient_noise(make("mlp"), batch_size=0)
+    with pytest.raises(ValueError, match="at least 3 minibatches"):
+        gradient_noise(make("mlp"), batch_size=6)
+    with pytest.raises(Inapplicable, match="couples the rows"):
+        gradient_noise(make("cnn, BatchNorm train"))

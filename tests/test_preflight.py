@@ -1,0 +1,117 @@
+"""Preflight: every trap is named on a problem that has it, and on no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from zoo import cnn, half_frozen, images, make, mlp, vectors
+
+from theorylab.core.problem import Problem
+from theorylab.instruments.preflight import preflight
+
+
+class Drifting(nn.Module):
+    """A model that counts its calls: nothing that a seed could freeze."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(5, 3), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+def with_data(x: torch.Tensor, **options: object) -> Problem:
+    return Problem(mlp(), F.cross_entropy, (x, vectors()[1]), **options)  # pyright: ignore[reportArgumentType]
+
+
+def trained_statistics() -> Problem:
+    """A network whose BatchNorm saw the data that it is measured on."""
+    model, (x, y) = cnn(), images()
+    model.train()
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None  # the plain average
+    with torch.no_grad():
+        model(x)
+    return Problem(model, F.cross_entropy, (x, y))
+
+
+def unlike_training() -> Problem:
+    problem = trained_statistics()
+    x, y = problem.batches[0].content
+    return Problem(problem.model, F.cross_entropy, (5 * x + 3, y))
+
+
+def broken(value: float) -> Problem:
+    x, _ = vectors()
+    x[3, 2], x[7, 0] = value, value
+    return with_data(x)
+
+
+def repeated() -> Problem:
+    x, _ = vectors()
+    x[5] = x[2]
+    return with_data(x)
+
+
+def loader(shuffle: bool) -> Problem:
+    return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_size=5, shuffle=shuffle))
+
+
+def broadcast() -> Problem:
+    return Problem(nn.Linear(2, 1), lambda o, y: (o - y).square().mean(), (torch.randn(6, 2), torch.randn(6)))
+
+
+def padded() -> Problem:
+    model = nn.Sequential(nn.Embedding(4, 3, padding_idx=1), nn.Flatten(), nn.Linear(6, 3))
+    return Problem(model, F.cross_entropy, (torch.tensor([[0, 1], [2, 3], [1, 2]]), torch.arange(3)))
+
+
+TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
+    "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
+    "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
+    "not deterministic": (lambda: Problem(Drifting(), F.cross_entropy, vectors()), "otherwise the second time", "warning"),
+    "shuffling loader": (lambda: loader(True), "the loader shuffles", "info"),
+    "normalized otherwise": (unlike_training, r"inputs of \d", "warning"),
+    "NaN rows": (lambda: broken(float("nan")), "rows 3, 7 hold numbers", "warning"),
+    "infinite rows": (lambda: broken(float("inf")), "rows 3, 7 hold numbers", "warning"),
+    "NaN loss": (lambda: broken(float("nan")), "the loss is NaN or infinite on batches 0", "warning"),
+    "raw inputs": (lambda: with_data(255 * torch.rand(12, 5)), "root mean square", "warning"),
+    "repeated rows": (repeated, "1 of 12 rows repeat", "info"),
+    "broadcast": (broadcast, r"outputs are \(6, 1\), targets \(6,\)", "warning"),
+    "padding": (padded, r"row 1 of 0.weight is for padding", "info"),
+    "tied": (lambda: make("attention, tied"), "tied: embed.weight = head.weight", "info"),
+    "frozen": (lambda: Problem(half_frozen(), F.cross_entropy, vectors()), "36 of 99 parameters are left out", "info"),
+    "bfloat16": (lambda: with_data(vectors()[0], dtype=torch.bfloat16), "parameters are torch.bfloat16", "warning"),
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_every_trap_is_named_with_its_level(name: str) -> None:
+    build, what, level = TRAPS[name]
+    problem = build()
+    matches = [n for n in preflight(problem) if re.search(what, n.what)]
+    assert [n.level for n in matches] == [level]
+    assert matches[0].what in str(matches[0])
+
+
+@pytest.mark.parametrize("build", [lambda: make("mlp"), lambda: loader(False), trained_statistics, lambda: make("LSTM")])
+def test_a_problem_without_traps_gets_no_notice(build: Callable[[], Problem]) -> None:
+    assert preflight(build()) == ()
+
+
+def test_warnings_come_first_and_nothing_is_changed() -> None:
+    model = half_frozen()
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    notices = preflight(Problem(model, F.cross_entropy, (100 * vectors()[0], vectors()[1])))
+    assert [n.level for n in notices] == ["warning", "info"]
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in model.modules())
