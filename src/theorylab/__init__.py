@@ -46,6 +46,7 @@ _PUBLIC = {
     "jacobian": "instruments.jacobian",
     "certify": "instruments.certify",
     "occam": "instruments.occam",
+    "flatness": "instruments.flatness",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
