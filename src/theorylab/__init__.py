@@ -58,7 +58,7 @@ _PUBLIC = {
     "kl_inverse": "stats.binomial",
     "ntk": "instruments.kernels",
     "preflight": "instruments.preflight",
-    "Notice": "instruments.preflight",
+    "Notice": "core.notice",
     "kernel_spectrum": "instruments.kernel_learning",
     "kernel_alignment": "instruments.kernel_learning",
     "kernel_regression": "instruments.kernel_learning",

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import theorylab.instruments  # noqa: F401  its import fills the registry
 from theorylab.core.instrument import Instrument, instruments
 
-BY_NAME_ALONE = ("per_example_grads",)
-"""Instruments whose result is of the size of rows times parameters: on a card only where they are asked for by their own name."""
+BY_NAME_ALONE = ("per_example_grads", "ntk")
+"""Instruments that return a large matrix of which others say what is worth a line: on a card only where they are named themselves."""
 
 
 def families() -> dict[str, tuple[Instrument, ...]]:
