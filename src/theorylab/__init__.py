@@ -45,6 +45,7 @@ _PUBLIC = {
     "empirical_fisher": "instruments.fisher",
     "jacobian": "instruments.jacobian",
     "certify": "instruments.certify",
+    "occam": "instruments.occam",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",

@@ -11,4 +11,5 @@ from theorylab.instruments import kernels as kernels
 from theorylab.instruments import kfac as kfac
 from theorylab.instruments import landscape as landscape
 from theorylab.instruments import norms as norms
+from theorylab.instruments import occam as occam
 from theorylab.instruments import rows as rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from theorylab.instruments.products import (
     symmetric_operator,
     vjp,
 )
-from theorylab.instruments.refusals import hides_outputs
+from theorylab.instruments.refusals import hides_outputs, too_few_digits
 from theorylab.linalg.lanczos import eigs
 
 
@@ -86,7 +87,7 @@ def hessian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
 
     Source: Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147, Section 3.
     """
-    return symmetric_operator(problem, lambda batches, keep: _hessian_graph(problem, batches), "hessian", memory)
+    return symmetric_operator(problem, _hessian_graph, "hessian", memory)
 
 
 @instrument(
@@ -129,10 +130,10 @@ def ggn(problem: Problem, *, mc: int = 0, seed: int = 0, memory: int = MEMORY_BU
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (len(problem.batches),), generator=generator).tolist()  # a batch's samples do not depend on the others
 
-    def build(batches: list[int], keep: bool) -> Product:
+    def build(problem: Problem, batches: list[int]) -> Product:
         pieces = []
         for k in batches:
-            linear = Linearization.of(problem, k, quick=keep)
+            linear = Linearization.of(problem, k)
             if mc:
                 curve = sampled_output_hessian(problem, k, linear.outputs, mc, torch.Generator().manual_seed(seeds[k]))
             else:
@@ -140,14 +141,12 @@ def ggn(problem: Problem, *, mc: int = 0, seed: int = 0, memory: int = MEMORY_BU
             pieces.append((problem.weights[k], linear, curve))
 
         def product(v: Tensor, many: bool) -> Tensor:
-            total = torch.zeros_like(v)
-            for weight, linear, curve in pieces:
-                total += linear.pull(weight * curve(linear.push(v, many), many), many)
-            return total
+            parts = [linear.pull(weight * curve(linear.push(v, many), many), many) for weight, linear, curve in pieces]
+            return functools.reduce(torch.add, parts)
 
         return product
 
-    return symmetric_operator(problem, build, "ggn" if mc == 0 else f"ggn with {mc} samples", memory)
+    return symmetric_operator(problem, build, "ggn" if mc == 0 else f"ggn with {mc} samples", memory, merge=mc == 0)
 
 
 @dataclass(frozen=True)
@@ -176,6 +175,7 @@ def dense_sharpness(
 @instrument(
     oracle=dense_sharpness,
     source=Source("Cohen et al. 2021", "Section 2 (sharpness, the largest eigenvalue of the training Hessian)", "arXiv:2103.00065"),
+    refuses=too_few_digits,
 )
 def sharpness(
     problem: Problem,

@@ -36,7 +36,11 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
         >>> for notice in preflight(problem): print(notice.what)
         the model draws random numbers (Dropout)
     """
-    found = [n for look in (_batch_norm, _randomness, _loader, _statistics, _rows, _scale, _repeated, _parameters) for n in look(problem)]
+    found = [
+        n
+        for look in (_batch_norm, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
+        for n in look(problem)
+    ]
     return tuple(sorted(found, key=lambda n: n.level != "warning"))
 
 
@@ -83,6 +87,23 @@ def _loader(problem: Problem) -> Iterator[Notice]:
             f"It was read once, in an order fixed by seed={problem.seed}; random augmentation was drawn once too",
             "Pass a loader with shuffle=False where rows or batches matter one by one",
             "info",
+        )
+
+
+def _shapes(problem: Problem) -> Iterator[Notice]:
+    if not problem.batches[0].is_pair:
+        return
+    targets = problem.batches[0].content[1]
+    with problem.safe(), torch.no_grad():
+        outputs = problem.outputs(0)
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and targets.is_floating_point()):
+        return
+    if outputs.numel() == targets.numel() > 1 and outputs.squeeze().shape == targets.squeeze().shape and outputs.ndim != targets.ndim:
+        yield Notice(
+            f"outputs are {tuple(outputs.shape)}, targets {tuple(targets.shape)}",
+            "A loss that subtracts one from the other compares every pair of rows",
+            "Give both one shape, unless the loss itself does",
+            "warning",
         )
 
 
@@ -196,6 +217,14 @@ def _parameters(problem: Problem) -> Iterator[Notice]:
         yield Notice(
             f"parameters are tied: {'; '.join(tied[:5])}", "They count once, under the first name", "Nothing, if this is meant", "info"
         )
+    for name, m in problem.model.named_modules():
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            yield Notice(
+                f"row {m.padding_idx} of {name}.weight is for padding",
+                "PyTorch takes its derivative for zero, also where the loss depends on it",
+                "Mask padding in the model and in the labels, so that it does not",
+                "info",
+            )
     left = sum(p.numel() for _, p in problem.model.named_parameters()) - problem.P
     if left:
         yield Notice(

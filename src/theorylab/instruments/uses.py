@@ -86,21 +86,21 @@ class Recorder(TorchFunctionMode):
         x = right if names[1] is None else one if names[0] is None else torch.cat([right, one], 3)
         self.add(out, names, lambda g: Outer(left(g), x), x.numel())
 
-    def broadcast(self, out: Tensor, p: Tensor, shape: tuple[int, ...], scale: Tensor | None) -> None:
-        """An addition of ``scale`` · p to every row, with p of ``shape`` broadcast over the output; a scale of 1 where None."""
+    def broadcast(self, out: Tensor, p: Tensor, shape: tuple[int, ...], scale: Tensor | float = 1.0) -> None:
+        """An addition of ``scale`` · p to every row, with p of ``shape`` broadcast over the output."""
         own = out.ndim - len(shape)
         if own < 0 or (own == 0 and shape[0] != 1) or out.shape[0] != self.n:
             return  # p has a row axis, or there is none
         inner = (1,) * (own - 1) + tuple(shape) if own else tuple(shape[1:])
         summed = [2 + axis for axis, (size, full) in enumerate(zip(inner, out.shape[1:], strict=True)) if size == 1 < full]
-        by = None if scale is None else scale.detach().expand(out.shape)[:, None]
+        by = scale.detach().expand(out.shape)[:, None] if isinstance(scale, Tensor) else scale
 
         def factor(g: Tensor) -> Factor:
-            J = g if by is None else g * by
+            J = g if isinstance(by, float) and by == 1 else g * by
             J = J.sum(summed) if summed else J
             return Dense(J.reshape(*J.shape[:2], *matrix_shape(p)))
 
-        self.add(out, (self.name(p),), factor, 0 if scale is None else scale.numel())
+        self.add(out, (self.name(p),), factor, scale.numel() if isinstance(scale, Tensor) else 0)
 
 
 def matrix_shape(p: Tensor) -> tuple[int, int]:
@@ -182,7 +182,7 @@ def _layer_norm(
     if rec.knows(weight):
         rec.broadcast(out, weight, tuple(weight.shape), F.layer_norm(input.detach(), normalized_shape, eps=eps))
     if rec.knows(bias):
-        rec.broadcast(out, bias, tuple(bias.shape), None)
+        rec.broadcast(out, bias, tuple(bias.shape))
 
 
 def _rms_norm(rec: Recorder, out: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> None:
@@ -190,8 +190,8 @@ def _rms_norm(rec: Recorder, out: Tensor, input: Tensor, normalized_shape: Any, 
         rec.broadcast(out, weight, tuple(weight.shape), F.rms_norm(input.detach(), normalized_shape, eps=eps))
 
 
-def _channels(rec: Recorder, out: Tensor, weight: Any, bias: Any, normalized: Callable[[], Tensor]) -> None:
-    for p, scale in ((weight, normalized), (bias, lambda: None)):
+def _channels(rec: Recorder, out: Tensor, weight: Any, bias: Any, normalized: Callable[[], Tensor | float]) -> None:
+    for p, scale in ((weight, normalized), (bias, lambda: 1.0)):
         if rec.knows(p):
             rec.broadcast(out, p, (len(p), *(1,) * (out.ndim - 2)), scale())
 
@@ -224,10 +224,10 @@ def _mul(rec: Recorder, out: Tensor, input: Any, other: Any) -> None:
             rec.broadcast(out, p, tuple(p.shape), scale)
 
 
-def _add(rec: Recorder, out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> None:
-    for p in (input, other):
-        if rec.knows(p) and alpha == 1:
-            rec.broadcast(out, p, tuple(p.shape), None)
+def _add(rec: Recorder, out: Tensor, input: Any, other: Any, *, alpha: float = 1.0) -> None:
+    for p, scale in ((input, 1.0), (other, float(alpha))):
+        if rec.knows(p):
+            rec.broadcast(out, p, tuple(p.shape), scale)
 
 
 _READERS: dict[Any, Callable[..., None]] = {
