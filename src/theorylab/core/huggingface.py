@@ -129,6 +129,6 @@ def _loss(way: Way, out: Any, labels: Tensor) -> Tensor:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    # Models compute their loss in float32 also where logits have another dtype.
+    # To half of the digits: the order of summation differs, and models compute their loss in float32 whatever the dtype of the logits.
     eps = max(torch.finfo(a.dtype).eps, torch.finfo(torch.float32).eps)
-    return bool((a.double() - b.double()).abs().max() <= eps**0.75 * b.double().abs().max())
+    return bool((a.double() - b.double()).abs().max() <= eps**0.5 * b.double().abs().max())

@@ -203,11 +203,17 @@ def _formed(gradients: list[Gradients], into: Tensor) -> None:
             into.add_(use.view_as(into))
 
 
+def _square(gradients: Tensor) -> Tensor:
+    """Squared norms (m,) of m vectors, in pieces: a sum of 10⁸ squares in float32 is wrong in the second digit."""
+    pieces = gradients.flatten(1).split(2**16, dim=1)
+    return torch.stack([torch.linalg.vector_norm(piece, dim=1).double().square() for piece in pieces]).sum(0)
+
+
 def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
     """Squared norms (m,) of the sum of the uses of a parameter."""
     factors = [use for use in gradients if isinstance(use, Outer)]
     if len(gradients) == 1 and not factors:
-        return torch.linalg.vector_norm(gradients[0].flatten(1), dim=1).square()  # pyright: ignore[reportAttributeAccessIssue]
+        return _square(gradients[0])  # pyright: ignore[reportArgumentType]
     if len(factors) == len(gradients):
         places = sum(use.right.shape[2] for use in factors)
         o, i = factors[0].o, factors[0].right.shape[3]
@@ -216,7 +222,7 @@ def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
     rows = len(factors[0].right) if factors else len(gradients[0])  # pyright: ignore[reportArgumentType]
     total = parameter.new_empty(rows, *parameter.shape)
     _formed(gradients, total)
-    return torch.linalg.vector_norm(total.flatten(1), dim=1).square()
+    return _square(total)
 
 
 def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int | None) -> Tensor:
@@ -346,6 +352,6 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
                 gradients = gradients_of(found.calls, _index(part))
                 known = [_squares(terms, problem.params[name]) for name, terms in gradients.items() if name not in found.rest]
                 if others is not None:
-                    known.append(torch.linalg.vector_norm(others(part), dim=1).square())
-                squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), dtype=problem.dtype, device=problem.device))
-    return torch.cat(squares).sqrt()
+                    known.append(_square(others(part)))
+                squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), device=problem.device))
+    return torch.cat(squares).sqrt().to(problem.dtype)
