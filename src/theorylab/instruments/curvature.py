@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ def hessian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
 
     Source: Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147, Section 3.
     """
-    return symmetric_operator(problem, lambda batches, keep: _hessian_graph(problem, batches), "hessian", memory)
+    return symmetric_operator(problem, _hessian_graph, "hessian", memory)
 
 
 @instrument(
@@ -129,10 +130,10 @@ def ggn(problem: Problem, *, mc: int = 0, seed: int = 0, memory: int = MEMORY_BU
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (len(problem.batches),), generator=generator).tolist()  # a batch's samples do not depend on the others
 
-    def build(batches: list[int], keep: bool) -> Product:
+    def build(problem: Problem, batches: list[int]) -> Product:
         pieces = []
         for k in batches:
-            linear = Linearization.of(problem, k, quick=keep)
+            linear = Linearization.of(problem, k)
             if mc:
                 curve = sampled_output_hessian(problem, k, linear.outputs, mc, torch.Generator().manual_seed(seeds[k]))
             else:
@@ -140,14 +141,12 @@ def ggn(problem: Problem, *, mc: int = 0, seed: int = 0, memory: int = MEMORY_BU
             pieces.append((problem.weights[k], linear, curve))
 
         def product(v: Tensor, many: bool) -> Tensor:
-            total = torch.zeros_like(v)
-            for weight, linear, curve in pieces:
-                total += linear.pull(weight * curve(linear.push(v, many), many), many)
-            return total
+            parts = [linear.pull(weight * curve(linear.push(v, many), many), many) for weight, linear, curve in pieces]
+            return functools.reduce(torch.add, parts)
 
         return product
 
-    return symmetric_operator(problem, build, "ggn" if mc == 0 else f"ggn with {mc} samples", memory)
+    return symmetric_operator(problem, build, "ggn" if mc == 0 else f"ggn with {mc} samples", memory, merge=mc == 0)
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,13 @@ def dense_sharpness(
     refuses=too_few_digits,
 )
 def sharpness(
-    problem: Problem, *, precondition: Tensor | Params | None = None, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None
+    problem: Problem,
+    *,
+    precondition: Tensor | Params | None = None,
+    tol: float = 1e-3,
+    seed: int = 0,
+    start: Tensor | None = None,
+    memory: int = MEMORY_BUDGET,
 ) -> Sharpness:
     r"""The largest eigenvalue of the Hessian, :math:`\lambda_{\max}(\nabla^2 L)`, or of the preconditioned one, by Lanczos.
 
@@ -192,6 +197,7 @@ def sharpness(
         tol: Relative residual at which to stop. The eigenvalue's own error is of the order of its square.
         seed: Of the starting vector.
         start: The ``vector`` of a nearby measurement, e.g. some steps earlier in training; saves products.
+        memory: Bytes that the kept graph may take, as of `hessian`.
 
     Raises:
         ValueError: the loss is not finite, or ``precondition`` lacks a parameter, has another shape, or is not positive.
@@ -204,7 +210,7 @@ def sharpness(
 
     Source: Cohen et al. 2021, arXiv:2103.00065, Section 2; preconditioned: Cohen et al. 2022, arXiv:2207.14484, Section 2.
     """
-    operator = hessian(problem)
+    operator = hessian(problem, memory=memory)
     if precondition is not None:
         operator = operator.precondition(_as_vector(problem, precondition))
     found = eigs(operator, k=1, which="LA", tol=tol, seed=seed, start=start)

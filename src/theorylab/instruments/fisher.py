@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -133,10 +134,10 @@ def empirical_fisher(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operat
     Source: Kunstner, Balles and Hennig 2019, arXiv:1905.12558, Section 2.
     """
 
-    def build(batches: list[int], keep: bool) -> Product:
+    def build(problem: Problem, batches: list[int]) -> Product:
         pieces = []
         for k in batches:
-            linear, rows = Linearization.of(problem, k, quick=keep), problem.batches[k].rows
+            linear, rows = Linearization.of(problem, k), problem.batches[k].rows
             if linear.outputs.ndim == 0 or linear.outputs.shape[0] != rows:
                 raise ValueError(
                     f"the outputs must have one row for each of the {rows} rows of x, got shape {tuple(linear.outputs.shape)}."
@@ -146,11 +147,11 @@ def empirical_fisher(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operat
             pieces.append((linear, rows * slope, tuple(range(1 - head.ndim, 0))))
 
         def product(v: Tensor, many: bool) -> Tensor:
-            total = torch.zeros_like(v)
+            parts = []
             for linear, slope, axes in pieces:
                 along = slope * linear.push(v, many)
-                total += linear.pull(slope * (along.sum(axes, keepdim=True) if axes else along) / problem.n, many)
-            return total
+                parts.append(linear.pull(slope * (along.sum(axes, keepdim=True) if axes else along) / problem.n, many))
+            return functools.reduce(torch.add, parts)
 
         return product
 

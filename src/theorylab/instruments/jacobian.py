@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,7 +12,17 @@ from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
-from theorylab.instruments.products import MEMORY_BUDGET, Linearization, columns_at_once, dense_jacobian, dense_operator, kept, layout
+from theorylab.instruments.products import (
+    MEMORY_BUDGET,
+    Kept,
+    Linearization,
+    columns_at_once,
+    dense_jacobian,
+    dense_operator,
+    kept,
+    layout,
+    repeated,
+)
 from theorylab.instruments.refusals import hides_outputs
 
 
@@ -50,44 +63,47 @@ def jacobian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
 
     Source: Griewank and Walther 2008, doi:10.1137/1.9780898717761, Chapter 3.
     """
-    batches = range(len(problem.batches))
     finite(problem.loss())
     with problem.safe(), torch.no_grad():
         first = problem.outputs(0)
     if not isinstance(first, Tensor):
         raise TypeError(f"the model's output must be one tensor, got {type(first).__name__}: return the logits alone.")
     each = first.numel() // problem.batches[0].rows
-    sizes = [b.rows * each for b in problem.batches]
-    with problem.safe():
-        pieces = kept(problem, lambda: [Linearization.of(problem, k, quick=True) for k in batches], memory)
 
-    def push(v: Tensor, many: bool) -> Tensor:
+    def on_all(problem: Problem) -> list[Linearization]:
+        return [Linearization.of(problem, k) for k in range(len(problem.batches))]
+
+    def push_through(pieces: Iterable[Linearization], v: Tensor, many: bool = False) -> Tensor:
         lead = (len(v), -1) if many else (-1,)
-        if pieces is not None:
-            with problem.kernels():
-                return torch.cat([piece.push(v, many).detach().reshape(lead) for piece in pieces], dim=-1)
-        with problem.safe():
-            parts = [Linearization.of(problem, k, quick=False).push(v, many).detach().reshape(lead) for k in batches]
-            return torch.cat(parts, dim=-1)
+        return torch.cat([piece.push(v, many).reshape(lead) for piece in pieces], dim=-1)
 
-    def pull(u: Tensor) -> Tensor:
-        total = u.new_zeros(problem.P)
-        if pieces is not None:
-            with problem.kernels():
-                for piece, part in zip(pieces, u.detach().split(sizes), strict=True):
-                    total += piece.pull(part.reshape(piece.outputs.shape))
-            return total
-        with problem.safe():
-            for k, part in zip(batches, u.detach().split(sizes), strict=True):
-                piece = Linearization.of(problem, k, quick=False)
-                total += piece.pull(part.reshape(piece.outputs.shape))
-        return total
+    def pull_through(pieces: Iterable[Linearization], sizes: list[int], u: Tensor) -> Tensor:
+        parts = zip(pieces, u.split(sizes), strict=True)
+        return functools.reduce(torch.add, (piece.pull(part.reshape(piece.outputs.shape)) for piece, part in parts))
 
+    def one_by_one() -> Iterator[Linearization]:
+        return (Linearization.of(problem, k) for k in range(len(problem.batches)))
+
+    def push_anew(v: Tensor) -> Tensor:
+        with problem.safe():
+            return push_through(one_by_one(), v).detach()
+
+    def pull_anew(u: Tensor) -> Tensor:
+        with problem.safe():
+            return pull_through(one_by_one(), [b.rows * each for b in problem.batches], u).detach()
+
+    push, pull, columns = push_anew, pull_anew, None
+    graph = kept(problem, on_all, memory)
+    if graph is not None:
+        pieces, sizes = graph.built, [piece.outputs.numel() for piece in graph.built]
+        push = repeated(problem, lambda v: push_through(pieces, v), graph.bytes, memory)
+        pull = repeated(problem, lambda u: pull_through(pieces, sizes, u), graph.bytes, memory)
+        columns = columns_at_once(Kept(lambda v, many: push_through(pieces, v, many), graph.problem, graph.bytes))
     return Operator(
-        (sum(sizes), problem.P),
-        lambda v: push(v.detach(), False),
-        matmat=columns_at_once(problem, push),
-        rmatvec=pull,
+        (problem.n * each, problem.P),
+        lambda v: push(v.detach()),
+        matmat=columns,
+        rmatvec=lambda u: pull(u.detach()),
         dtype=problem.dtype,
         device=problem.device,
         name="jacobian",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from theorylab.core.batches import tensors_of
+from theorylab.core.notice import Notice
 from theorylab.core.problem import Problem
 from theorylab.core.safe import BATCH_COUPLED
 
@@ -20,19 +20,6 @@ VARIANCE_RATIO = 4.0
 """Factor by which the data's variance may differ from a BatchNorm's running variance, on average (geometric) over channels."""
 INPUT_SCALE = 20.0
 """Root mean square of the inputs above which they look like raw values, pixels of 0 to 255, say."""
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something to look at before measuring: ``what`` is the case, ``why`` it matters, what to ``do``."""
-
-    what: str
-    why: str
-    do: str
-    level: Literal["info", "warning"]
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.what}. {self.why}. {self.do}."
 
 
 def preflight(problem: Problem) -> tuple[Notice, ...]:

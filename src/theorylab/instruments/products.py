@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
+from theorylab.instruments.merging import merged
+from theorylab.instruments.recorded import Repeated
 
 MEMORY_BUDGET = 2**30
 """Bytes that the kept graph of one operator may hold; beyond it, every product computes the graph anew, batch by batch."""
@@ -19,6 +20,12 @@ MEMORY_BUDGET = 2**30
 # Layers through which several vectors go at once by vmap as fast as one after the other; convolutions and recurrences take twice as long.
 BATCHABLE = (nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.LeakyReLU)
 COLUMNS = 32  # vectors at once, to bound memory
+BATCHED_BYTES = 2**18
+"""Kept graphs up to this size take several vectors at once; in larger ones the recorded product of each is faster."""
+RECORD_AFTER = 20
+"""Products before a record of one pays: it costs what about so many save, ..."""
+RECORD_AT_ONCE = 2**24
+"""... but next to nothing beside a product through a graph of more bytes than this, which is recorded from the first."""
 
 Product = Callable[[Tensor, bool], Tensor]
 """(v, many) → product; v is (p,), or (k, p) where many."""
@@ -49,19 +56,48 @@ class _Budget:
         return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda t: t)
 
 
-def kept(problem: Problem, build: Callable[[], T], memory: int) -> T | None:
-    """What ``build`` makes, whose graphs stay; None where they would take more than ``memory`` bytes. Call it within `Problem.safe`.
+@dataclass(frozen=True)
+class Kept(Generic[T]):
+    """Something whose graphs stay, the problem it was built from, and how many bytes the graphs hold."""
+
+    built: T
+    problem: Problem
+    bytes: int
+
+
+def kept(problem: Problem, build: Callable[[Problem], T], memory: int, *, merge: bool = True) -> Kept[T] | None:
+    """What ``build`` makes of the problem, minibatches merged where that changes nothing; None where its graphs would exceed ``memory``.
 
     None also where their bytes cannot be counted: a model or loss that takes derivatives by `torch.func` refuses hooks on saved tensors.
+
+    Raises:
+        ValueError: the loss is not finite.
     """
     try:
-        with _Budget(memory, problem.held()).hooks():
-            return build()
+        with problem.safe():
+            if merge and len(problem.batches) > 1:
+                with _Budget(memory, problem.held()).hooks():
+                    problem = merged(problem)
+            budget = _Budget(memory, problem.held())
+            with budget.hooks():
+                built = build(problem)
+        return Kept(built, problem, budget.used)
     except (_OverBudget, RuntimeError) as error:
         if not isinstance(error, _OverBudget) and "saved tensor hooks" not in str(error):
             raise
         problem.loss()  # refuses a loss that is not finite now, not at the first product
         return None
+
+
+def repeated(problem: Problem, product: Callable[[Tensor], Tensor], graph: int, memory: int) -> Callable[[Tensor], Tensor]:
+    """A product through a kept graph of ``graph`` bytes, recorded once that pays, and with the problem's kernels."""
+    quick = Repeated(lambda v: product(v).detach(), wait=0 if graph > RECORD_AT_ONCE else RECORD_AFTER, budget=memory - graph)
+
+    def run(v: Tensor) -> Tensor:
+        with problem.kernels():
+            return quick(v)
+
+    return run
 
 
 def vjp(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], many: bool = False) -> list[Tensor]:
@@ -108,16 +144,14 @@ class Linearization:
     """The model's outputs on one batch, to first order in the parameters: J v and Jᵀ u through a graph that stays."""
 
     problem: Problem
-    k: int
     outputs: Tensor
     inputs: list[Tensor]
     probe: Tensor
     pulled: list[Tensor]
-    forward: Callable[[list[Tensor]], Tensor] | None
 
     @classmethod
-    def of(cls, problem: Problem, k: int, *, quick: bool) -> Linearization:
-        """At the problem's parameters, on batch ``k``; ``quick`` spends time and memory now for faster products. Call it within `safe`.
+    def of(cls, problem: Problem, k: int) -> Linearization:
+        """At the problem's parameters, on batch ``k``; call it within `Problem.safe`.
 
         Raises:
             TypeError: the output is not one tensor.
@@ -132,40 +166,15 @@ class Linearization:
         # J v as the derivative of u → Jᵀu, which is linear: one more pass through the kept graph, and right with dropout,
         # whose masks torch.func.linearize would draw again.
         probe = torch.zeros_like(outputs, requires_grad=True)
-        pulled = differentiable_vjp(outputs, inputs, probe)
-        return cls(problem, k, outputs, inputs, probe, pulled, _linearized(problem, k, probe, pulled) if quick else None)
+        return cls(problem, outputs, inputs, probe, differentiable_vjp(outputs, inputs, probe))
 
     def push(self, v: Tensor, many: bool = False) -> Tensor:
         """J v for v (p,), in the outputs' shape; with ``many``, v is (k, p) and the result has a leading axis."""
-        parts = split(self.problem, v, many)
-        if self.forward is not None and not many:
-            return self.forward(parts)
-        return vjp(self.pulled, [self.probe], parts, many)[0]
+        return vjp(self.pulled, [self.probe], split(self.problem, v, many), many)[0]
 
     def pull(self, u: Tensor, many: bool = False) -> Tensor:
         """Jᵀ u for u in the outputs' shape."""
         return join(vjp([self.outputs], self.inputs, [u], many), many)
-
-
-def _linearized(problem: Problem, k: int, probe: Tensor, pulled: list[Tensor]) -> Callable[[list[Tensor]], Tensor] | None:
-    """J v by `torch.func.linearize` for convolutions, where it takes half the time; None where it does not agree with the kept graph."""
-    if not any(isinstance(m, nn.modules.conv._ConvNd) for m in problem.model.modules()):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer warns of its own constants
-        try:
-            _, push = torch.func.linearize(lambda p: problem.outputs(k, p), problem.params)
-        except (RuntimeError, NotImplementedError):  # no forward derivative of some layer
-            return None
-
-    def forward(parts: list[Tensor]) -> Tensor:
-        return push(dict(zip(problem.params, parts, strict=True)))
-
-    generator = torch.Generator().manual_seed(0)
-    test = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in problem.params.values()]
-    (expected,) = vjp(pulled, [probe], test)
-    agree = float((forward(test) - expected).norm()) <= torch.finfo(probe.dtype).eps ** 0.5 * float(expected.norm())
-    return forward if agree else None
 
 
 def _batches_well(model: nn.Module) -> bool:
@@ -173,40 +182,44 @@ def _batches_well(model: nn.Module) -> bool:
     return all(isinstance(m, BATCHABLE) for m in leaves)
 
 
-def columns_at_once(problem: Problem, product: Product) -> Callable[[Tensor], Tensor] | None:
-    """A block of columns by one vmapped product, where the model's layers gain from it; else None, and columns go one by one."""
-    if not _batches_well(problem.model):
+def columns_at_once(graph: Kept[Product] | None) -> Callable[[Tensor], Tensor] | None:
+    """A block of columns by one vmapped product, where the model's layers and the graph's size gain from it; else columns go one by one."""
+    if graph is None or graph.bytes > BATCHED_BYTES or not _batches_well(graph.problem.model):
         return None
-    return lambda V: torch.cat([product(part, True) for part in V.detach().T.contiguous().split(COLUMNS)]).T
+
+    def matmat(V: Tensor) -> Tensor:
+        with graph.problem.kernels():
+            return torch.cat([graph.built(part, True).detach() for part in V.detach().T.contiguous().split(COLUMNS)]).T
+
+    return matmat
 
 
-def symmetric_operator(problem: Problem, build: Callable[[list[int], bool], Product], name: str, memory: int) -> Operator:
+def symmetric_operator(
+    problem: Problem, build: Callable[[Problem, list[int]], Product], name: str, memory: int, *, merge: bool = True
+) -> Operator:
     """The (p, p) operator of a sum over batches: from one kept graph where it fits ``memory``, else built for every product.
 
     Args:
         problem: Whose batches are summed over.
-        build: (batches, keep) → their product, weighted; ``keep`` says that it will be used many times.
+        build: (problem, batches) → the product of their weighted sum.
         name: What the map is.
         memory: Bytes that the kept graph may take.
+        merge: Whether ``build`` gives the same for the batches in one.
     """
-    every = list(range(len(problem.batches)))
-    with problem.safe():
-        whole = kept(problem, lambda: build(every, True), memory)
+    graph = kept(problem, lambda whole: build(whole, list(range(len(whole.batches)))), memory, merge=merge)
 
-    def product(v: Tensor, many: bool) -> Tensor:
-        if whole is not None:
-            with problem.kernels():
-                return whole(v, many).detach()
+    def anew(v: Tensor) -> Tensor:
         with problem.safe():
             total = torch.zeros_like(v)
-            for k in every:
-                total += build([k], False)(v, many).detach()
+            for k in range(len(problem.batches)):
+                total += build(problem, [k])(v, False).detach()
             return total
 
+    product = anew if graph is None else repeated(problem, lambda v: graph.built(v, False), graph.bytes, memory)
     return Operator(
         (problem.P, problem.P),
-        lambda v: product(v.detach(), False),
-        matmat=columns_at_once(problem, product),
+        lambda v: product(v.detach()),
+        matmat=columns_at_once(graph),
         symmetric=True,
         dtype=problem.dtype,
         device=problem.device,

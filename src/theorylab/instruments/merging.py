@@ -1,0 +1,65 @@
+"""Minibatches as one batch, where the mean over rows does not know the difference: one large product is faster than many small ones."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theorylab.core.batches import Batch
+from theorylab.core.problem import Problem
+
+
+def merged(problem: Problem) -> Problem:
+    """The same problem with all batches in one, or the problem itself where that would be another function of the parameters.
+
+    It is another where something couples the rows of a batch, as BatchNorm in training mode, dropout's masks, a contrastive loss, or a mean
+    over the labels that are not ignored do. Found by comparing the losses and the gradients, to rounding. Call it within `Problem.safe`.
+    """
+    if len(problem.batches) == 1 or problem.train:
+        return problem
+    content = _joined([b.content for b in problem.batches], [b.rows for b in problem.batches])
+    if content is None:
+        return problem
+    whole = copy.copy(problem)
+    whole.batches = [Batch(content, problem.n)]
+    parts = [(w, *_loss_and_gradient(problem, k)) for k, w in enumerate(problem.weights)]
+    loss, gradient = _loss_and_gradient(whole, 0)
+    tolerance = torch.finfo(problem.dtype).eps ** 0.75
+    scale = sum(w * abs(part) for w, part, _ in parts), sum(w * float(g.norm()) for w, _, g in parts)
+    same_loss = abs(loss - sum(w * part for w, part, _ in parts)) <= tolerance * scale[0]
+    gap = gradient - torch.stack([w * g for w, _, g in parts]).sum(0)
+    return whole if same_loss and float(gap.norm()) <= tolerance * scale[1] else problem
+
+
+def _loss_and_gradient(problem: Problem, k: int) -> tuple[float, Tensor]:
+    leaves = problem.leaves()
+    loss = problem.batch_loss(k, leaves)
+    if not loss.requires_grad:
+        return float(loss), torch.zeros(problem.P, dtype=problem.dtype, device=problem.device)
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    flat = [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(leaves.values(), grads, strict=True)]
+    return float(loss.detach()), torch.cat(flat)
+
+
+def _joined(contents: list[Any], rows: list[int]) -> Any:
+    """The contents' tensors one after the other along the rows; None where one has no rows, or they differ in anything else."""
+    first = contents[0]
+    if isinstance(first, Tensor):
+        fits = all(isinstance(t, Tensor) and t.ndim and t.shape[0] == n for t, n in zip(contents, rows, strict=True))
+        if not fits or len({(t.shape[1:], t.dtype) for t in contents}) > 1:
+            return None
+        return torch.cat(contents)
+    if isinstance(first, dict):
+        if any(not isinstance(c, dict) or c.keys() != first.keys() for c in contents):
+            return None
+        joined = {k: _joined([c[k] for c in contents], rows) for k in first}
+        return None if any(part is None for part in joined.values()) else joined
+    if isinstance(first, list | tuple):
+        if any(type(c) is not type(first) or len(c) != len(first) for c in contents):
+            return None
+        parts = [_joined([c[i] for c in contents], rows) for i in range(len(first))]
+        return None if any(part is None for part in parts) else type(first)(parts)
+    return None

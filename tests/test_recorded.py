@@ -1,0 +1,213 @@
+"""Products that repeat a record, and minibatches in one, are those of the graph; where they cannot be, they are not used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import ZOO, Attention, make, mlp, vectors
+
+from theorylab.core.problem import Problem
+from theorylab.instruments import products
+from theorylab.instruments.curvature import ggn, hessian
+from theorylab.instruments.fisher import empirical_fisher
+from theorylab.instruments.jacobian import jacobian
+from theorylab.instruments.merging import merged
+from theorylab.instruments.recorded import Repeated, record
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[Repeated]:
+    """Products are recorded from the first; all that were made are in the list."""
+    made: list[Repeated] = []
+
+    def keeping(*args: Any, **kwargs: Any) -> Repeated:
+        made.append(Repeated(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(products, "RECORD_AFTER", 0)
+    monkeypatch.setattr(products, "Repeated", keeping)
+    return made
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_record_repeats_the_product(name: str, at_once: list[Repeated]) -> None:
+    problem = make(name)
+    measures = [hessian, ggn, jacobian] if problem.batches[0].is_pair else [hessian]
+    for measure in measures:
+        A = measure(problem)
+        vs = torch.randn(4, A.shape[1], dtype=torch.float64)
+        mine, rebuilt = [A @ v for v in vs], [measure(problem, memory=0) @ v for v in vs]
+        for a, b in zip(mine, rebuilt, strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-10 * float(b.abs().max()))
+    used = [r for r in at_once if r.checked]
+    assert len(used) == (0 if name.endswith("torch.func") else len(measures))  # whose graph cannot be counted, and is not kept
+    assert all(r.record is not None for r in used)  # checked, and found to repeat
+
+
+def test_a_record_leaves_out_what_double_backward_does_in_vain() -> None:
+    """Fewer operations than autograd's engine runs, and sums that accumulate in place."""
+    problem = Problem(mlp(act=nn.ReLU), F.cross_entropy, vectors(), dtype=torch.float64)
+    graph = products.kept(problem, lambda whole: hessian(whole), 2**30)
+    assert graph is not None
+    v = torch.randn(problem.P, dtype=torch.float64)
+    with torch.profiler.profile() as engine:
+        expected = graph.built @ v
+    out, repeat = record(lambda u: graph.built @ u, v, 2**30)
+    assert repeat is not None
+    assert torch.equal(out, expected)
+    with torch.profiler.profile() as quick:
+        assert torch.allclose(repeat(v), expected, rtol=1e-12)
+    counts = [{e.key: e.count for e in p.key_averages() if e.key.startswith("aten::")} for p in (engine, quick)]
+    assert "aten::zeros_like" in counts[0]
+    assert "aten::zeros_like" not in counts[1]
+    assert "aten::addmm_" in counts[1]
+    assert sum(counts[1].values()) < 0.8 * sum(counts[0].values())
+
+
+class LooksAtValues(torch.autograd.Function):
+    """The identity, whose derivative is doubled where the cotangent's first entry is negative: no linear map, and none to record."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (g,) = grads
+        return g * 2 if g.detach().numpy().reshape(-1)[0] < 0 else g * 1.5
+
+
+def test_a_map_that_looks_at_values_is_found_out_and_goes_on_unrecorded() -> None:
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    y = LooksAtValues.apply(x)
+    quick = Repeated(lambda v: torch.autograd.grad(y, x, v, retain_graph=True)[0], wait=0, budget=2**20)
+    ones = torch.ones(3, dtype=torch.float64)
+    assert [float(quick(s * ones)[0]) for s in (1, -1, 1, -1)] == [1.5, -2.0, 1.5, -2.0]
+    assert quick.record is None
+
+
+def test_numbers_read_from_a_tensor_random_numbers_and_too_much_memory_are_not_recorded() -> None:
+    v = torch.ones(4)
+    assert record(lambda v: v * float(v.sum()), v, 2**20)[1] is None
+    assert record(lambda v: v * torch.rand_like(v), v, 2**20)[1] is None
+    assert record(lambda v: v.add_(1), v.clone(), 2**20)[1] is None
+    out, repeat = record(lambda v: v * 2, v, 8)
+    assert repeat is None
+    assert torch.equal(out, 2 * v)
+    out, repeat = record(lambda v: torch.zeros(3), v, 2**20)
+    assert repeat is None
+    assert torch.equal(out, torch.zeros(3))
+
+
+def test_a_record_never_writes_into_what_is_read_again() -> None:
+    a, b = torch.randn(3, 3), torch.randn(3, 3)
+
+    def product(v: Tensor) -> Tensor:
+        V = v.view(3, 3)
+        first = a @ V
+        return (first + b @ V) @ V.new_ones(3) + first.sum(1) + (V + a @ V).sum(1)
+
+    v, w = torch.randn(9), torch.randn(9)
+    _, repeat = record(product, v, 2**20)
+    assert repeat is not None
+    kept = w.clone()
+    for _ in range(2):
+        assert torch.allclose(repeat(w), product(w), rtol=1e-5, atol=1e-5)
+    assert torch.equal(w, kept)
+
+
+def test_writing_in_place_is_recorded_where_nothing_else_sees_it() -> None:
+    v, w, c = torch.randn(6), torch.randn(6), torch.randn(6)
+
+    def harmless(v: Tensor) -> Tensor:
+        total = torch.zeros_like(v)
+        total += v
+        total *= c
+        return total.view(2, 3).t().add(1.0).div_(2)
+
+    out, repeat = record(harmless, v, 2**20)
+    assert repeat is not None
+    assert torch.equal(repeat(w), harmless(w))
+
+    def seen_by_a_view(v: Tensor) -> Tensor:
+        x = v * 2
+        half = x[:3]
+        x.mul_(c)
+        return half
+
+    def part_of_a_constant(v: Tensor) -> Tensor:
+        x = torch.zeros(6)
+        x[:3].add_(v[:3])
+        return x * 2
+
+    def whole_of_a_constant(v: Tensor) -> Tensor:
+        x = torch.zeros(6)
+        x.view(2, 3).add_(v.view(2, 3))
+        return x[:2] * v[:2]
+
+    def after_it_was_read(v: Tensor) -> Tensor:
+        x = torch.ones(6)
+        y = x * v
+        x.mul_(3)
+        return y + x * v
+
+    for product in (seen_by_a_view, part_of_a_constant, whole_of_a_constant, after_it_was_read):
+        out, repeat = record(product, v, 2**20)
+        assert torch.equal(out, product(v))
+        assert repeat is None
+
+
+COUPLED = {
+    "BatchNorm, train": lambda: make("cnn, BatchNorm train", batch_size=4),
+    "dropout": lambda: make("dropout", batch_size=4),
+    "a loss of pairs": lambda: Problem(mlp(), lambda o, t: (o @ o.T).logsumexp(1).mean() + 0 * t.sum(), vectors(), batch_size=4),
+    "labels ignored": lambda: Problem(mlp(), nn.CrossEntropyLoss(ignore_index=0), vectors(), batch_size=5),
+    "other shapes": lambda: Problem(
+        Attention(tied=False), F.cross_entropy, [(torch.zeros(2, k, dtype=torch.long), torch.ones(2, dtype=torch.long)) for k in (3, 4)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_batches_whose_rows_are_coupled_stay_apart(name: str) -> None:
+    problem = COUPLED[name]()
+    with problem.safe():
+        assert merged(problem) is problem
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if "train" not in name and "dropout" not in name])
+def test_other_batches_are_merged_and_measure_the_same(name: str) -> None:
+    parts, whole = make(name, batch_size=5), make(name, batch_size=None)
+    with parts.safe():
+        together = merged(parts)
+    assert len(parts.batches) > 1
+    assert len(together.batches) == 1
+    v = torch.randn(parts.P, dtype=torch.float64)
+    for measure in [hessian, ggn, empirical_fisher, jacobian] if parts.batches[0].is_pair else [hessian]:
+        expected = measure(whole, memory=0) @ v
+        assert torch.allclose(measure(parts) @ v, expected, rtol=1e-9, atol=1e-11)
+        assert torch.allclose(measure(parts, memory=0) @ v, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_single_precision_merges_too_also_near_a_minimum() -> None:
+    """There the batches' gradients cancel, and rounding is to be measured by theirs, not by the sum's."""
+    torch.manual_seed(0)
+    net, (x, y) = mlp(), vectors(60)
+    descent = torch.optim.LBFGS(net.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        descent.zero_grad()
+        loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        return float(loss.detach())
+
+    descent.step(closure)
+    problem = Problem(net, F.cross_entropy, (x, y), batch_size=13)
+    with problem.safe():
+        assert len(merged(problem).batches) == 1
