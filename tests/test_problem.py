@@ -290,3 +290,13 @@ def test_a_loss_that_is_not_finite_stops_every_measurement() -> None:
     for measure in (problem.loss, problem.gradient, lambda: hessian(problem), lambda: ggn(problem), lambda: hessian(problem, memory=0)):
         with pytest.raises(ValueError, match="must be finite"):
             measure()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["mlp, minibatches", "cnn, BatchNorm train", "attention, tied", "LSTM", "differential equation"])
+def test_a_problem_moves_to_the_gpu(name: str) -> None:
+    here, there = make(name), make(name, device="cuda")
+    v = direction(here)
+    assert there.gradient().device.type == "cuda"
+    assert torch.allclose(there.gradient().cpu(), here.gradient(), rtol=1e-9, atol=1e-12)
+    assert torch.allclose((hessian(there) @ v.to(there.device)).cpu(), hessian(here) @ v, rtol=1e-8, atol=1e-11)
