@@ -226,6 +226,10 @@ def spread(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         (lambda: Problem(mlp(), weighted, vectors()), "not the mean of the losses of its rows"),
         (lambda: Problem(mlp(), contrast, vectors()), "not the mean of the losses of its rows"),
         (lambda: Problem(nn.Sequential(nn.Linear(5, 4), OwnBatchNorm(), nn.Linear(4, 3)), F.cross_entropy, vectors()), "rows depend"),
+        (
+            lambda: Problem(nn.Sequential(nn.Linear(5, 4), nn.Dropout(), OwnBatchNorm()), F.cross_entropy, vectors(), train=True),
+            "rows depend",
+        ),
         (lambda: Problem(mlp(), spread, {"x": torch.randn(6, 5)}), "rows depend"),
         (lambda: make("cnn, BatchNorm train"), "training mode couples"),
         (lambda: pooled(nn.BatchNorm1d(4, track_running_stats=False), 4), "without running statistics"),

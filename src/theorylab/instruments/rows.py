@@ -60,6 +60,8 @@ def _stand_alone(problem: Problem, k: int, calls: list[Call], outputs: Any) -> s
 def _separate(calls: list[Call], outputs: Any) -> set[int]:
     """Calls through which the first row's outputs depend on their first row only: dearer than `_stand_alone`, but right under dropout."""
     first = [t[:1] for t in tensors_of(outputs) if t.requires_grad]
+    if not first:
+        return set(range(len(calls)))
     generator = torch.Generator().manual_seed(0)
     cotangents = [torch.randn(t.shape, generator=generator).to(t) for t in first]
     grads = torch.autograd.grad(first, [c.output for c in calls], cotangents, retain_graph=True, allow_unused=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from theorylab.core.batches import Batch, map_tensors, tensors_of
+from theorylab.core.batches import Batch, map_tensors, rows_of, tensors_of
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.instruments.output_hessian import known_loss
@@ -114,6 +115,18 @@ def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
     return alone
 
 
+def _refuse_coupled_outputs(problem: Problem, k: int) -> None:
+    """With dropout a row alone draws other numbers than in its batch; without, its outputs must be the same in both."""
+    still, batch = copy.copy(problem), problem.batches[k]
+    still.train = False
+    with still.safe(), torch.no_grad():
+        if still.draws(k):
+            return
+        whole, alone = still.outputs(k), still.on([batch.part(slice(1))]).outputs(0)
+    if not all(map(close, tensors_of(alone), tensors_of(rows_of(whole, slice(1), batch.rows)))):
+        raise Inapplicable("rows depend on each other: the first has other outputs alone. Give a model that treats every row by itself.")
+
+
 def others_of(problem: Problem, k: int, names: list[str]) -> Callable[[Tensor], Tensor]:
     """Indices of m rows of batch ``k`` → gradients (m, p) in parameters that its layers do not explain.
 
@@ -123,6 +136,7 @@ def others_of(problem: Problem, k: int, names: list[str]) -> Callable[[Tensor], 
     batch = problem.batches[k]
     random = problem.draws(k)
     if batch.is_pair and (random or shares_predictions(problem, k)):
+        _refuse_coupled_outputs(problem, k)
         return lambda rows: through_batch(problem, k, names, rows)
     if random:
         raise Inapplicable(
