@@ -18,7 +18,7 @@ def pac_bayes_slack(kl: float, n: int, delta: float) -> float:
 
     Example:
         >>> round(pac_bayes_slack(math.log(200), 100, 0.05), 4)
-        0.0565
+        0.0564
 
     Source: Maurer 2004, arXiv:cs/0411099, Theorem 5.
     """

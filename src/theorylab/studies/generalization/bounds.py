@@ -103,6 +103,7 @@ class BoundsConfig(Config):
     rows: int = setting(1400, "digits for prior and bound; the rest is for testing", low=100, high=1700)
     width: int = setting(64, "units of the network's hidden layer", low=2)
     epochs: int = setting(16, "epochs of prior and of posterior", low=1)
+    mc: int = setting(400, "draws from the posterior that a certificate pays for", low=2)
 
 
 # ---- the inequalities --------------------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def digits_problem(config: BoundsConfig, x: Tensor, y: Tensor) -> Problem:
         return Problem(mlp([64, config.width, 10], activation="relu"), cross_entropy, (x, y), device=config.device)
 
 
-def gibbs_error(problem: Problem, certificate: Certificate, draws: int = 30) -> float:
+def gibbs_error(problem: Problem, certificate: Certificate, draws: int = 20) -> float:
     """Mean error of draws from the posterior."""
     points = (problem.unflatten(certificate.posterior.draw(10**6 + i)) for i in range(draws))
     return sum(test_bound(problem.at(p)).terms["empirical error"] for p in points) / draws
@@ -202,7 +203,7 @@ def check_certificates(config: BoundsConfig) -> Iterator[Finding | Series]:
         for name, labels in (("true", y), ("random", noise)):
             problem = digits_problem(config, x[: config.rows], labels[: config.rows])
             unseen = digits_problem(config, x[config.rows :], labels[config.rows :])
-            certificate = certify(problem, delta=config.delta, training=how, seed=seed)
+            certificate = certify(problem, delta=config.delta, mc=config.mc, training=how, seed=seed)
             values[name].append(certificate.value)
             tests[name].append(gibbs_error(unseen, certificate))
             if name == "true":
@@ -229,7 +230,7 @@ def check_certificates(config: BoundsConfig) -> Iterator[Finding | Series]:
 @study(
     "generalization/bounds",
     claims=[LAMBDA, TIGHTER, COVERAGE, CERTIFICATE, VALID],
-    tiny=BoundsConfig(seeds=4, pairs=100, draws=500, rows=1200, width=16, epochs=12),
+    tiny=BoundsConfig(seeds=4, pairs=100, draws=500, rows=1200, width=16, epochs=10, mc=100),
     small=BoundsConfig(),
     large=BoundsConfig(seeds=32, pairs=10_000, draws=20_000, epochs=120),
 )
