@@ -210,3 +210,23 @@ def test_single_precision_merges_too_also_near_a_minimum() -> None:
     problem = Problem(net, F.cross_entropy, (x, y), batch_size=13)
     with problem.safe():
         assert len(merged(problem).batches) == 1
+
+
+def test_what_does_not_fit_is_parted_by_rows_where_that_changes_nothing() -> None:
+    """A budget of two rows' graphs: six batches of two rows instead of one of twelve, and the same product."""
+    problem = make("attention")
+    one = products._Budget(float("inf"), problem.held())
+    with problem.safe(), one.hooks():
+        problem.batch_loss(0, problem.leaves())
+    small = products.fitting(problem, lambda single: single.batch_loss(0, single.leaves()), 2 * one.used // 12 + one.used // 24)
+    assert 1 <= small.batches[0].rows < 12
+    assert small.n == problem.n
+    v = torch.randn(problem.P, dtype=torch.float64)
+    for measure in (hessian, ggn, empirical_fisher, jacobian):
+        expected = measure(problem) @ v
+        assert torch.allclose(measure(small, memory=0) @ v, expected, rtol=1e-9, atol=1e-11)
+        assert torch.allclose(measure(problem, memory=20_000) @ v, expected, rtol=1e-9, atol=1e-11)
+    with problem.safe():
+        assert len(products.parted(problem, 5).batches) == 3
+        ignoring = Problem(mlp(), nn.CrossEntropyLoss(ignore_index=0), vectors(), batch_size=None)
+        assert products.parted(ignoring, 5) is ignoring

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -9,13 +11,14 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.batches import as_batches
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
-from theorylab.instruments.merging import merged
+from theorylab.instruments.merging import merged, parted
 from theorylab.instruments.recorded import Repeated
 
 MEMORY_BUDGET = 2**30
-"""Bytes that the kept graph of one operator may hold; beyond it, every product computes the graph anew, batch by batch."""
+"""Bytes that the kept graph of one operator may hold; beyond it, every product builds the graph anew, for as many rows at once as fit."""
 
 # Layers through which several vectors go at once by vmap as fast as one after the other; convolutions and recurrences take twice as long.
 BATCHABLE = (nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.LeakyReLU)
@@ -39,7 +42,7 @@ class _OverBudget(Exception):
 class _Budget:
     """Counts the bytes of distinct tensors that graphs save, and stops their construction when they are too many."""
 
-    def __init__(self, limit: int, free: list[Tensor]) -> None:
+    def __init__(self, limit: float, free: list[Tensor]) -> None:
         self.limit, self.used = limit, 0
         self.seen = {t.untyped_storage().data_ptr() for t in free}  # parameters and data are held anyway
 
@@ -83,6 +86,20 @@ def kept(problem: Problem, build: Callable[[Problem], T], memory: int, *, merge:
     except _OverBudget:
         problem.loss()  # refuses a loss that is not finite now, not at the first product
         return None
+
+
+def fitting(problem: Problem, build: Callable[[Problem], object], memory: int) -> Problem:
+    """The problem in batches whose graphs fit ``memory`` each, judged by that of one row, where its batches may be parted."""
+    if memory <= 0 or max(b.rows for b in problem.batches) == 1:
+        return problem
+    with problem.safe():
+        rows = as_batches([problem.batches[0].content], dtype=None, device=problem.device, seed=problem.seed, batch_size=1)
+        single = copy.copy(problem)
+        single.batches, single.n = rows[:1], 1
+        budget = _Budget(math.inf, problem.held())
+        with budget.hooks():
+            build(single)
+        return parted(problem, max(1, memory // max(1, budget.used)))
 
 
 def repeated(problem: Problem, product: Callable[[Tensor], Tensor], graph: int, memory: int) -> Callable[[Tensor], Tensor]:
@@ -200,9 +217,11 @@ def symmetric_operator(
         build: (problem, batches) → the product of their weighted sum.
         name: What the map is.
         memory: Bytes that the kept graph may take.
-        merge: Whether ``build`` gives the same for the batches in one.
+        merge: Whether ``build`` gives the same for other batches of the same rows.
     """
     graph = kept(problem, lambda whole: build(whole, list(range(len(whole.batches)))), memory, merge=merge)
+    if graph is None and merge:
+        problem = fitting(problem, lambda single: build(single, [0]), memory)
 
     def anew(v: Tensor) -> Tensor:
         with problem.safe():
