@@ -9,7 +9,8 @@ import pytest
 from chromium import BEYOND, CLIPPED, CONTRASTS, browser, needs_chromium, open_page
 
 import theorylab as tl
-from theorylab.core.card import Entry, Remark
+from theorylab.core.card import Entry
+from theorylab.core.notice import Notice
 from theorylab.core.reading import Reading
 from theorylab.core.record import Provenance
 from theorylab.core.series import Series
@@ -57,12 +58,12 @@ def example() -> tl.ReportCard:
         "rows": 50000,
     }
     config |= {"batches": 3, "mode": "evaluation", "dtype": "float32", "device": "cuda:0", "instruments": ["hessian", "ggn"], "seed": 0}
-    remarks = (
-        Remark("BatchNorm runs in training mode", "its output of one row depends on the others", "use train=False", "warning"),
-        Remark("inputs are not standardized", "the first layer sees values up to 255", "scale them as in training", "note"),
+    notices = (
+        Notice("BatchNorm runs in training mode", "its output of one row depends on the others", "use train=False", "warning"),
+        Notice("inputs are not standardized", "the first layer sees values up to 255", "scale them as in training", "info"),
     )
     provenance = Provenance("my_model.py:a_function_with_a_long_name", config, "0" * 16, {"torch": "2.13.0"})
-    return tl.ReportCard(provenance, entries, remarks, "2026-01-02T03:04:05+00:00", 76.3, 2**30, {"system": "Linux"}, ("audit",))
+    return tl.ReportCard(provenance, entries, notices, "2026-01-02T03:04:05+00:00", 76.3, 2**30, {"system": "Linux"}, ("audit",))
 
 
 @pytest.fixture(scope="module")

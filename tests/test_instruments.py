@@ -157,6 +157,20 @@ def test_float32_agrees_with_float64_to_its_precision(tool: Instrument) -> None:
 
 
 @INSTRUMENTS
+def test_bfloat16_is_right_to_its_precision_or_refused(tool: Instrument) -> None:
+    low = make("mlp", dtype=torch.bfloat16)
+    if not takes(tool, low):
+        return
+    result = tool.measure(low)
+    found, expected = numbers(result), numbers(tool.measure(make("mlp")))
+    assert all(bool(torch.isfinite(t).all()) for t in found.values())
+    if "seed" in inspect.signature(tool.measure).parameters and not isinstance(result, Operator):
+        return  # what draws or trains takes another path after the first rounding
+    for k, t in expected.items():  # eight bits: a rounding of 1/256, through three layers forward and back
+        assert float((found[k] - t).abs().max()) <= 0.03 * float(t.abs().max()), k
+
+
+@INSTRUMENTS
 def test_is_repeatable_bit_by_bit(tool: Instrument) -> None:
     first, second = (numbers(tool.measure(make("dropout"))) for _ in range(2))
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -189,7 +203,7 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     if takes(tool, problem):
         assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
-    if tool.family != "curvature" or not takes(tool, linear):  # other quantities need not vanish with the second derivative
+    if not takes(tool, linear):
         return
     first, second = (numbers(measure(linear)) for measure in (tool.measure, tool.oracle))
     for key in (key for key in first if "vector" not in key):  # any unit vector is an eigenvector of zero

@@ -70,6 +70,7 @@ class Plain(nn.Module):
         h = torch.addmm(self.bias, h.reshape(-1, 4), self.weight).view(len(x), 3, 6)  # as Conv1D of GPT-2
         h = F.relu(h, inplace=True) ** 2
         h = self.rms(h) @ self.weight.T @ self.weight
+        h = torch.add(h, self.bias, alpha=0.5)
         return (h * self.gain).sum(1)[:, :3] + self.embed(x[:, 0])[:, :3] @ self.weight[:3, :3]
 
 

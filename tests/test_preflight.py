@@ -66,6 +66,15 @@ def loader(shuffle: bool) -> Problem:
     return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_size=5, shuffle=shuffle))
 
 
+def broadcast() -> Problem:
+    return Problem(nn.Linear(2, 1), lambda o, y: (o - y).square().mean(), (torch.randn(6, 2), torch.randn(6)))
+
+
+def padded() -> Problem:
+    model = nn.Sequential(nn.Embedding(4, 3, padding_idx=1), nn.Flatten(), nn.Linear(6, 3))
+    return Problem(model, F.cross_entropy, (torch.tensor([[0, 1], [2, 3], [1, 2]]), torch.arange(3)))
+
+
 TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
     "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
@@ -77,6 +86,8 @@ TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "NaN loss": (lambda: broken(float("nan")), "the loss is NaN or infinite on batches 0", "warning"),
     "raw inputs": (lambda: with_data(255 * torch.rand(12, 5)), "root mean square", "warning"),
     "repeated rows": (repeated, "1 of 12 rows repeat", "info"),
+    "broadcast": (broadcast, r"outputs are \(6, 1\), targets \(6,\)", "warning"),
+    "padding": (padded, r"row 1 of 0.weight is for padding", "info"),
     "tied": (lambda: make("attention, tied"), "tied: embed.weight = head.weight", "info"),
     "frozen": (lambda: Problem(half_frozen(), F.cross_entropy, vectors()), "36 of 99 parameters are left out", "info"),
     "bfloat16": (lambda: with_data(vectors()[0], dtype=torch.bfloat16), "parameters are torch.bfloat16", "warning"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import ZOO, cnn, make, mlp, vectors
+from zoo import ZOO, cnn, labels, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian
@@ -228,6 +228,10 @@ def test_repr_states_the_reduction_and_the_form_of_the_loss() -> None:
     assert "dict_loss(model, batch)" in repr(make("dict batches, custom loss"))
 
 
+def empty_loader() -> DataLoader:
+    return DataLoader(TensorDataset(*vectors(3)), batch_size=5, drop_last=True)
+
+
 def integer_parameters() -> nn.Module:
     model = mlp()
     model.register_parameter("count", nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False))
@@ -262,6 +266,11 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
         (lambda: Problem(mlp(), lambda o, t: o, vectors()), ValueError, r"one loss a row \(12,\), got shape \(12, 3\)"),
         (lambda: Problem(mlp(), lambda o, t: 1.0, vectors()), TypeError, "loss must return a tensor"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, empty_loader()), ValueError, "at least one batch, got none: the data set is empty"),
+        (lambda: Problem(mlp(), F.cross_entropy, (torch.randn(4, 7), labels(4))), RuntimeError, r"on a batch of float32 \(4, 7\), int64"),
+        (lambda: Problem(mlp(), F.cross_entropy, (vectors()[0].double(), labels(12))), RuntimeError, "with parameters of float32"),
+        (lambda: Problem(mlp(), F.cross_entropy, (vectors()[0], labels(12) + 7)), IndexError, "Check that the model takes such inputs"),
+        (lambda: Problem(nn.Linear(5, 1), F.mse_loss, (vectors()[0], torch.zeros(12))), ValueError, "every pair of rows"),
         (lambda: make("mlp").at({"9.weight": torch.ones(1)}), ValueError, "not among the selected"),
         (lambda: make("mlp").at({"0.bias": torch.ones(1)}), ValueError, "must have shape"),
         (lambda: make("mlp").unflatten(torch.ones(3)), ValueError, "vector must have shape"),

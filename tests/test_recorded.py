@@ -36,7 +36,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[Repeated]:
 @pytest.mark.parametrize("name", ZOO)
 def test_a_record_repeats_the_product(name: str, at_once: list[Repeated]) -> None:
     problem = make(name)
-    measures = [hessian] if name.startswith("dict") else [hessian, ggn, jacobian]
+    measures = [hessian, ggn, jacobian] if problem.batches[0].is_pair else [hessian]
     for measure in measures:
         A = measure(problem)
         vs = torch.randn(4, A.shape[1], dtype=torch.float64)
@@ -44,7 +44,7 @@ def test_a_record_repeats_the_product(name: str, at_once: list[Repeated]) -> Non
         for a, b in zip(mine, rebuilt, strict=True):
             assert torch.allclose(a, b, rtol=1e-9, atol=1e-10 * float(b.abs().max()))
     used = [r for r in at_once if r.checked]
-    assert len(used) == len(measures)
+    assert len(used) == (0 if name.endswith("torch.func") else len(measures))  # whose graph cannot be counted, and is not kept
     assert all(r.record is not None for r in used)  # checked, and found to repeat
 
 
@@ -186,9 +186,10 @@ def test_other_batches_are_merged_and_measure_the_same(name: str) -> None:
     parts, whole = make(name, batch_size=5), make(name, batch_size=None)
     with parts.safe():
         together = merged(parts)
-    assert (len(parts.batches), len(together.batches)) == (3, 1)
+    assert len(parts.batches) > 1
+    assert len(together.batches) == 1
     v = torch.randn(parts.P, dtype=torch.float64)
-    for measure in [hessian] if name.startswith("dict") else [hessian, ggn, empirical_fisher, jacobian]:
+    for measure in [hessian, ggn, empirical_fisher, jacobian] if parts.batches[0].is_pair else [hessian]:
         expected = measure(whole, memory=0) @ v
         assert torch.allclose(measure(parts) @ v, expected, rtol=1e-9, atol=1e-11)
         assert torch.allclose(measure(parts, memory=0) @ v, expected, rtol=1e-9, atol=1e-11)

@@ -1,4 +1,4 @@
-"""Steepest descents go downhill as fast as their norm allows, and a schedule changes nothing but the step."""
+"""Steepest descents go downhill as fast as their norm allows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import math
 import pytest
 import torch
 
-from theorylab.learning.optimizers.adam import adam
-from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.optimizers.steepest import greedy_coordinate, normalized_gd, sign_descent
-from theorylab.learning.schedule import decayed
 
 
 def gradient(seed: int) -> dict[str, torch.Tensor]:
@@ -34,16 +31,3 @@ def test_a_stationary_replica_stays(make):
     new, _ = make(1.0).update(grads, {}, {"x": torch.ones(2, 2, dtype=torch.float64)})
     assert new["x"][0].tolist() == [1.0, 1.0]
     assert new["x"][1].tolist() != [1.0, 1.0]
-
-
-@pytest.mark.parametrize("make", [sgd, adam, sign_descent])
-def test_a_decayed_optimizer_is_the_optimizer_with_each_step_its_own_size(make):
-    lr = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
-    scheduled = decayed(make, lr, power=0.7)
-    params = reference = gradient(1)
-    state, inner = scheduled.init(params), make(lr).init(params)
-    for t in range(1, 6):
-        params, state = scheduled.update(gradient(t), state, params)
-        reference, inner = make(lr * t**-0.7).update(gradient(t), inner, reference)
-    for k, p in params.items():
-        torch.testing.assert_close(p, reference[k], rtol=1e-13, atol=1e-13)

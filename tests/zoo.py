@@ -66,6 +66,14 @@ def norms() -> nn.Module:
     return nn.Sequential(*features, nn.Linear(16, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
 
 
+def rms_norms() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.RMSNorm(4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def curve() -> nn.Module:
+    return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
 def half_frozen() -> nn.Module:
     model = mlp()
     model[0].requires_grad_(False)  # pyright: ignore[reportIndexIssue]
@@ -103,6 +111,29 @@ def dict_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch["x"]), batch["y"]) + 0.01 * decay
 
 
+def places(n: int = 8) -> dict[str, Tensor]:
+    return {"t": torch.linspace(0, 2, n)[:, None]}
+
+
+def oscillator(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Residual of u'' = −u, with the derivatives taken by autograd."""
+    t = batch["t"].clone().requires_grad_()
+    u = model(t)
+    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), t, create_graph=True)
+    return (bend + u).square().mean()
+
+
+def oscillator_by_transforms(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The same residual, with the derivatives taken by `torch.func`."""
+
+    def value(t: Tensor) -> Tensor:
+        return model(t[None])[0]
+
+    bend = torch.func.vmap(torch.func.grad(torch.func.grad(value)))(batch["t"][:, 0])
+    return (bend[:, None] + model(batch["t"])).square().mean()
+
+
 def per_row(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - F.one_hot(targets, 3)).pow(2).sum(1)
 
@@ -121,8 +152,12 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], Callable[[]
     "TransformerEncoderLayer, train": (Encoder, F.cross_entropy, sequences, {"train": True}),
     "LSTM": (Recurrent, F.cross_entropy, sequences, {}),
     "GroupNorm, LayerNorm": (norms, F.cross_entropy, images, {}),
+    "RMSNorm": (rms_norms, F.cross_entropy, vectors, {}),
     "frozen and trainable": (half_frozen, F.cross_entropy, vectors, {}),
+    "block of parameters": (mlp, F.cross_entropy, vectors, {"params": ["0.*", "4.bias"]}),
     "dict batches, custom loss": (mlp, dict_loss, as_dict, {"batch_size": 5}),
+    "differential equation": (curve, oscillator, places, {"batch_size": 5}),
+    "differential equation, torch.func": (curve, oscillator_by_transforms, places, {}),
 }
 """Name → how to make the model, the loss, the data, and the problem's options."""
 

@@ -115,7 +115,9 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
     else:
         items = _drain(data, seed)
     if not items:
-        raise ValueError("data must hold at least one batch, got none.")
+        raise ValueError(
+            "data must hold at least one batch, got none: the data set is empty, or drop_last=True drops all that a loader has."
+        )
     batches = [_convert(item, dtype, device) for item in items]
     if len({b.is_pair for b in batches}) > 1:
         raise TypeError("data mixes pairs (x, y), for loss(outputs, targets), with other batches, for loss(model, batch): use one kind.")

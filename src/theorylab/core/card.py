@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from theorylab.core.notice import Notice
 from theorylab.core.reading import Reading
 from theorylab.core.record import Provenance
 from theorylab.core.series import Line, Series
@@ -16,16 +17,6 @@ SCHEMA = 1
 """Raised when the layout of a card's JSON changes."""
 
 State = Literal["measured", "inapplicable", "failed"]
-
-
-@dataclass(frozen=True)
-class Remark:
-    """What would silently spoil a measurement, found before the first one: ``what`` it is, ``why`` it matters, what to ``do``."""
-
-    what: str
-    why: str
-    do: str
-    level: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Card:
     Attributes:
         provenance: The problem and the settings (``config``), the code, and the versions: all that the numbers depend on.
         entries: One for each instrument that was asked for, except those that an interruption kept from starting.
-        remarks: What a preflight found.
+        notices: What a preflight found.
         started: ISO 8601, UTC.
         seconds: Wall time in all.
         peak_bytes: The process's peak resident size; 0 where the system does not tell.
@@ -76,7 +67,7 @@ class Card:
 
     provenance: Provenance
     entries: tuple[Entry, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    notices: tuple[Notice, ...] = ()
     started: str = ""
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -106,7 +97,7 @@ def as_json(card: Card) -> dict[str, Any]:
         "schema": SCHEMA,
         **body,
         "provenance": dataclasses.asdict(card.provenance),
-        "remarks": [dataclasses.asdict(r) for r in card.remarks],
+        "notices": [dataclasses.asdict(n) for n in card.notices],
         "machine": dict(card.machine),
         "entries": [_entry_json(e) for e in card.entries],
     }
@@ -138,7 +129,7 @@ def from_json(body: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in body.items() if k != "schema"} | {
             "provenance": Provenance(**body["provenance"]),
             "entries": tuple(_entry(e) for e in body["entries"]),
-            "remarks": tuple(Remark(**r) for r in body["remarks"]),
+            "notices": tuple(Notice(**n) for n in body["notices"]),
             "unfinished": tuple(body["unfinished"]),
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -146,17 +137,18 @@ def from_json(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(body: Mapping[str, Any]) -> Entry:
-    source = {k: v for k, v in body["source"].items() if k != "url"}
     readings = []
     for r in body["readings"]:
-        interval = None if r["interval"] is None else tuple(r["interval"])
-        readings.append(Reading(**dict(r) | {"interval": interval, "assumptions": tuple(r["assumptions"])}))
-    figures = tuple(_series(s) for s in body["figures"])
-    return Entry(**dict(body) | {"source": Source(**source), "readings": tuple(readings), "figures": figures})
+        parts: dict[str, Any] = {**r, "assumptions": tuple(r["assumptions"])}
+        parts["interval"] = None if r["interval"] is None else tuple(r["interval"])
+        readings.append(Reading(**parts))
+    fields: dict[str, Any] = {**body, "readings": tuple(readings), "figures": tuple(_series(s) for s in body["figures"])}
+    return Entry(**fields | {"source": Source(**{k: v for k, v in body["source"].items() if k != "url"})})
 
 
 def _series(body: Mapping[str, Any]) -> Series:
     import numpy as np
 
     lines = [Line(**{k: np.asarray(v) if isinstance(v, list) else v for k, v in line.items()}) for line in body["lines"]]
-    return Series(**dict(body) | {"lines": lines})
+    fields: dict[str, Any] = {**body, "lines": lines}
+    return Series(**fields)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from theorylab.core.batches import map_tensors
 from theorylab.core.safe import safe
 
 IGNORED = -100
@@ -21,7 +22,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Reading:
+class Way:
     """One way to read a loss from logits: what to take from the outputs, the targets that belong to it, and the loss of PyTorch."""
 
     read: Callable[[Any], Tensor]
@@ -34,12 +35,12 @@ def _same(t: Tensor) -> Tensor:
 
 
 WAYS = {
-    "next token": Reading(lambda out: out.logits[:, :-1].transpose(1, 2), lambda y: y[:, 1:].contiguous(), F.cross_entropy),
-    "every token": Reading(lambda out: out.logits.transpose(1, 2), _same, F.cross_entropy),
-    "class": Reading(lambda out: out.logits, lambda y: y.view(-1), F.cross_entropy),
-    "number": Reading(lambda out: out.logits.squeeze(-1), lambda y: y.view(-1), F.mse_loss),
-    "numbers": Reading(lambda out: out.logits, _same, F.mse_loss),
-    "bits": Reading(lambda out: out.logits, _same, F.binary_cross_entropy_with_logits),
+    "next token": Way(lambda out: out.logits[:, :-1].transpose(1, 2), lambda y: y[:, 1:].contiguous(), F.cross_entropy),
+    "every token": Way(lambda out: out.logits.transpose(1, 2), _same, F.cross_entropy),
+    "class": Way(lambda out: out.logits, lambda y: y.view(-1), F.cross_entropy),
+    "number": Way(lambda out: out.logits.squeeze(-1), lambda y: y.view(-1), F.mse_loss),
+    "numbers": Way(lambda out: out.logits, _same, F.mse_loss),
+    "bits": Way(lambda out: out.logits, _same, F.binary_cross_entropy_with_logits),
 }
 """How the losses of Hugging Face models come from logits (n, token, k) or (n, k), classes on axis 1."""
 
@@ -47,6 +48,29 @@ WAYS = {
 def predicted(targets: Tensor) -> int:
     """How many predictions a batch's mean runs over: labels that are not masked, or rows where labels are not classes."""
     return len(targets) if targets.is_floating_point() else int((targets != IGNORED).sum())
+
+
+def arguments(model: Any, batches: Any, *, train: bool) -> tuple[Callable[..., Tensor], list[Any], dict[str, Any]]:
+    """Loss, data and options with which a Problem measures the model's own loss on dict batches; see `Problem.from_hf`."""
+    if train and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        # Recomputed in the backward pass, its layers would see the model's own parameters instead of the problem's.
+        raise ValueError("model recomputes activations (gradient checkpointing), which cannot be differentiated twice: disable it first.")
+    pairs = split_batches(model, batches)
+    if not pairs:
+        raise ValueError("batches must hold at least one batch, got none.")
+    device = next(model.parameters()).device
+    way = way_of(model, map_tensors(lambda t: t.to(device), pairs[0][0]), pairs[0][1].to(device), device=device)
+    if way is None:
+        return own_loss, [{**x, "labels": y} for x, y in pairs], {}
+    data = [(x, way.targets(y)) for x, y in pairs]
+    if not all(predicted(y) for _, y in data):
+        raise ValueError(f"every batch must hold a label that is predicted, got one in which all are {IGNORED}: leave it out.")
+    return way.loss, data, {"read": way.read, "count": lambda content: predicted(content[1])}
+
+
+def own_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """The loss that the model computes itself."""
+    return model(**batch).loss
 
 
 def split_batches(model: Any, batches: Any) -> list[tuple[dict[str, Any], Tensor]]:
@@ -79,13 +103,7 @@ def split_batches(model: Any, batches: Any) -> list[tuple[dict[str, Any], Tensor
     return pairs
 
 
-def refuse_recomputation(model: nn.Module, train: bool) -> None:
-    """Gradient checkpointing runs layers again in the backward pass, with the model's own parameters instead of the problem's."""
-    if train and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        raise ValueError("model recomputes activations (gradient checkpointing), which cannot be differentiated twice: disable it first.")
-
-
-def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.device) -> Reading | None:
+def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.device) -> Way | None:
     """The way in `WAYS` whose value and derivative in the logits are those of the model's own loss on one batch; None where none is."""
     with safe(model, train=False, seed=0, device=device):
         out = model(**inputs, labels=labels)
@@ -93,7 +111,7 @@ def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.
         loss, logits = out.loss.detach(), out.logits.detach().requires_grad_()
         for way in WAYS.values():
             try:
-                ours = way.loss(way.read(type(out)(logits=logits)), way.targets(labels))
+                ours = _loss(way, type(out)(logits=logits), labels)
             except (RuntimeError, ValueError, IndexError):
                 continue  # shapes or dtypes of another task
             if ours.ndim == 0 and _close(ours.detach(), loss):
@@ -101,6 +119,13 @@ def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.
                 if slope is None or _close(own, slope):
                     return way
     return None
+
+
+def _loss(way: Way, out: Any, labels: Tensor) -> Tensor:
+    values, targets = way.read(out), way.targets(labels)
+    if way.loss is not F.cross_entropy and values.shape != targets.shape:
+        raise ValueError("shapes of another task, which PyTorch would broadcast.")
+    return way.loss(values, targets)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
+from theorylab.core.batches import Batch, as_batches, order_of, tensors_of
+from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, without_broadcast
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
+from theorylab.core.selection import select
 
 Params = dict[str, Tensor]
 
@@ -75,7 +76,7 @@ class Problem:
             raise TypeError(f"dtype must be a real floating-point type, got {dtype}.")
         self.model, self.criterion, self.train, self.seed = model, loss, train, seed
         self._plain, self._read, self._count = needs_plain_kernels(model, train), read, count
-        names = _select(model, params)
+        names = select(model, params)
         tensors = dict(model.named_parameters())
         self.device = _one_device(tensors[names[0]].device if device is None else torch.device(device))
 
@@ -93,7 +94,7 @@ class Problem:
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
         self.order = order_of(data)
-        self.reduction: Literal["mean", "rows"] = self._detect_reduction()
+        self.reduction = self._detect_reduction()
 
     @classmethod
     def from_hf(cls, model: nn.Module, batches: Any, **options: Any) -> Problem:
@@ -117,21 +118,10 @@ class Problem:
             ValueError: a batch without labels, or in which nothing is predicted; gradient checkpointing in training mode.
             TypeError: a batch that is not a dict.
         """
-        from theorylab.core import huggingface as hf
+        from theorylab.core.huggingface import arguments
 
-        hf.refuse_recomputation(model, options.get("train", False))
-        pairs = hf.split_batches(model, batches)
-        if not pairs:
-            raise ValueError("batches must hold at least one batch, got none.")
-        device = next(model.parameters()).device
-        own = [(map_tensors(lambda t: t.to(device), x), y.to(device)) for x, y in pairs[:1]]
-        way = hf.way_of(model, *own[0], device=device)
-        if way is None:
-            return cls(model, _own_loss, [{**x, "labels": y} for x, y in pairs], **options)
-        pairs = [(x, way.targets(y)) for x, y in pairs]
-        if not all(hf.predicted(y) for _, y in pairs):
-            raise ValueError(f"every batch must hold a label that is predicted, got one in which all are {hf.IGNORED}: leave it out.")
-        return cls(model, way.loss, pairs, read=way.read, count=lambda content: hf.predicted(content[1]), **options)
+        loss, data, own = arguments(model, batches, train=options.get("train", False))
+        return cls(model, loss, data, **own, **options)
 
     @property
     def weights(self) -> list[float]:
@@ -186,7 +176,10 @@ class Problem:
             return self.criterion(self.outputs(k, params), self.batches[k].content[1])
         seed_generators(self.seed + k, self.device)
         tensors = {f"model.{name}": t for name, t in self._tensors(params).items()}
-        return functional_call(_Whole(self.model), tensors, (self.criterion, self.batches[k].content))
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():  # a loss may take derivatives itself, that of a differential equation's residual, say
+            value = functional_call(Whole(self.model), tensors, (self.criterion, self.batches[k].content))
+        return value if wanted or not isinstance(value, Tensor) else value.detach()
 
     def loss(self, params: Params | None = None) -> Tensor:
         """Mean loss over all rows, a scalar tensor; differentiable in ``params`` where they are given.
@@ -261,22 +254,15 @@ class Problem:
         parts = vector.split([p.numel() for p in self.params.values()])
         return {k: part.view(p.shape) for (k, p), part in zip(self.params.items(), parts, strict=True)}
 
-    def _detect_reduction(self) -> Literal["mean", "rows"]:
+    def _detect_reduction(self) -> Reduction:
         batch = self.batches[0]
-        with self.safe(), torch.no_grad():
+        with self.safe(), torch.no_grad(), naming(batch, self.dtype):
             if not batch.is_pair:
-                value = self._raw_loss(0)
-            else:
-                outputs = self.outputs(0)
-                value = self.criterion(outputs, batch.content[1])
-                _refuse_sum(self.criterion, outputs, batch, value)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
-        if value.ndim == 0:
-            return "mean"
-        if value.shape == (batch.rows,):
-            return "rows"
-        raise ValueError(f"loss must return a scalar, or one loss a row ({batch.rows},), got shape {tuple(value.shape)}: average it a row.")
+                return reduction_of(self._raw_loss(0), batch.rows)
+            outputs = self.outputs(0)
+            value = without_broadcast(self.criterion, outputs, batch.content[1])
+            refuse_sum(self.criterion, outputs, batch, value)
+            return reduction_of(value, batch.rows)
 
     def __repr__(self) -> str:
         loss = getattr(self.criterion, "__name__", type(self.criterion).__name__)
@@ -287,49 +273,8 @@ class Problem:
         )
 
 
-class _Whole(nn.Module):
-    """Calls loss(model, batch) while the model's tensors are replaced, so that whatever the loss does with the model is differentiated."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, loss: Callable[..., Tensor], batch: Any) -> Tensor:
-        return loss(self.model, batch)
-
-
 def _one_device(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
-
-
-def _select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
-    """Canonical names, in the model's order, of the parameters that ``params`` means."""
-    canonical = {id(p): k for k, p in model.named_parameters()}
-    if not canonical:
-        raise ValueError(f"model {type(model).__name__} has no parameters: there is nothing to differentiate.")
-    if params is None:
-        chosen = {k for k, p in model.named_parameters() if p.requires_grad}
-        if not chosen:
-            raise ValueError("all parameters are frozen (requires_grad=False): unfreeze some, or name those to differentiate in params=.")
-    else:
-        every = {k: canonical[id(p)] for k, p in model.named_parameters(remove_duplicate=False)}  # a tied alias selects its parameter
-        chosen = set()
-        for pattern in [params] if isinstance(params, str) else params:
-            matched = {name for alias, name in every.items() if alias == pattern or fnmatchcase(alias, pattern)}
-            if not matched:
-                raise ValueError(f"params: {pattern!r} matches no parameter; there are {', '.join(list(every)[:20])}.")
-            chosen |= matched
-        if not chosen:
-            raise ValueError("params must name at least one parameter, got an empty list.")
-    names = [k for k in canonical.values() if k in chosen]
-    for k, p in model.named_parameters():
-        if k in chosen and not p.is_floating_point():
-            raise TypeError(f"parameter {k} must be real floating point to be differentiated, got {p.dtype}: leave it out of params=.")
-    return names
-
-
-def _own_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    return model(**batch).loss
 
 
 def finite(loss: Tensor) -> Tensor:
@@ -344,16 +289,3 @@ def _grads(value: Tensor, leaves: Params) -> Params:
         raise ValueError("the loss does not depend on the selected parameters.")
     grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(leaves.items(), grads, strict=True)}
-
-
-def _refuse_sum(criterion: Callable[..., Tensor], outputs: Any, batch: Batch, value: Any) -> None:
-    """A mean is the same when every row is there twice; a sum doubles, and would be weighted wrongly."""
-    targets = batch.content[1]
-    if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
-        return
-    if any(t.ndim == 0 or t.shape[0] != batch.rows for t in (outputs, targets)):
-        return
-    twice = float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets])))
-    once = float(value)
-    if once != 0 and abs(twice / once - 2) < 1e-3:
-        raise ValueError('loss must be a mean over rows or one loss a row, got a sum over rows: use reduction="mean" or "none".')

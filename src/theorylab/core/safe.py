@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,12 +70,28 @@ def kernels(*, plain: bool, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def _differentiable_attention(model: nn.Module) -> Iterator[None]:
+    """Models of `transformers` choose the attention by name: another than PyTorch's own is run eagerly, and chosen again afterwards."""
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
+    chosen = [(c, c._attn_implementation) for c in configs.values()]  # a part's config comes after, and is restored after, the whole's
+    foreign = [c for c, name in chosen if name not in ("eager", "sdpa", None)]
+    try:
+        for c in foreign:
+            c._attn_implementation = "eager"
+        yield
+    finally:
+        for c, name in chosen if foreign else ():
+            c._attn_implementation = name
+
+
+@contextmanager
 def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> Iterator[None]:
     """Evaluate ``model`` with twice differentiable kernels and frozen random numbers; restore everything afterwards.
 
-    Inside, attention runs the math kernel, the fast path of `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off
-    where `needs_plain_kernels`, all modules are in training or evaluation mode as ``train`` says, gradients are enabled, and the
-    random number generators are forked and seeded. All of it is undone on leaving, also by an exception.
+    Inside, attention runs the math kernel (or eagerly, where a model brings another package's), the fast path of
+    `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off where `needs_plain_kernels`, all modules are in training or
+    evaluation mode as ``train`` says, gradients are enabled, and the random number generators are forked and seeded. All of it is undone
+    on leaving, also by an exception.
     """
     flags = [(m, m.training) for m in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -84,6 +101,7 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
         stack.enter_context(torch.enable_grad())
         stack.enter_context(kernels(plain=needs_plain_kernels(model, train), device=device))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_differentiable_attention(model))
         stack.enter_context(torch.random.fork_rng(devices=on_gpu))
         seed_generators(seed, device)
         try:

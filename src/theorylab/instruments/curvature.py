@@ -25,7 +25,7 @@ from theorylab.instruments.products import (
     symmetric_operator,
     vjp,
 )
-from theorylab.instruments.refusals import hides_outputs
+from theorylab.instruments.refusals import hides_outputs, too_few_digits
 from theorylab.linalg.lanczos import eigs
 
 
@@ -175,9 +175,16 @@ def dense_sharpness(
 @instrument(
     oracle=dense_sharpness,
     source=Source("Cohen et al. 2021", "Section 2 (sharpness, the largest eigenvalue of the training Hessian)", "arXiv:2103.00065"),
+    refuses=too_few_digits,
 )
 def sharpness(
-    problem: Problem, *, precondition: Tensor | Params | None = None, tol: float = 1e-3, seed: int = 0, start: Tensor | None = None
+    problem: Problem,
+    *,
+    precondition: Tensor | Params | None = None,
+    tol: float = 1e-3,
+    seed: int = 0,
+    start: Tensor | None = None,
+    memory: int = MEMORY_BUDGET,
 ) -> Sharpness:
     r"""The largest eigenvalue of the Hessian, :math:`\lambda_{\max}(\nabla^2 L)`, or of the preconditioned one, by Lanczos.
 
@@ -190,6 +197,7 @@ def sharpness(
         tol: Relative residual at which to stop. The eigenvalue's own error is of the order of its square.
         seed: Of the starting vector.
         start: The ``vector`` of a nearby measurement, e.g. some steps earlier in training; saves products.
+        memory: Bytes that the kept graph may take, as of `hessian`.
 
     Raises:
         ValueError: the loss is not finite, or ``precondition`` lacks a parameter, has another shape, or is not positive.
@@ -202,7 +210,7 @@ def sharpness(
 
     Source: Cohen et al. 2021, arXiv:2103.00065, Section 2; preconditioned: Cohen et al. 2022, arXiv:2207.14484, Section 2.
     """
-    operator = hessian(problem)
+    operator = hessian(problem, memory=memory)
     if precondition is not None:
         operator = operator.precondition(_as_vector(problem, precondition))
     found = eigs(operator, k=1, which="LA", tol=tol, seed=seed, start=start)

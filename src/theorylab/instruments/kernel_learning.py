@@ -12,7 +12,7 @@ from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
 from theorylab.instruments.kernels import dense_ntk, ntk, on_inputs
-from theorylab.instruments.refusals import couples_rows, hides_outputs
+from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
 from theorylab.instruments.targets import no_target_a_row, numeric_targets
 
 
@@ -25,7 +25,7 @@ def dense_kernel_spectrum(problem: Problem, *, trace_outputs: bool = False) -> T
 @instrument(
     oracle=dense_kernel_spectrum,
     source=Source("Jacot et al. 2018", "Section 5 (convergence along the kernel's principal components)", "arXiv:1806.07572"),
-    refuses=(hides_outputs, couples_rows),
+    refuses=(hides_outputs, couples_rows, too_few_digits),
     family="kernels",
 )
 def kernel_spectrum(problem: Problem, *, trace_outputs: bool = False) -> Tensor:
@@ -128,7 +128,7 @@ def dense_kernel_regression(problem: Problem, X_test: Any = None, *, ridge: floa
 @instrument(
     oracle=dense_kernel_regression,
     source=Source("Lee et al. 2019", "Section 2.2 (training dynamics of linearized networks)", "arXiv:1902.06720"),
-    refuses=(hides_outputs, couples_rows, no_target_a_row),
+    refuses=(hides_outputs, couples_rows, too_few_digits, no_target_a_row),
     family="kernels",
     row_axes=(0,),
 )

@@ -53,6 +53,11 @@ def scores_and_classes(problem: Problem, params: Params | None = None) -> tuple[
     """
     with torch.no_grad():
         problem.loss(params)
+    return predictions(problem, params)
+
+
+def predictions(problem: Problem, params: Params | None = None) -> tuple[Tensor, Tensor]:
+    """The same without a look at the loss: for other parameters of a problem whose own loss is known to be finite."""
     with problem.safe(), torch.no_grad():
         pairs = [as_classification(problem.outputs(k, params), batch.content[1]) for k, batch in enumerate(problem.batches)]
     return torch.cat([scores for scores, _ in pairs]), torch.cat([classes for _, classes in pairs])

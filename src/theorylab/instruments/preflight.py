@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from theorylab.core.batches import tensors_of
+from theorylab.core.notice import Notice
 from theorylab.core.problem import Problem
 from theorylab.core.safe import BATCH_COUPLED
 
@@ -20,19 +20,6 @@ VARIANCE_RATIO = 4.0
 """Factor by which the data's variance may differ from a BatchNorm's running variance, on average (geometric) over channels."""
 INPUT_SCALE = 20.0
 """Root mean square of the inputs above which they look like raw values, pixels of 0 to 255, say."""
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something to look at before measuring: ``what`` is the case, ``why`` it matters, what to ``do``."""
-
-    what: str
-    why: str
-    do: str
-    level: Literal["info", "warning"]
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.what}. {self.why}. {self.do}."
 
 
 def preflight(problem: Problem) -> tuple[Notice, ...]:
@@ -49,7 +36,11 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
         >>> for notice in preflight(problem): print(notice.what)
         the model draws random numbers (Dropout)
     """
-    found = [n for look in (_batch_norm, _randomness, _loader, _statistics, _rows, _scale, _repeated, _parameters) for n in look(problem)]
+    found = [
+        n
+        for look in (_batch_norm, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
+        for n in look(problem)
+    ]
     return tuple(sorted(found, key=lambda n: n.level != "warning"))
 
 
@@ -96,6 +87,23 @@ def _loader(problem: Problem) -> Iterator[Notice]:
             f"It was read once, in an order fixed by seed={problem.seed}; random augmentation was drawn once too",
             "Pass a loader with shuffle=False where rows or batches matter one by one",
             "info",
+        )
+
+
+def _shapes(problem: Problem) -> Iterator[Notice]:
+    if not problem.batches[0].is_pair:
+        return
+    targets = problem.batches[0].content[1]
+    with problem.safe(), torch.no_grad():
+        outputs = problem.outputs(0)
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and targets.is_floating_point()):
+        return
+    if outputs.numel() == targets.numel() > 1 and outputs.squeeze().shape == targets.squeeze().shape and outputs.ndim != targets.ndim:
+        yield Notice(
+            f"outputs are {tuple(outputs.shape)}, targets {tuple(targets.shape)}",
+            "A loss that subtracts one from the other compares every pair of rows",
+            "Give both one shape, unless the loss itself does",
+            "warning",
         )
 
 
@@ -209,6 +217,14 @@ def _parameters(problem: Problem) -> Iterator[Notice]:
         yield Notice(
             f"parameters are tied: {'; '.join(tied[:5])}", "They count once, under the first name", "Nothing, if this is meant", "info"
         )
+    for name, m in problem.model.named_modules():
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            yield Notice(
+                f"row {m.padding_idx} of {name}.weight is for padding",
+                "PyTorch takes its derivative for zero, also where the loss depends on it",
+                "Mask padding in the model and in the labels, so that it does not",
+                "info",
+            )
     left = sum(p.numel() for _, p in problem.model.named_parameters()) - problem.P
     if left:
         yield Notice(

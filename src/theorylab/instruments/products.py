@@ -71,6 +71,8 @@ class Kept(Generic[T]):
 def kept(problem: Problem, build: Callable[[Problem], T], memory: int, *, merge: bool = True) -> Kept[T] | None:
     """What ``build`` makes of the problem, minibatches merged where that changes nothing; None where its graphs would exceed ``memory``.
 
+    None also where their bytes cannot be counted: a model or loss that takes derivatives by `torch.func` refuses hooks on saved tensors.
+
     Raises:
         ValueError: the loss is not finite.
     """
@@ -83,7 +85,9 @@ def kept(problem: Problem, build: Callable[[Problem], T], memory: int, *, merge:
             with budget.hooks():
                 built = build(problem)
         return Kept(built, problem, budget.used)
-    except _OverBudget:
+    except (_OverBudget, RuntimeError) as error:
+        if not isinstance(error, _OverBudget) and "saved tensor hooks" not in str(error):
+            raise
         problem.loss()  # refuses a loss that is not finite now, not at the first product
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from theorylab.core.problem import Problem
 from theorylab.core.safe import BATCH_COUPLED
 
@@ -21,3 +23,10 @@ def couples_rows(problem: Problem) -> str | None:
     if any(m.running_mean is None for m in norms):
         return "BatchNorm without running statistics couples the rows of a batch, also in evaluation mode. Use track_running_stats=True."
     return None
+
+
+def too_few_digits(problem: Problem) -> str | None:
+    """Half precision leaves no digits to a spectrum or a solve: its rounding is of the size of what is asked for."""
+    if torch.finfo(problem.dtype).bits >= 32:
+        return None
+    return f"parameters are {problem.dtype}, which has too few digits for eigenvalues and solves. Pass dtype=torch.float32."

@@ -1,28 +1,34 @@
-"""Step sizes that decay with time, around any optimizer."""
+"""Step sizes that change with time, around any optimizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 
+Schedule = Callable[[Tensor], Tensor]
+"""Steps already taken t = 0, 1, ... → the factor of the step size in the next one, of the same shape (replica,)."""
 
-def decayed(make: Callable[[Hyper], Optimizer], lr: Hyper, *, power: Hyper = 0.5) -> Optimizer:
-    r"""The optimizer that ``make`` builds, with step size :math:`\eta_t = \eta\, t^{-a}` in step t = 1, 2, ...
+
+def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule) -> Optimizer:
+    r"""The optimizer that ``make`` builds, with step size :math:`\eta\, s(t)` after t steps.
 
     Args:
         make: Step size → optimizer; its state must not depend on the step size.
-        lr: η, the first step.
-        power: a ≥ 0; 1/2 is the schedule of the margin studies, 0 leaves the step as it is.
+        lr: η, a number or one a replica.
+        schedule: s, one of this file's or any function of the same kind.
 
     Returns:
         An optimizer over tensors with a leading replica axis, whose state holds the time and the inner state.
 
     Example:
-        >>> import torch
         >>> from theorylab.learning.optimizers.sgd import sgd
-        >>> optimizer = decayed(sgd, lr=1.0)
+        >>> optimizer = scheduled(sgd, 1.0, power_decay(0.5))
         >>> x = {"x": torch.zeros(1, 1)}
         >>> state = optimizer.init(x)
         >>> for _ in range(4):
@@ -36,8 +42,92 @@ def decayed(make: Callable[[Hyper], Optimizer], lr: Hyper, *, power: Hyper = 0.5
         return {"time": first.new_zeros(first.shape[:1]), "inner": make(lr).init(params)}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
-        time = state["time"] + 1
-        params, inner = make(lr * time**-power).update(grads, state["inner"], params)
-        return params, {"time": time, "inner": inner}
+        params, inner = make(lr * schedule(state["time"])).update(grads, state["inner"], params)
+        return params, {"time": state["time"] + 1, "inner": inner}
 
-    return Optimizer(f"decayed {make(lr).name}", init, update)
+    return Optimizer(f"scheduled {make(lr).name}", init, update)
+
+
+def power_decay(power: Hyper) -> Schedule:
+    r""":math:`s(t) = (t+1)^{-a}`; 1/2 is the schedule of online learning and of margin maximization.
+
+    Args:
+        power: a ≥ 0, a number or one a replica.
+
+    Example:
+        >>> power_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
+        [1.0, 0.5]
+    """
+    return lambda t: (t + 1) ** -power
+
+
+def exponential_decay(factor: Hyper) -> Schedule:
+    r""":math:`s(t) = \rho^t`.
+
+    Args:
+        factor: ρ > 0, a number or one a replica; above one it grows.
+
+    Example:
+        >>> exponential_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
+        [1.0, 0.125]
+    """
+    return lambda t: torch.as_tensor(factor, dtype=t.dtype, device=t.device) ** t
+
+
+def cosine(steps: int, floor: float = 0.0) -> Schedule:
+    r"""From one down to ``floor`` along half a cosine, :math:`s(t) = f + (1-f)\,\tfrac12(1 + \cos(\pi t/T))`; then it stays there.
+
+    Args:
+        steps: T ≥ 1.
+        floor: f in [0, 1].
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> cosine(4)(torch.tensor([0.0, 2.0, 4.0])).round(decimals=4).tolist()
+        [1.0, 0.5, 0.0]
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, Equation 5.
+    """
+    _check(steps, floor)
+    return lambda t: floor + (1 - floor) * 0.5 * (1 + torch.cos(math.pi * (t / steps).clamp(max=1)))
+
+
+def warmup_stable_decay(steps: int, warmup: int, decay: int, floor: float = 0.0) -> Schedule:
+    r"""Up in equal increments, level, and down in equal decrements: the trapezoid of warmup, stable phase and decay.
+
+    The first step has size 1/(w + 1); after w steps the factor is one; it falls over the last d steps and would be ``floor`` after T.
+
+    Args:
+        steps: T, of the whole run.
+        warmup: w ≥ 0.
+        decay: d ≥ 0, with w + d ≤ T. With w = 0 and d = T it is linear decay.
+        floor: f in [0, 1].
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> warmup_stable_decay(8, warmup=1, decay=4)(torch.arange(9.0)).tolist()
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+
+    Source: Hu et al. 2024, arXiv:2404.06395, Section 4, with a linear decay.
+    """
+    _check(steps, floor)
+    if warmup < 0 or decay < 0 or warmup + decay > steps:
+        raise ValueError(f"warmup and decay must not be negative, nor together more than steps = {steps}, got {warmup} and {decay}.")
+
+    def factor(t: Tensor) -> Tensor:
+        up = (t + 1) / (warmup + 1)
+        down = floor + (1 - floor) * (steps - t) / max(decay, 1)
+        return torch.minimum(up, down).clamp(min=floor, max=1) if decay else up.clamp(max=1)
+
+    return factor
+
+
+def _check(steps: int, floor: float) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor must lie in [0, 1], got {floor}.")

@@ -16,7 +16,7 @@ from rich.table import Table
 from theorylab.core.card import Entry
 from theorylab.measuring.costs import in_words
 from theorylab.measuring.families import choose
-from theorylab.measuring.measure import Session, prepare
+from theorylab.measuring.measure import Session, announcer, prepare
 from theorylab.measuring.subject import SubjectError, load
 from theorylab.report.numbers import duration
 from theorylab.report.shell import slug
@@ -43,18 +43,19 @@ def _refusing() -> Iterator[None]:
     """A request that cannot be carried out is a line, not a traceback."""
     try:
         yield
-    except (SubjectError, ValueError, TypeError) as error:
+    except (SubjectError, ValueError, TypeError, RuntimeError) as error:
         raise UsageError(str(error)) from error
 
 
-def _prepared(request: Request) -> Session:
+def _prepared(request: Request, errors: Console) -> Session:
     with _refusing():
         choose(request.families or None, request.only or None)  # before the user's file, which may take its time
         check_device(request.device or "cpu")
         dtype = None if request.dtype is None else getattr(torch, request.dtype)
         problem = load(request.target, device=request.device, dtype=dtype)
         name = Path(request.target.rpartition(":")[0]).name + ":" + request.target.rpartition(":")[2]
-        return prepare(problem, request.families or None, only=request.only or None, seed=request.seed, memory=request.memory, title=name)
+        options: dict[str, Any] = {"only": request.only or None, "seed": request.seed, "memory": request.memory, "title": name}
+        return prepare(problem, request.families or None, **options, announce=announcer(errors))
 
 
 def measure(request: Request, out: Path, *, json: bool, console: Console) -> int:
@@ -67,12 +68,8 @@ def measure(request: Request, out: Path, *, json: bool, console: Console) -> int
         UsageError: what was asked for cannot be carried out.
     """
     check_folder(out)
-    session = _prepared(request)
     errors = Console(stderr=True)
-    for remark in session.remarks:
-        errors.print(
-            f"{remark.level}: {remark.what}. {remark.why}. {remark.do}.", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+    session = _prepared(request, errors)
     entries: list[Entry] = []
     stopped = False
     try:
@@ -102,7 +99,7 @@ def plan(request: Request, console: Console) -> int:
     Raises:
         UsageError: what was asked for cannot be carried out.
     """
-    session = _prepared(request)
+    session = _prepared(request, Console(stderr=True))
     table = Table("instrument", "seconds", "memory", "from", box=None, pad_edge=False)
     reasons = {tool.name: reason for tool in session.tools if (reason := tool.why_not(session.problem)) is not None}
     costs = {name: cost for name, cost in session.expected.items() if name not in reasons}

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from theorylab.core.instrument import Instrument
 from theorylab.core.problem import Problem
+from theorylab.instruments.certify import certify
+from theorylab.instruments.products import BATCHABLE
 from theorylab.measuring import operators
+from theorylab.measuring.tailored import KERNEL_ROWS
 from theorylab.runners.plan import Cost
 
 PRODUCT = 1.8
 """Gradients that one product with a curvature operator costs, through a graph that is kept."""
 REBUILT = 2.9
 """The same where the graph does not fit memory and is built for every product."""
-SMALL = 8
-"""Rows of the graph whose size is measured."""
-SLACK = 1.5
-"""What a backward pass takes beside the tensors that its graph keeps: their gradients, of which the largest are there at a time."""
+SLACK = 2.5
+"""Resident memory over the tensors alive: what a C library keeps of blocks that come and go by the megabyte."""
+COLUMN = 0.4
+"""What each further vector takes that goes through a kept graph at once, as a share of the first product's bytes."""
+ENOUGH = 0.05
+"""Seconds of a gradient that can be timed well; with fewer rows than take so long, time and memory are extrapolated."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an instrument does: ``gradients`` of the mean loss, ``passes`` over a vector of all parameters, ``vectors`` held at a time."""
+    """What an instrument does.
+
+    Attributes:
+        gradients: Of the mean loss, by their time.
+        passes: Over a vector of all parameters.
+        vectors: Of all parameters, held at a time.
+        calls: Evaluations of so few rows that their time does not depend on them, in units of the least time of a gradient.
+        columns: Vectors that go through the network at once, where its layers allow it and no budget forbids it.
+    """
 
     gradients: float
     passes: float = 0.0
     vectors: float = 0.0
+    calls: float = 0.0
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,38 +59,45 @@ class Footing:
 
     Attributes:
         gradient: Seconds of a gradient of the mean loss over all rows.
+        call: Seconds of a gradient of hardly any rows.
         vector: Seconds of one pass over a vector of all parameters.
         held: Bytes of the parameters, buffers and data.
-        base, row: Bytes of a graph of the gradient, the part that does not depend on the rows, and the part of each row.
+        base, row: Bytes alive at the height of a Hessian product, the part that does not depend on the rows, and that of each row.
     """
 
     gradient: float
+    call: float
     vector: float
     held: int
     base: float
     row: float
 
-    def graph(self, rows: int) -> float:
-        """Bytes that a gradient's graph of so many rows takes."""
-        return SLACK * (self.base + self.row * rows)
+    def product(self, rows: int) -> float:
+        """Bytes that a Hessian product on so many rows takes."""
+        return self.base + self.row * rows
 
 
 def footing(problem: Problem) -> Footing:
-    """Time a gradient of the first batch, and measure the graph of a few rows.
+    """Time gradients and weigh Hessian products on more and more rows of the first batch, until a gradient takes long enough.
 
     Raises:
         ValueError: the loss is not finite.
     """
     batch = problem.batches[0]
-    first = problem.on([batch])
-    seconds = _seconds(first.gradient) * problem.n / first.n
+    rows, seen = min(2, batch.rows), []
+    while True:
+        part = problem.on([batch.part(slice(rows))])
+        seen.append((rows, _seconds(part.gradient), _product_bytes(part)))
+        if rows == batch.rows or seen[-1][1] > ENOUGH:
+            break
+        rows = min(4 * rows, batch.rows)
+    (fewer, faster, less), (rows, slower, more) = seen[-2:] if len(seen) > 1 else ((0, 0.0, 0), seen[0])
+    each, row = max(0.0, slower - faster) / (rows - fewer), max(0.0, more - less) / (rows - fewer)
+    seconds = problem.n * each + len(problem.batches) * max(0.0, slower - rows * each)
     v = torch.zeros(8, problem.P, dtype=problem.dtype, device=problem.device)
     passes = _seconds(lambda: v @ v[0]) / len(v)
-    few, fewer = min(SMALL, first.n), max(1, min(SMALL, first.n) // 2)
-    large, small = (_graph_bytes(problem.on([batch.part(slice(rows))])) for rows in (few, fewer))
-    row = (large - small) / (few - fewer) if few > fewer else float(large)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in problem.held()}
-    return Footing(seconds, passes, sum(held.values()), max(0.0, large - row * few), row)
+    return Footing(seconds, seen[0][1], passes, sum(held.values()), max(0.0, more - row * rows), row)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -83,30 +110,54 @@ def _seconds(call: Callable[[], object]) -> float:
             torch.cuda.synchronize()
         took = time.perf_counter() - start
         best = took if k == 1 else min(best, took)  # the first call also allocates and compiles kernels
-        if k and took > 0.05:
+        if k and took > ENOUGH:
             break
     return best
 
 
-def _graph_bytes(problem: Problem) -> int:
-    """Bytes of distinct tensors that a differentiable gradient keeps, beside those that the problem holds anyway."""
-    seen = {t.untyped_storage().data_ptr() for t in problem.held()}
-    total = 0
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of tensors made inside and still alive, and remembers the most."""
 
-    def pack(t: Tensor) -> Tensor:
-        nonlocal total
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
-        return t
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: dict[int, Any] = {}
 
-    with problem.safe(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        leaves = problem.leaves()
-        loss = problem.batch_loss(0, leaves)
-        kept = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
-        del kept
-    return total
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for t in tree_leaves(made):
+            if isinstance(t, Tensor):
+                self._count(t.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def _product_bytes(problem: Problem) -> int:
+    """Bytes alive at the height of one Hessian product with the first batch, beside what the problem holds."""
+    cuda = problem.device.type == "cuda"
+    before = 0
+    if cuda:  # its backward pass runs in threads that a dispatch mode does not see
+        torch.cuda.reset_peak_memory_stats(problem.device)
+        before = torch.cuda.memory_allocated(problem.device)
+    with problem.safe(), _Alive() as alive:
+        leaves = list((params := problem.leaves()).values())
+        slopes = torch.autograd.grad(problem.batch_loss(0, params), leaves, create_graph=True, allow_unused=True)
+        used = [g for g in slopes if g is not None and g.requires_grad]
+        if used:
+            torch.autograd.grad(used, leaves, [torch.ones_like(g) for g in used], allow_unused=True)
+    return torch.cuda.max_memory_allocated(problem.device) - before if cuda else alive.most
 
 
 def _curvature(name: str, product: float = PRODUCT) -> Callable[[Problem], Work]:
@@ -116,9 +167,22 @@ def _curvature(name: str, product: float = PRODUCT) -> Callable[[Problem], Work]
         full = name in operators.IN_FULL
         passes = operators.TRACE**2 + (2.0 * operators.PROBES * operators.STEPS**2 if full else 2.0 * operators.TOP**2)
         vectors = max(1.5 * operators.STEPS if full else 1.5 * operators.TOP, 2.5 * operators.TRACE)
-        return Work(product * operators.products(name, problem.P), passes, vectors)
+        return Work(product * operators.products(name, problem.P), passes, vectors, columns=operators.TRACE // 2)
 
     return work
+
+
+def _kernel(problem: Problem) -> Work:
+    """A backward pass for each of some ten outputs, on the rows of which a card measures kernels."""
+    return Work(1 + 10 * min(1.0, KERNEL_ROWS / problem.n), calls=20)
+
+
+def _certify(problem: Problem) -> Work:
+    """Two trainings on half of the rows each, and evaluations at draws from the posterior; every step costs a dozen small calls."""
+    defaults = inspect.signature(certify).parameters
+    training, draws = defaults["training"].default, defaults["mc"].default
+    steps = 2 * training.epochs * -(-problem.n // (2 * training.batch_size))
+    return Work(1.3 * training.epochs + draws / 6, 0, 8, calls=12 * (steps + draws))
 
 
 WORK: Mapping[str, Callable[[Problem], Work]] = {
@@ -128,6 +192,19 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "empirical_fisher": _curvature("empirical_fisher", 1.3),
     "jacobian": _curvature("jacobian", 1.3),
     "sharpness": lambda problem: Work(PRODUCT * min(30, problem.P), 2.0 * 30**2, 45),
+    "kfac": lambda problem: Work(18, operators.TRACE**2, 2.5 * operators.TRACE),
+    "ekfac": lambda problem: Work(20, operators.TRACE**2, 2.5 * operators.TRACE),
+    "ntk": _kernel,
+    "kernel_spectrum": _kernel,
+    "kernel_alignment": _kernel,
+    "kernel_regression": _kernel,
+    "gradient_noise": lambda problem: Work(12),
+    "certify": _certify,
+    "landscape": lambda problem: Work(0.6 * 11**2, 11**2, 3),  # losses alone, on a plane of points
+    "norms": lambda problem: Work(4, 10, 2),
+    "test_bound": lambda problem: Work(1),
+    "per_example_grads": lambda problem: Work(10, problem.n, problem.n),
+    "per_example_grad_norms": lambda problem: Work(2, 0, 1),
 }
 """The work of each instrument, and of what the card reads from its result."""
 
@@ -144,18 +221,23 @@ def expect(tool: Instrument, problem: Problem, known: Footing, memory: int | Non
     if tool.name not in WORK:
         return Cost(None, None, "unknown: no model of its work")
     work = WORK[tool.name](problem)
-    whole, batch = known.graph(problem.n), known.graph(max(b.rows for b in problem.batches))
+    whole, batch = known.product(problem.n), known.product(max(b.rows for b in problem.batches))
     vectors = work.vectors * problem.P * problem.dtype.itemsize
     rebuilt = memory is not None and whole > _share(memory, known)
     if memory is not None:
-        vectors = min(vectors, _share(memory, known))
-    seconds = work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector
+        vectors = min(vectors, (memory - known.held) / 2)
+    elif work.columns > 1 and all(isinstance(m, BATCHABLE) for m in problem.model.modules() if not list(m.children())):
+        whole *= 1 + COLUMN * work.columns
+    seconds = (
+        work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector + work.calls * known.call
+    )
     basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s" + (", graphs rebuilt" if rebuilt else "")
-    return Cost(seconds, round(known.held + vectors + (batch if rebuilt else whole)), basis)
+    return Cost(seconds, round(known.held + vectors + SLACK * (2 * batch if rebuilt else whole)), basis)
 
 
 def _share(memory: int, known: Footing) -> float:
-    return (memory - known.held) / 2
+    """Of the bytes beside what the problem holds, half are for graphs; of them, half for a kept one and half for a batch's product."""
+    return (memory - known.held) / 4 / SLACK
 
 
 @dataclass(frozen=True)
@@ -168,7 +250,7 @@ class Room:
 
 
 def share_out(problem: Problem, known: Footing, memory: int) -> Room:
-    """Fit a problem into ``memory`` bytes: half for graphs, half for vectors, beside what the problem itself holds.
+    """Fit a problem into ``memory`` bytes beside Python and torch.
 
     Raises:
         ValueError: the problem alone holds more.
@@ -178,10 +260,10 @@ def share_out(problem: Problem, known: Footing, memory: int) -> Room:
         raise ValueError(
             f"memory must be more than the {in_words(known.held)} of the problem's own parameters and data, got {in_words(memory)}."
         )
-    rows = max(1, int((share / SLACK - known.base) / known.row)) if known.row > 0 else problem.n
+    rows = max(1, int((share - known.base) / known.row)) if known.row > 0 else problem.n
     if rows < max(b.rows for b in problem.batches) and not problem.train:  # BatchNorm in training mode sees other batches otherwise
         problem = problem.on([b.part(slice(i, i + rows)) for b in problem.batches for i in range(0, b.rows, rows)])
-    return Room(problem, int(share), int(share / (problem.P * problem.dtype.itemsize)))
+    return Room(problem, int(share), int((memory - known.held) / 2 / (problem.P * problem.dtype.itemsize)))
 
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

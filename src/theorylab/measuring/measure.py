@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import inspect
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from theorylab.core.card import Entry, Remark
+from theorylab.core.card import Entry
 from theorylab.core.instrument import Instrument
+from theorylab.core.notice import Notice
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
 from theorylab.core.record import Provenance, machine, source_digest, versions
+from theorylab.instruments.preflight import preflight
 from theorylab.measuring import costs, operators
 from theorylab.measuring.families import choose
 from theorylab.measuring.progress import Watch
 from theorylab.measuring.readings import Shown, shown
+from theorylab.measuring.tailored import TAILORED, Tailored, fewer_rows
 from theorylab.report.card import ReportCard
 from theorylab.runners.memory import peak_bytes
 from theorylab.runners.plan import Cost
@@ -50,7 +54,7 @@ def measure(
         memory: Bytes that the measurement may take beside Python and torch: ``"4GiB"``, or a number. Batches are split, graphs computed
             anew and Krylov spaces kept short to respect it. None leaves each instrument its own defaults.
         title: What the card calls the problem; default: the model's class.
-        progress: Say on stderr what is being measured where it takes more than two seconds.
+        progress: Say on stderr what would spoil the measurement, and what is being measured where it takes more than two seconds.
 
     Raises:
         ValueError: an unknown family or instrument, with those that there are; a loss that is not finite; too little memory.
@@ -62,12 +66,24 @@ def measure(
         >>> [(reading.name, reading.label) for reading in card.readings]
         [('sharpness', 'measure')]
     """
-    session = prepare(problem, families, only=only, seed=seed, memory=memory, title=title)
+    console = Console(stderr=True) if progress else None
+    session = prepare(problem, families, only=only, seed=seed, memory=memory, title=title, announce=announcer(console))
     entries = []
-    with session.watch(Console(stderr=True) if progress else None) as watch:
+    with session.watch(console) as watch:
         for entry in session.entries(watch):
             entries.append(entry)
     return session.card(entries)
+
+
+def announcer(console: Console | None) -> Callable[[Notice], None]:
+    """Prints notices on ``console``; nowhere where it is None."""
+
+    def announce(notice: Notice) -> None:
+        if console is not None:
+            style = "yellow" if notice.level == "warning" else "dim"
+            console.print(str(notice), style=style, markup=False, highlight=False, soft_wrap=True)
+
+    return announce
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,7 @@ class Session:
     problem: Problem
     tools: tuple[Instrument, ...]
     expected: dict[str, Cost]
-    remarks: tuple[Remark, ...]
+    notices: tuple[Notice, ...]
     provenance: Provenance
     seed: int
     room: costs.Room | None
@@ -101,7 +117,7 @@ class Session:
         entries = tuple(entries)
         left = tuple(tool.name for tool in self.tools[len(entries) :])
         seconds = time.perf_counter() - self.begun
-        return ReportCard(self.provenance, entries, self.remarks, self.started, seconds, peak_bytes(), machine(), left)
+        return ReportCard(self.provenance, entries, self.notices, self.started, seconds, peak_bytes(), machine(), left)
 
 
 def prepare(
@@ -112,13 +128,20 @@ def prepare(
     seed: int = 0,
     memory: int | float | str | None = None,
     title: str = "",
+    announce: Callable[[Notice], None] = lambda _: None,
 ) -> Session:
-    """Check all that `measure` is asked for, and say what it will cost, by a few gradients; nothing else is measured."""
+    """Check all that `measure` is asked for, and say what it will cost, by a few gradients; nothing else is measured.
+
+    ``announce`` is told what a preflight finds, before anything can fail.
+    """
     begun, started = time.perf_counter(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if not isinstance(problem, Problem):
         raise TypeError(f"problem must be a theorylab.Problem, got {type(problem).__name__}: make one of the model, its loss and its data.")
     tools = choose(families, only)
     budget = None if memory is None else costs.as_bytes(memory)
+    notices = preflight(problem)
+    for notice in notices:
+        announce(notice)
     loss = float(problem.loss())
     known = costs.footing(problem)
     room = None if budget is None else costs.share_out(problem, known, budget)
@@ -139,7 +162,7 @@ def prepare(
     }
     provenance = Provenance(title or config["model"], config, source_digest(__name__), versions())
     expected = {tool.name: costs.expect(tool, measured, known, budget) for tool in tools}
-    return Session(measured, tools, expected, (), provenance, seed, room, started, begun)
+    return Session(measured, tools, expected, notices, provenance, seed, room, started, begun)
 
 
 def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | None) -> Entry:
@@ -150,7 +173,9 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
     reason = tool.why_not(problem)
     if reason is not None:
         return Entry(state="inapplicable", why=reason, **about)
-    options: dict[str, Any] = {} if seeded is None else {"seed": seed}
+    tailored = TAILORED.get(tool.name, Tailored())
+    part, remark = fewer_rows(problem, tailored.rows)
+    options: dict[str, Any] = {**tailored.options} if seeded is None else {**tailored.options, "seed": seed}
     if room is not None and "memory" in takes:
         options["memory"] = room.graph
     drawn = False
@@ -158,11 +183,13 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
     def operator(A: Operator) -> Shown:
         nonlocal drawn
         drawn = True
-        return operators.of_operator(tool.name, A, seed=seed, **({} if room is None else {"vectors": room.vectors}))
+        return operators.of_operator(tool.name, A, seed=seed, **({} if room is None else {"vectors": room.vectors, "one_by_one": True}))
 
     start = time.perf_counter()
     try:
-        found = shown(tool.name, tool.measure(problem, **options), operator)
+        result = tool.measure(part, **options)
+        own = callable(getattr(result, "readings", None))
+        found = tailored.read(result) if tailored.read and not own else shown(tool.name, result, operator)
         if problem.device.type == "cuda":
             torch.cuda.synchronize(problem.device)
     except Exception as error:  # whatever an instrument meets, the others go on
@@ -170,6 +197,5 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
         return Entry(state="failed", why=why, traceback=traceback.format_exc(), seconds=time.perf_counter() - start, **about)
     about["seed"] = seed if drawn else seeded
     seconds = time.perf_counter() - start
-    return Entry(
-        state="measured", readings=tuple(found.readings), figures=tuple(found.figures), seconds=seconds, matvecs=found.matvecs, **about
-    )
+    readings = tuple(dataclasses.replace(r, note="; ".join(filter(None, (r.note, remark)))) for r in found.readings)
+    return Entry(state="measured", readings=readings, figures=tuple(found.figures), seconds=seconds, matvecs=found.matvecs, **about)

@@ -47,7 +47,7 @@ def products(name: str, p: int) -> int:
     return few + (PROBES * min(STEPS, p) + 2 * min(SQUARE, p) if name in IN_FULL else min(TOP, p))
 
 
-def of_operator(name: str, A: Operator, *, seed: int, vectors: int = 10**9) -> Shown:
+def of_operator(name: str, A: Operator, *, seed: int, vectors: int = 10**9, one_by_one: bool = False) -> Shown:
     """The readings of an operator; of one that is not symmetric its largest singular value and Frobenius norm, from AᵀA.
 
     Args:
@@ -56,8 +56,13 @@ def of_operator(name: str, A: Operator, *, seed: int, vectors: int = 10**9) -> S
         seed: Of the probes.
         vectors: How many vectors of R^p memory has room for; with fewer than the defaults need, fewer products are taken, which the
             readings say.
+        one_by_one: Multiply one vector at a time, where a block of them takes the memory of as many products.
     """
     of = in_words(name)
+    if one_by_one:
+        transposed = None if A.symmetric else A.T
+        back = None if transposed is None else lambda v: transposed @ v
+        A = Operator(A.shape, lambda v, B=A: B @ v, rmatvec=back, symmetric=A.symmetric, dtype=A.dtype, device=A.device, name=A.name)
     if not A.symmetric:
         return _singular(of, A, seed, vectors)
     before, p = A.n_matvecs, A.shape[0]

@@ -34,8 +34,8 @@ def family_name(family: str) -> str:
 def as_table(card: Card, width: int) -> Group:
     """The card for a rich console of so many columns."""
     parts: list[Text | Table] = [Text(card.title, style="bold"), Text(summary(card), style="dim"), Text()]
-    for remark in card.remarks:
-        parts += [Text.assemble((f"{remark.level}: ", "yellow"), " ".join(map(sentence, (remark.what, remark.why, remark.do)))), Text()]
+    for n in card.notices:
+        parts += [Text.assemble((f"{n.level}: ", "yellow"), " ".join(map(sentence, (n.what, n.why, n.do)))), Text()]
     parts += [_readings(card, width >= WIDE), Text(), _sources(card)]
     if card.unfinished:
         parts += [Text(), Text(f"Stopped. Not measured: {', '.join(card.unfinished)}.", style="yellow")]

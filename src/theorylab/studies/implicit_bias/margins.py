@@ -28,7 +28,7 @@ from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Hyper, Optimizer
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.optimizers.steepest import greedy_coordinate, normalized_gd, sign_descent
-from theorylab.learning.schedule import decayed
+from theorylab.learning.schedule import power_decay, scheduled
 from theorylab.theory.implicit_bias import max_margin, norm_growth_slope
 
 GRADIENT_DESCENT = Claim(
@@ -163,7 +163,7 @@ def margins(z: Tensor, w: Tensor, p: float) -> Tensor:
 def train(method: Method, z: Tensor, config: MarginsConfig, record: list[int]) -> list[Tensor]:
     """Weights (replica, d) after each number of steps in ``record``, from 0."""
     lr = config.step / torch.linalg.vector_norm(z, DUAL[method.p], dim=2).amax(1)
-    optimizer = decayed(method.make, lr, power=0.5)
+    optimizer = scheduled(method.make, lr, power_decay(0.5))
     gradient = risk_gradient if method.claim is ADAM else log_risk_gradient
     params = {"w": z.new_zeros(z.shape[0], z.shape[2])}
     state, kept, wanted = optimizer.init(params), [], set(record)

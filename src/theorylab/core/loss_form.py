@@ -1,0 +1,87 @@
+"""What a loss makes of a batch: a mean over rows, or one number a row; sums are refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from theorylab.core.batches import Batch, tensors_of
+
+Reduction = Literal["mean", "rows"]
+
+
+class Whole(nn.Module):
+    """Calls loss(model, batch) while the model's tensors are replaced, so that whatever the loss does with the model is differentiated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, loss: Callable[..., Tensor], batch: Any) -> Tensor:
+        """loss(model, batch), whatever the model's tensors are now."""
+        return loss(self.model, batch)
+
+
+@contextmanager
+def naming(batch: Batch, dtype: torch.dtype) -> Iterator[None]:
+    """Errors of the user's model or loss keep their kind, and get a note of what the first batch was."""
+    try:
+        yield
+    except Exception as error:
+        shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(batch.content))
+        error.add_note(
+            f"Raised when the loss was first evaluated, on a batch of {shapes}, with parameters of {str(dtype).removeprefix('torch.')}. "
+            "Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data alike."
+        )
+        raise
+
+
+def without_broadcast(criterion: Callable[..., Tensor], outputs: Any, targets: Any) -> Tensor:
+    """The loss of a pair; PyTorch's warning that outputs and targets of different shapes were broadcast is an error here.
+
+    Raises:
+        ValueError: they were, which makes a risk over all pairs of rows.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Using a target size")
+        try:
+            return criterion(outputs, targets)
+        except UserWarning as warning:
+            raise ValueError(
+                f"loss must get outputs and targets of one shape, got {tuple(outputs.shape)} and {tuple(targets.shape)}, which broadcast "
+                "to every pair of rows: reshape the targets."
+            ) from warning
+
+
+def reduction_of(value: Any, rows: int) -> Reduction:
+    """How a loss of a batch of so many rows came out.
+
+    Raises:
+        TypeError: not a tensor.
+        ValueError: neither a scalar nor (rows,).
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
+    if value.ndim == 0:
+        return "mean"
+    if value.shape == (rows,):
+        return "rows"
+    raise ValueError(f"loss must return a scalar, or one loss a row ({rows},), got shape {tuple(value.shape)}: average it a row.")
+
+
+def refuse_sum(criterion: Callable[..., Tensor], outputs: Any, batch: Batch, value: Any) -> None:
+    """A mean is the same when every row is there twice; a sum doubles, and would be weighted wrongly."""
+    targets = batch.content[1]
+    if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return
+    if any(t.ndim == 0 or t.shape[0] != batch.rows for t in (outputs, targets)):
+        return
+    twice = float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets])))
+    once = float(value)
+    if once != 0 and abs(twice / once - 2) < 1e-3:
+        raise ValueError('loss must be a mean over rows or one loss a row, got a sum over rows: use reduction="mean" or "none".')
