@@ -216,8 +216,7 @@ def test_single_precision_merges_too_also_near_a_minimum() -> None:
 def test_what_does_not_fit_is_parted_by_rows_where_that_changes_nothing() -> None:
     """A budget of two rows' graphs: six batches of two rows instead of one of twelve, and the same product."""
     problem = make("attention")
-    one = products._Budget(float("inf"), problem.held())
-    with problem.safe(), one.hooks():
+    with problem.safe(), products._counted(problem, float("inf")) as one:
         problem.batch_loss(0, problem.leaves())
     small = products.fitting(problem, lambda single: single.batch_loss(0, single.leaves()), 2 * one.used // 12 + one.used // 24)
     assert 1 <= small.batches[0].rows < 12

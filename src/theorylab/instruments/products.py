@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -35,8 +36,8 @@ Product = Callable[[Tensor, bool], Tensor]
 T = TypeVar("T")
 
 
-class _OverBudget(Exception):
-    pass
+class _NotKept(Exception):
+    """A graph that is over its budget, or whose bytes cannot be counted."""
 
 
 class _Budget:
@@ -52,11 +53,21 @@ class _Budget:
             self.seen.add(storage.data_ptr())
             self.used += storage.nbytes()
             if self.used > self.limit:
-                raise _OverBudget
+                raise _NotKept
         return t
 
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda t: t)
+
+@contextmanager
+def _counted(problem: Problem, limit: float) -> Iterator[_Budget]:
+    """Counts what graphs save within, beyond what the problem holds; raises `_NotKept` where that is too much or cannot be seen."""
+    budget = _Budget(limit, problem.held())
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(budget.pack, lambda t: t):
+            yield budget
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # a model or loss that takes derivatives by torch.func refuses them
+            raise
+        raise _NotKept from error
 
 
 @dataclass(frozen=True)
@@ -79,15 +90,12 @@ def kept(problem: Problem, build: Callable[[Problem], T], memory: int, *, merge:
     try:
         with problem.safe():
             if merge and len(problem.batches) > 1:
-                with _Budget(memory, problem.held()).hooks():
+                with _counted(problem, memory):
                     problem = merged(problem)
-            budget = _Budget(memory, problem.held())
-            with budget.hooks():
+            with _counted(problem, memory) as budget:
                 built = build(problem)
         return Kept(built, problem, budget.used)
-    except (_OverBudget, RuntimeError) as error:
-        if not isinstance(error, _OverBudget) and "saved tensor hooks" not in str(error):
-            raise
+    except _NotKept:
         problem.loss()  # refuses a loss that is not finite now, not at the first product
         return None
 
@@ -100,9 +108,11 @@ def fitting(problem: Problem, build: Callable[[Problem], object], memory: int) -
         rows = as_batches([problem.batches[0].content], dtype=None, device=problem.device, seed=problem.seed, batch_size=1)
         single = copy.copy(problem)
         single.batches, single.n = rows[:1], 1
-        budget = _Budget(math.inf, problem.held())
-        with budget.hooks():
-            build(single)
+        try:
+            with _counted(problem, math.inf) as budget:
+                build(single)
+        except _NotKept:
+            return problem
         return parted(problem, max(1, memory // max(1, budget.used)))
 
 
