@@ -17,7 +17,7 @@ from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.kfac import dense_ekfac, dense_kfac, ekfac, kfac
 from theorylab.instruments.loss_root import loss_root
 from theorylab.instruments.matrix_layers import layers
-from theorylab.linalg.kronecker import Block, Kronecker
+from theorylab.linalg.kronecker import Factors, Kronecker
 
 
 def problem_of(model: nn.Module, loss: Callable[..., Tensor], shape: tuple[int, ...], target: str = "labels", **options: Any) -> Problem:
@@ -226,7 +226,7 @@ def kronecker() -> tuple[Kronecker, Tensor]:
     for index in (order[:6].reshape(2, 3), order[6:12].reshape(3, 2)):
         roots = [torch.randn(size, size, generator=generator, dtype=torch.float64) for size in index.shape]
         left, right = (root @ root.T for root in roots)
-        blocks.append(Block.product(left, right, index))
+        blocks.append(Factors(left, right, index))
         dense[index.reshape(-1)[:, None], index.reshape(-1)] = torch.kron(left, right)
     return Kronecker(blocks, 14), dense
 
@@ -248,7 +248,7 @@ def test_functions_of_a_kronecker_operator_are_those_of_the_dense_matrix() -> No
 
 
 def test_a_singular_kronecker_operator_asks_for_damping() -> None:
-    K = Kronecker([Block.product(torch.eye(2).double(), torch.zeros(1, 1).double(), torch.arange(2)[:, None])], 2)
+    K = Kronecker([Factors(torch.eye(2).double(), torch.zeros(1, 1).double(), torch.arange(2)[:, None])], 2)
     for call in (K.inverse, K.logdet):
         with pytest.raises(ValueError, match="raise damping"):
             call()

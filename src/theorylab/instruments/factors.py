@@ -166,7 +166,8 @@ def _compact(a: Lookup, b: Lookup) -> tuple[Lookup, Lookup]:
         at = torch.searchsorted(met, part.index).clamp(max=len(met) - 1)
         return replace(part, index=torch.where(met[at] == part.index, at, -1), lead=len(met))
 
-    return renumber(a), renumber(b)
+    first = renumber(a)
+    return first, first if a is b else renumber(b)
 
 
 def add_gram(total: Tensor, a: Sequence[Factor], b: Sequence[Factor], *, trace: bool, strips: Sequence[Strip], memory: int) -> None:
@@ -220,7 +221,8 @@ def _add_by_positions(total: Tensor, a: Outer, b: Outer, trace: bool, strips: Se
             if trace:
                 total[i, columns] += slopes.mul_(inputs).view(n, s, m, t).sum((1, 3))
             elif s == t == 1:
-                total[i, :, columns].addcmul_(slopes.view(n, c, m, c), inputs.view(n, 1, m, 1))
+                each = inputs.repeat_interleave(c, 1).view(n, 1, m * c)  # one long row to multiply by, not m short ones
+                total.flatten(2)[i, :, c * columns.start : c * columns.stop].addcmul_(slopes.view(n, c, m * c), each)
             else:
                 total[i, :, columns] += slopes.view(n, c, s, m, c, t).mul_(inputs.view(n, 1, s, m, 1, t)).sum((2, 5))
 

@@ -144,13 +144,17 @@ def _product(problem: Problem, a: Factors, b: Factors, rows: tuple[int, int], c:
     """J J'ᵀ of two blocks; where they are the same, half of the work and the mirror image of it."""
     n, m = rows
     total = torch.zeros((n, m) if trace else (n, c, m, c), dtype=problem.dtype, device=problem.device)
-    step = -(-n // STRIPS) if a is b and n > STRIPS else n
+    step = -(-n // STRIPS) if a is b else n
     strips = [(slice(low, min(low + step, n)), slice(low if a is b else 0, m)) for low in range(0, n, step)]
     if a.keys() != b.keys():  # a parameter was differentiated row by row in one of them
         a, b = split(a), split(b)
     for names in a.keys() & b.keys():
         add_gram(total, a[names], b[names], trace=trace, strips=strips, memory=memory)
     flat = total if trace else total.view(n * c, m * c)
-    if len(strips) > 1:
-        flat = flat.triu().add_(flat.triu(1).T)
+    if a is b:  # the strips reach from the diagonal on
+        for rows, _ in strips:
+            low, high = (end * flat.shape[0] // n for end in (rows.start, rows.stop))
+            flat[high:, low:high] = flat[low:high, high:].T
+            block = flat[low:high, low:high]
+            block.copy_(block.triu() + block.triu(1).T)
     return flat

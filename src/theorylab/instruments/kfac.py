@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.loss_root import loss_root
 from theorylab.instruments.matrix_layers import Layer, forward, layers, unsupported
 from theorylab.instruments.refusals import couples_rows, hides_outputs
-from theorylab.linalg.kronecker import Block, Kronecker
+from theorylab.linalg.kronecker import Block, Factors, Kronecker
 
 Approx = Literal["expand", "reduce"]
 ENTRIES = 2**22
@@ -27,7 +28,7 @@ def _index(problem: Problem, layer: Layer) -> Tensor:
     return layer.matrix(problem.unflatten(torch.arange(problem.P, device=problem.device)))
 
 
-def _blocks(problem: Problem, which: list[Layer], approx: Approx) -> list[Block]:
+def _blocks(problem: Problem, which: list[Layer], approx: Approx) -> list[Factors]:
     index = [_index(problem, layer) for layer in which]
 
     def zeros(size: int) -> Tensor:
@@ -43,12 +44,12 @@ def _blocks(problem: Problem, which: list[Layer], approx: Approx) -> list[Block]
     for k in range(len(problem.batches)):
         done = forward(problem, k, which)
         for name, a in done.inputs.items():
-            # Every batch has as many positions, so that dividing by them and by all rows is the mean.
+            # A mean over the positions of each row and then over rows, also where batches have different numbers of positions.
             add(inner, name, a.mean(1) if approx == "reduce" else a, 1 / (problem.n * (1 if approx == "reduce" else a.shape[1])))
         for vector in loss_root(problem, k, done.outputs):
             for name, g in done.slopes(vector).items():
                 add(outer, name, g.sum(1) if approx == "reduce" else g)
-    return [Block.product(outer[layer.name], inner[layer.name], where) for layer, where in zip(which, index, strict=True)]
+    return [Factors(outer[layer.name], inner[layer.name], where) for layer, where in zip(which, index, strict=True)]
 
 
 def _second_moments(problem: Problem, which: list[Layer], blocks: list[Block]) -> list[Block]:
@@ -75,7 +76,7 @@ def _square_sum(g: Tensor, a: Tensor) -> Tensor:
     return total
 
 
-def _operator(problem: Problem, blocks: list[Block], name: str) -> Kronecker:
+def _operator(problem: Problem, blocks: Sequence[Block | Factors], name: str) -> Kronecker:
     return Kronecker(blocks, problem.P, dtype=problem.dtype, device=problem.device, name=name)
 
 
@@ -215,4 +216,5 @@ def ekfac(problem: Problem) -> Kronecker:
     """
     with problem.safe():
         which = layers(problem)
-        return _operator(problem, _second_moments(problem, which, _blocks(problem, which, "expand")), "ekfac")
+        eigen = [factors.eigen for factors in _blocks(problem, which, "expand")]
+        return _operator(problem, _second_moments(problem, which, eigen), "ekfac")

@@ -98,7 +98,7 @@ class Block:
         if not parts:
             return None
         g = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return (g if g.shape[1] == self.n else g.unflatten(1, (self.n, -1))).transpose(0, 1)
+        return (g if g.shape[1] == self.n else g.unflatten(1, (self.n, -1))).transpose(0, 1).contiguous()
 
     def _disagree(self, factors: Factors) -> list[str]:
         """Parameters whose gradient along a random cotangent is not that of their factors.

@@ -79,11 +79,23 @@ class Recorder(TorchFunctionMode):
         """(n or n · positions, ..., d) → (n, position, d)."""
         return x.detach().reshape(self.n, -1, x.shape[-1])
 
-    def product(self, out: Tensor, right: Tensor, weight: Any, bias: Any, left: Callable[[Tensor], Tensor]) -> None:
-        """A weight (group · o, d) applied to ``right`` (n, position, group, d), and its bias; ``left`` lays out output gradients."""
+    def product(self, out: Tensor, right: Tensor, at: int, weight: Any, bias: Any, left: Callable[[Tensor], Tensor]) -> None:
+        """A weight (group · o, d) applied to what goes in, and its bias.
+
+        Args:
+            out: The operation's output.
+            right: What goes in, (n, places, group, entries), with any number of axes of places and of the d entries; often a view.
+            at: The axis of groups.
+            weight: The weight.
+            bias: The bias, which belongs to an entry that is always 1.
+            left: Output gradients (n, c, ...) → (n, c, position, group, o).
+        """
         names = self.name(weight), self.name(bias)
-        one = right.new_ones(1, 1, 1, 1).expand(*right.shape[:3], 1)
-        x = right if names[1] is None else one if names[0] is None else torch.cat([right, one], 3)
+        places, entries = right.shape[1:at], right.shape[at + 1 :]
+        d = entries.numel() if names[0] else 0
+        x = right.new_ones(right.shape[0], places.numel(), right.shape[at], d + (names[1] is not None))
+        if names[0]:  # one copy, straight from the view
+            x[..., :d].unflatten(3, entries).unflatten(1, places).copy_(right)
         self.add(out, names, lambda g: Outer(left(g), x), x.numel())
 
     def broadcast(self, out: Tensor, p: Tensor, shape: tuple[int, ...], scale: Tensor | float = 1.0) -> None:
@@ -112,7 +124,7 @@ def matrix_shape(p: Tensor) -> tuple[int, int]:
 def _linear(rec: Recorder, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     if rec.knows(weight, bias) and out.shape[0] % rec.n == 0:
         n, o = rec.n, weight.shape[0]
-        rec.product(out, rec.by_row(input)[:, :, None], weight, bias, lambda g: g.reshape(n, g.shape[1], -1, 1, o))
+        rec.product(out, rec.by_row(input)[:, :, None], 2, weight, bias, lambda g: g.reshape(n, g.shape[1], -1, 1, o))
 
 
 def _conv(
@@ -142,10 +154,9 @@ def _conv(
     steps = [s * v for s, v in zip(spatial, stride, strict=True)]
     taps = [s * v for s, v in zip(spatial, dilation, strict=True)]
     patches = x.as_strided((*x.shape[:2], *out.shape[2:], *kernel), (n, c, *steps, *taps))
-    # (n, group, channel, position..., tap...) → (n, position, group, channel · tap)
-    patches = patches.unflatten(1, (groups, -1)).movedim(2, 2 + dims).flatten(2 + dims).flatten(2, 1 + dims).transpose(1, 2)
+    patches = patches.unflatten(1, (groups, -1)).movedim((1, 2), (1 + dims, 2 + dims))  # (n, place..., group, channel, tap...)
     o = weight.shape[0] // groups
-    rec.product(out, patches, weight, bias, lambda g: g.flatten(3).unflatten(2, (groups, o)).permute(0, 1, 4, 2, 3))
+    rec.product(out, patches, 1 + dims, weight, bias, lambda g: g.flatten(3).unflatten(2, (groups, o)).permute(0, 1, 4, 2, 3))
 
 
 def _addmm(rec: Recorder, out: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> None:
