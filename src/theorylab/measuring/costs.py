@@ -236,7 +236,9 @@ def expect(tool: Instrument, problem: Problem, known: Footing, memory: int | Non
     seconds = (
         work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector + work.calls * known.call
     )
-    basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s" + (", graphs rebuilt" if rebuilt else "")
+    basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s"
+    basis += f" and {work.calls:.0f} calls of {known.call:.2g} s" if work.calls * known.call > 0.1 * seconds else ""
+    basis += ", graphs rebuilt" if rebuilt else ""
     return Cost(seconds, round(known.held + vectors + SLACK * (2 * batch if rebuilt else whole)), basis)
 
 
