@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 
 def modules() -> list[str]:
     """Names of the modules with benchmarks, found by their text, so that nothing is imported for a wrong name."""
-    names = (info.name for info in pkgutil.iter_modules([str(FOLDER)]))
+    names = (info.name for info in pkgutil.iter_modules([str(FOLDER)]) if not info.ispkg)
     return sorted(n for n in names if "def rows(" in (FOLDER / f"{n}.py").read_text(encoding="utf-8") and not n.startswith("_"))
 
 

@@ -30,6 +30,7 @@ from theorylab.measuring.measure import prepare
 from theorylab.measuring.progress import Watch
 from theorylab.measuring.readings import Shown, shown
 from theorylab.measuring.subject import moved
+from theorylab.measuring.tailored import KERNEL_ROWS, TAILORED, fewer_rows
 from theorylab.report.card_page import render
 
 SOURCE = Source("Nobody 1900", "Section 1", "A book")
@@ -318,7 +319,7 @@ def test_the_bytes_of_all_rows_are_foreseen_from_a_few(monkeypatch: pytest.Monke
 
 def test_costs_grow_with_the_work_and_name_what_is_unknown() -> None:
     problem = make("mlp")
-    known = costs.Footing(gradient=2.0, vector=0.0, held=100, base=0.0, row=1000.0)
+    known = costs.Footing(gradient=2.0, call=0.0, vector=0.0, held=100, base=0.0, row=1000.0)
     (sharp,), (hessian,) = choose("sharpness"), choose("hessian")
     assert costs.expect(sharp, problem, known).seconds == pytest.approx(2.0 * costs.PRODUCT * 30)
     assert (costs.expect(hessian, problem, known).seconds or 0) > (costs.expect(sharp, problem, known).seconds or 0)
@@ -329,10 +330,57 @@ def test_costs_grow_with_the_work_and_name_what_is_unknown() -> None:
     assert costs.expect(stranger, problem, known).seconds is None
 
 
+def test_what_is_said_of_single_instruments_is_of_some_that_there_are() -> None:
+    for named in (costs.WORK, TAILORED, BY_NAME_ALONE, operators.IN_FULL):
+        assert set(named) <= set(registry.instruments())
+
+
 def test_preparing_measures_nothing(toy: None) -> None:
     session = prepare(make("mlp"), "toy")
     assert list(session.expected) == ["says", "refuses", "breaks", "draws"]
     assert session.card([]).unfinished == ("says", "refuses", "breaks", "draws")
+
+
+# --- instruments that a card calls or reads in a way of their own
+
+
+def test_kernels_are_measured_on_some_of_the_rows_and_say_so() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        n = 2 * KERNEL_ROWS + 1
+        problem = tl.Problem(mlp(), F.cross_entropy, (torch.randn(n, 5), torch.arange(n) % 3), batch_size=400)
+    few, remark = fewer_rows(problem, KERNEL_ROWS)
+    assert few.n <= KERNEL_ROWS
+    assert remark == "of every third row"
+    assert torch.equal(few.batches[1].content[0], problem.batches[1].content[0][::3])
+    assert fewer_rows(few, KERNEL_ROWS) == (few, "")
+    card = tl.measure(problem, only="kernel_spectrum", progress=False)
+    values = torch.linalg.eigvalsh(tl.ntk(few, trace_outputs=True).double())
+    assert reading(card, "NTK largest eigenvalue").value == pytest.approx(float(values[-1]), rel=1e-5)
+    assert reading(card, "NTK effective rank").value == pytest.approx(float(values.sum() ** 2 / values.square().sum()), rel=1e-5)
+    assert "of every third row" in reading(card, "NTK trace").note
+    assert card.entries[0].figures[0].lines[0].y[0] == pytest.approx(float(values[-1]), rel=1e-5)
+
+
+def test_a_landscape_is_shown_by_its_cuts_through_the_point() -> None:
+    problem = make("mlp")
+    card = tl.measure(problem, only="landscape", progress=False)
+    found = tl.landscape(problem, seed=0)
+    assert reading(card, "largest loss nearby").value == pytest.approx(float(found.losses.max()))
+    first, second = card.entries[0].figures[0].lines
+    middle = len(found.coordinates) // 2
+    assert first.y.tolist() == found.losses[:, middle].tolist()
+    assert second.y.tolist() == found.losses[middle].tolist()
+    assert first.y[middle] == pytest.approx(float(problem.loss()))
+
+
+def test_gradient_noise_has_an_open_end_where_the_gradient_drowns() -> None:
+    read = TAILORED["gradient_noise"].read
+    assert read is not None
+    names = {r.name: r for r in read(tl.gradient_noise(make("mlp"))).readings}
+    assert "trace of the gradients' covariance" in names
+    scale = next(r for k, r in names.items() if k.startswith("gradient noise scale"))
+    assert scale.interval is None or scale.interval[0] <= scale.value <= scale.interval[1]
 
 
 # --- progress

@@ -17,7 +17,7 @@ from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.kfac import dense_ekfac, dense_kfac, ekfac, kfac
 from theorylab.instruments.loss_root import loss_root
 from theorylab.instruments.matrix_layers import layers
-from theorylab.linalg.kronecker import Block, Kronecker
+from theorylab.linalg.kronecker import Factors, Kronecker
 
 
 def problem_of(model: nn.Module, loss: Callable[..., Tensor], shape: tuple[int, ...], target: str = "labels", **options: Any) -> Problem:
@@ -161,6 +161,18 @@ def test_the_root_of_the_loss_is_one_of_its_hessian(name: str) -> None:
             assert len(roots) == size
 
 
+@pytest.mark.parametrize("name", ["cross-entropy", "classes last", "squared", "norm"])
+def test_random_mixtures_of_the_root_are_right_in_expectation(name: str) -> None:
+    loss, shape, target = LOSSES[name]
+    problem = problem_of(seeded(lambda: nn.Linear(shape[-1], shape[-1])), loss, shape, target)
+    exact = kfac(problem).to_dense()
+    estimates = torch.stack([kfac(problem, mc=2, seed=seed).to_dense() for seed in range(60)])
+    error = estimates.std(0) / 60**0.5
+    assert float(error.max()) > 0
+    assert ((estimates.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all()  # of at most 144 nearly normal entries
+    assert torch.equal(ekfac(problem, mc=1, seed=3).to_dense(), ekfac(problem, mc=1, seed=3).to_dense())
+
+
 def test_what_has_no_root_is_refused() -> None:
     net = nn.Linear(3, 3)
     coupled = problem_of(net, lambda o, y: (o - o.mean(0)).pow(4).mean(), (6, 3))
@@ -204,6 +216,8 @@ def test_unsupported_parameters_are_refused_by_name() -> None:
     for tokens in (5, 3):  # as many tokens as rows, and fewer
         with pytest.raises(Inapplicable, match="batch_first=True"):
             kfac(problem_of(TimeFirst(), F.mse_loss, (5, tokens, 4), "like outputs"))
+    with pytest.raises(ValueError, match="mc must be at least 0"):
+        kfac(make("mlp"), mc=-1)
     with pytest.raises(ValueError, match="approx must be"):
         kfac(make("mlp"), approx="other")  # pyright: ignore[reportArgumentType]
 
@@ -226,7 +240,7 @@ def kronecker() -> tuple[Kronecker, Tensor]:
     for index in (order[:6].reshape(2, 3), order[6:12].reshape(3, 2)):
         roots = [torch.randn(size, size, generator=generator, dtype=torch.float64) for size in index.shape]
         left, right = (root @ root.T for root in roots)
-        blocks.append(Block.product(left, right, index))
+        blocks.append(Factors(left, right, index))
         dense[index.reshape(-1)[:, None], index.reshape(-1)] = torch.kron(left, right)
     return Kronecker(blocks, 14), dense
 
@@ -248,7 +262,7 @@ def test_functions_of_a_kronecker_operator_are_those_of_the_dense_matrix() -> No
 
 
 def test_a_singular_kronecker_operator_asks_for_damping() -> None:
-    K = Kronecker([Block.product(torch.eye(2).double(), torch.zeros(1, 1).double(), torch.arange(2)[:, None])], 2)
+    K = Kronecker([Factors(torch.eye(2).double(), torch.zeros(1, 1).double(), torch.arange(2)[:, None])], 2)
     for call in (K.inverse, K.logdet):
         with pytest.raises(ValueError, match="raise damping"):
             call()

@@ -137,17 +137,18 @@ def from_json(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(body: Mapping[str, Any]) -> Entry:
-    source = {k: v for k, v in body["source"].items() if k != "url"}
     readings = []
     for r in body["readings"]:
-        interval = None if r["interval"] is None else tuple(r["interval"])
-        readings.append(Reading(**dict(r) | {"interval": interval, "assumptions": tuple(r["assumptions"])}))
-    figures = tuple(_series(s) for s in body["figures"])
-    return Entry(**dict(body) | {"source": Source(**source), "readings": tuple(readings), "figures": figures})
+        parts: dict[str, Any] = {**r, "assumptions": tuple(r["assumptions"])}
+        parts["interval"] = None if r["interval"] is None else tuple(r["interval"])
+        readings.append(Reading(**parts))
+    fields: dict[str, Any] = {**body, "readings": tuple(readings), "figures": tuple(_series(s) for s in body["figures"])}
+    return Entry(**fields | {"source": Source(**{k: v for k, v in body["source"].items() if k != "url"})})
 
 
 def _series(body: Mapping[str, Any]) -> Series:
     import numpy as np
 
     lines = [Line(**{k: np.asarray(v) if isinstance(v, list) else v for k, v in line.items()}) for line in body["lines"]]
-    return Series(**dict(body) | {"lines": lines})
+    fields: dict[str, Any] = {**body, "lines": lines}
+    return Series(**fields)

@@ -116,7 +116,7 @@ class Problem:
 
         Raises:
             ValueError: a batch without labels, or in which nothing is predicted; gradient checkpointing in training mode.
-            TypeError: a batch that is not a dict.
+            TypeError: a batch that is not a dict, or a model of another kind.
         """
         from theorylab.core.huggingface import arguments
 

@@ -4,7 +4,9 @@ from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import curvature as curvature
 from theorylab.instruments import fisher as fisher
+from theorylab.instruments import flatness as flatness
 from theorylab.instruments import gradient_noise as gradient_noise
+from theorylab.instruments import invariances as invariances
 from theorylab.instruments import jacobian as jacobian
 from theorylab.instruments import kernel_learning as kernel_learning
 from theorylab.instruments import kernels as kernels

@@ -126,7 +126,8 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _trace(problem: Problem) -> fx.GraphModule | str:
+def traced(problem: Problem) -> fx.GraphModule | str:
+    """The graph of the model in evaluation mode, or why there is none."""
     try:
         with _in_evaluation(problem.model):
             return fx.symbolic_trace(problem.model)
@@ -143,7 +144,7 @@ def off_relu_graph(problem: Problem) -> str | None:
         return hidden
     if not isinstance(problem.batches[0].content[0], Tensor):
         return "the model takes several inputs; paths are counted from one tensor. Wrap it."
-    graph = _trace(problem)
+    graph = traced(problem)
     if isinstance(graph, str):
         return graph
     modules = dict(graph.named_modules())
@@ -198,7 +199,7 @@ def path_norm(problem: Problem) -> float:
     if reason is not None:
         raise Inapplicable(f"path_norm does not apply: {reason}")
     finite(problem.loss())
-    graph = _trace(problem)
+    graph = traced(problem)
     assert isinstance(graph, fx.GraphModule)
     ones = torch.ones(1, *problem.batches[0].content[0].shape[1:], dtype=torch.float64, device=problem.device)
     with torch.no_grad():

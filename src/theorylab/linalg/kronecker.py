@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,19 +25,53 @@ class Block:
     values: Tensor
     index: Tensor
 
-    @classmethod
-    def product(cls, left: Tensor, right: Tensor, index: Tensor) -> Block:
-        """The block ``left`` ⊗ ``right`` of two positive semidefinite factors, (out, out) and (in, in)."""
-        (a, U), (b, V) = (torch.linalg.eigh(factor) for factor in (left, right))
-        return cls(U, V, torch.outer(a.clamp(min=0), b.clamp(min=0)), index)  # rounding leaves eigenvalues of a semidefinite factor below 0
+    @property
+    def eigen(self) -> Block:
+        """Itself."""
+        return self
 
-    def apply(self, M: Tensor) -> Tensor:
-        """The product with matrices (..., out, in)."""
-        return self.left @ (self.values * (self.left.T @ M @ self.right)) @ self.right.T
+    @property
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return float(self.values.double().sum())
+
+    def applied(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The product with matrices (..., out, in) of a type."""
+        U, V, values = (t.to(dtype) for t in (self.left, self.right, self.values))
+        return lambda M: U @ (values * (U.T @ M @ V)) @ V.T
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One block that is the Kronecker product of two positive semidefinite matrices, ``left`` (out, out) and ``right`` (in, in).
+
+    Its products take the factors as they are; their eigenvectors are found when they are first asked for.
+    """
+
+    left: Tensor
+    right: Tensor
+    index: Tensor
+
+    @cached_property
+    def eigen(self) -> Block:
+        """The block by its eigenvectors, from those of the factors."""
+        (a, U), (b, V) = (torch.linalg.eigh(factor) for factor in (self.left, self.right))
+        values = torch.outer(a.clamp(min=0), b.clamp(min=0))  # rounding leaves eigenvalues of a semidefinite matrix below 0
+        return Block(U, V, values, self.index)
+
+    @property
+    def trace(self) -> float:
+        """Product of the factors' traces."""
+        return float(self.left.trace().double() * self.right.trace().double())
+
+    def applied(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The product with matrices (..., out, in) of a type."""
+        left, right = self.left.to(dtype), self.right.to(dtype)
+        return lambda M: left @ M @ right
 
 
 class Kronecker(Operator):
-    """A block-diagonal symmetric operator of `Block` s, with its inverse, determinant and trace in closed form.
+    """A block-diagonal symmetric operator of `Block` or `Factors`, with its inverse, determinant and trace in closed form.
 
     Coordinates that lie in no block are mapped to zero.
 
@@ -49,27 +84,28 @@ class Kronecker(Operator):
 
     Example:
         >>> left, right = torch.diag(torch.tensor([1.0, 2.0])), torch.diag(torch.tensor([3.0, 5.0]))
-        >>> K = Kronecker([Block.product(left, right, torch.arange(4).reshape(2, 2))], 4, dtype=torch.float32)
+        >>> K = Kronecker([Factors(left, right, torch.arange(4).reshape(2, 2))], 4, dtype=torch.float32)
         >>> (K @ torch.ones(4)).tolist(), K.trace(), round(K.inverse(1.0).trace(), 4)
         ([3.0, 5.0, 6.0, 10.0], 24.0, 0.6504)
     """
 
     def __init__(
         self,
-        blocks: Sequence[Block],
+        blocks: Sequence[Block | Factors],
         size: int,
         *,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
         name: str = "kronecker",
     ) -> None:
-        self.blocks = [Block(b.left.to(dtype), b.right.to(dtype), b.values.to(dtype), b.index) for b in blocks]
+        self.blocks = list(blocks)
+        products = [(block.index, block.applied(dtype)) for block in blocks]
 
         def product(V: Tensor) -> Tensor:
             rows = V.T if V.ndim == 2 else V
             out = torch.zeros_like(rows)
-            for block in self.blocks:
-                out[..., block.index] = block.apply(rows[..., block.index])
+            for index, apply in products:
+                out[..., index] = apply(rows[..., index])
             return out.T if V.ndim == 2 else out
 
         super().__init__((size, size), product, matmat=product, symmetric=True, dtype=dtype, device=device, name=name)
@@ -79,12 +115,12 @@ class Kronecker(Operator):
 
         ``map(lambda v: (v + damping) ** -0.5) @ noise`` is a sample of the normal distribution with covariance ``inverse(damping)``.
         """
-        blocks = [replace(b, values=function(b.values)) for b in self.blocks]
+        blocks = [replace(b.eigen, values=function(b.eigen.values)) for b in self.blocks]
         return Kronecker(blocks, self.shape[0], dtype=self.dtype, device=self.device, name=name or f"f({self.name})")
 
     def eigenvalues(self) -> Tensor:
         """Those of all blocks, ascending."""
-        return torch.cat([b.values.reshape(-1) for b in self.blocks]).sort().values
+        return torch.cat([b.eigen.values.reshape(-1) for b in self.blocks]).sort().values
 
     def _check(self, damping: float) -> None:
         if not damping >= 0:
@@ -113,4 +149,4 @@ class Kronecker(Operator):
 
     def trace(self) -> float:
         """The trace."""
-        return float(self.eigenvalues().double().sum())
+        return sum(block.trace for block in self.blocks)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from theorylab.core.operator import Operator
 
@@ -84,9 +86,9 @@ class Krylov:
         j = len(self)
         q = self._basis[j]
         w = self.A @ q
-        if not bool(torch.isfinite(w).all()):
+        length = float(vector_norm(w))
+        if not math.isfinite(length):
             raise ValueError(f"{self.A.name}: a product with a unit vector is not finite; the model or the data overflow.")
-        length = float(w.norm())
         Q = self._basis[: j + 1]
         h = Q @ w if self.reorthogonalize else torch.stack([w.new_zeros(()), *(Q[-2:] @ w)])[-(j + 1) :] if j else Q @ w
         if self.reorthogonalize:
@@ -96,7 +98,7 @@ class Krylov:
         else:
             w = w - h[-1] * q - (self.beta[-1] * self._basis[j - 1] if j else 0.0)
         self.alpha.append(float(h[-1]))
-        beta = float(w.norm())
+        beta = float(vector_norm(w))
         self.scale = max(self.scale, abs(self.alpha[-1]), beta)
         if j + 1 == self.A.shape[0]:
             self.beta.append(0.0)
@@ -111,14 +113,13 @@ class Krylov:
                 w = w / w.norm()
                 w = w - (self._basis[: j + 1] @ w) @ self._basis[: j + 1]
         self.beta.append(beta)
-        self._basis[j + 1] = w / w.norm()
+        self._basis[j + 1] = w / (beta or vector_norm(w))
 
     def _check(self, h: Tensor, length: float) -> None:
         # For a symmetric operator Qᵀ A q_j is (0, …, 0, β_{j−1}, α_j): what lies elsewhere is asymmetry, found without another product.
-        expected = torch.zeros_like(h[:-1])
-        if len(expected):
-            expected[-1] = self.beta[-1]
-        gap = float((h[:-1] - expected).norm())
+        surplus = h[:-1].clone()
+        surplus[-1:] -= self.beta[-1] if self.beta else 0.0
+        gap = float(vector_norm(surplus))
         if gap > torch.finfo(h.dtype).eps ** 0.5 * max(length, self.scale):
             raise ValueError(
                 f"{self.A.name} must be symmetric: the products uᵀAv and vᵀAu of two test vectors differ by {gap:.2g} at a norm of about "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from theorylab.core.instrument import Instrument
 from theorylab.core.problem import Problem
+from theorylab.instruments.certify import certify
 from theorylab.instruments.products import BATCHABLE
 from theorylab.measuring import operators
 from theorylab.measuring.tailored import KERNEL_ROWS
@@ -40,12 +42,14 @@ class Work:
         gradients: Of the mean loss, by their time.
         passes: Over a vector of all parameters.
         vectors: Of all parameters, held at a time.
+        calls: Evaluations of so few rows that their time does not depend on them, in units of the least time of a gradient.
         columns: Vectors that go through the network at once, where its layers allow it and no budget forbids it.
     """
 
     gradients: float
     passes: float = 0.0
     vectors: float = 0.0
+    calls: float = 0.0
     columns: int = 1
 
 
@@ -55,12 +59,14 @@ class Footing:
 
     Attributes:
         gradient: Seconds of a gradient of the mean loss over all rows.
+        call: Seconds of a gradient of hardly any rows.
         vector: Seconds of one pass over a vector of all parameters.
         held: Bytes of the parameters, buffers and data.
         base, row: Bytes alive at the height of a Hessian product, the part that does not depend on the rows, and that of each row.
     """
 
     gradient: float
+    call: float
     vector: float
     held: int
     base: float
@@ -91,7 +97,7 @@ def footing(problem: Problem) -> Footing:
     v = torch.zeros(8, problem.P, dtype=problem.dtype, device=problem.device)
     passes = _seconds(lambda: v @ v[0]) / len(v)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in problem.held()}
-    return Footing(seconds, passes, sum(held.values()), max(0.0, more - row * rows), row)
+    return Footing(seconds, seen[0][1], passes, sum(held.values()), max(0.0, more - row * rows), row)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -161,9 +167,22 @@ def _curvature(name: str, product: float = PRODUCT) -> Callable[[Problem], Work]
         full = name in operators.IN_FULL
         passes = operators.TRACE**2 + (2.0 * operators.PROBES * operators.STEPS**2 if full else 2.0 * operators.TOP**2)
         vectors = max(1.5 * operators.STEPS if full else 1.5 * operators.TOP, 2.5 * operators.TRACE)
-        return Work(product * operators.products(name, problem.P), passes, vectors, operators.TRACE // 2)
+        return Work(product * operators.products(name, problem.P), passes, vectors, columns=operators.TRACE // 2)
 
     return work
+
+
+def _kernel(problem: Problem) -> Work:
+    """A backward pass for each of some ten outputs, on the rows of which a card measures kernels."""
+    return Work(1 + 10 * min(1.0, KERNEL_ROWS / problem.n), calls=20)
+
+
+def _certify(problem: Problem) -> Work:
+    """Two trainings on half of the rows each, and evaluations at draws from the posterior; every step costs a dozen small calls."""
+    defaults = inspect.signature(certify).parameters
+    training, draws = defaults["training"].default, defaults["mc"].default
+    steps = 2 * training.epochs * -(-problem.n // (2 * training.batch_size))
+    return Work(1.3 * training.epochs + draws / 6, 0, 8, calls=12 * (steps + draws))
 
 
 WORK: Mapping[str, Callable[[Problem], Work]] = {
@@ -175,10 +194,16 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "sharpness": lambda problem: Work(PRODUCT * min(30, problem.P), 2.0 * 30**2, 45),
     "kfac": lambda problem: Work(18, operators.TRACE**2, 2.5 * operators.TRACE),
     "ekfac": lambda problem: Work(20, operators.TRACE**2, 2.5 * operators.TRACE),
-    "ntk": lambda problem: Work(1 + 10 * min(1.0, KERNEL_ROWS / problem.n)),
+    "ntk": _kernel,
+    "kernel_spectrum": _kernel,
+    "kernel_alignment": _kernel,
+    "kernel_regression": _kernel,
+    "gradient_noise": lambda problem: Work(12),
+    "certify": _certify,
     "landscape": lambda problem: Work(0.6 * 11**2, 11**2, 3),  # losses alone, on a plane of points
     "norms": lambda problem: Work(4, 10, 2),
     "test_bound": lambda problem: Work(1),
+    "per_example_grads": lambda problem: Work(10, problem.n, problem.n),
     "per_example_grad_norms": lambda problem: Work(2, 0, 1),
 }
 """The work of each instrument, and of what the card reads from its result."""
@@ -203,7 +228,9 @@ def expect(tool: Instrument, problem: Problem, known: Footing, memory: int | Non
         vectors = min(vectors, (memory - known.held) / 2)
     elif work.columns > 1 and all(isinstance(m, BATCHABLE) for m in problem.model.modules() if not list(m.children())):
         whole *= 1 + COLUMN * work.columns
-    seconds = work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector
+    seconds = (
+        work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector + work.calls * known.call
+    )
     basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s" + (", graphs rebuilt" if rebuilt else "")
     return Cost(seconds, round(known.held + vectors + SLACK * (2 * batch if rebuilt else whole)), basis)
 

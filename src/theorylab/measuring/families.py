@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import theorylab.instruments  # noqa: F401  its import fills the registry
 from theorylab.core.instrument import Instrument, instruments
 
-BY_NAME_ALONE = ("per_example_grads", "ntk")
-"""Instruments that return a large matrix of which others say what is worth a line: on a card only where they are named themselves."""
+BY_NAME_ALONE = ("per_example_grads", "ntk", "test_bound")
+"""Instruments that are on a card only where they are named themselves: those that return a large matrix, of which others say what is
+worth a line, and one that is a bound only where the problem's rows were held out, which nobody but the user knows."""
 
 
 def families() -> dict[str, tuple[Instrument, ...]]:

@@ -59,7 +59,8 @@ class Watch:
                 self._bar = Progress(*columns, console=self._console, transient=True)
                 total = sum(map(self._share, self._expected))
                 done = sum(self._share(name) for name in list(self._expected)[: self._done])
-                self._task = self._bar.add_task("", total=total, completed=done)
+                self._task = self._bar.add_task("", total=total)
+                self._bar.advance(self._task, done)
                 self._bar.start()
             self._show()
 

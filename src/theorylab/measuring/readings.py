@@ -72,9 +72,9 @@ def shown(name: str, result: Any, operator: Callable[[Operator], Shown]) -> Show
 
 
 def _shown(label: str, result: Any, operator: Callable[[Operator], Shown]) -> Shown:
-    if callable(own := getattr(result, "readings", None)):
-        curves = getattr(result, "figures", None)
-        return Shown(list(own()), list(curves()) if callable(curves) else [], _matvecs(result))
+    if callable(getattr(result, "readings", None)):
+        curves = result.figures() if callable(getattr(result, "figures", None)) else ()
+        return Shown(list(result.readings()), list(curves), _matvecs(result))
     if isinstance(result, Reading):
         return Shown([result])
     if isinstance(result, Operator):

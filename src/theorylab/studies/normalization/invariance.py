@@ -28,6 +28,7 @@ from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.learning.trajectory import Trajectory
 from theorylab.models.normalized import NormalizedMLP, PreNormResidual
+from theorylab.models.seeded import seeded
 from theorylab.theory.normalization import invariant_blocks, squared_norm_after_step
 
 DERIVATIVES = Claim(
@@ -97,13 +98,6 @@ class InvarianceConfig(Config):
     batch: int = setting(64, "rows of a minibatch", low=8)
     steps: int = setting(100, "optimizer steps", low=10)
     dense_width: int = setting(6, "hidden units of the network whose Hessian is formed", low=4)
-
-
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network made with this seed; the global generator is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 # ---- derivatives -------------------------------------------------------------------------------------------------------------------------

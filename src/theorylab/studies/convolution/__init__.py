@@ -1,0 +1,1 @@
+"""Oct 6: why architecture matters before any training trick."""
