@@ -138,12 +138,14 @@ def test_common_networks_need_no_row_by_row(name: str) -> None:
     assert not by_rows(make(name))
 
 
-@pytest.mark.parametrize("name", ["mlp, minibatches", "attention, tied", "LSTM", "frozen and trainable"])
+@pytest.mark.parametrize("name", ["mlp, minibatches", "attention, tied", "LSTM"])
 def test_blocks_of_rows_and_other_inputs(name: str) -> None:
     problem = make(name)
-    assert_kernel(problem, memory=3000)
+    with problem.safe():
+        whole = Block(problem, 0).nbytes
+    assert_kernel(problem, memory=whole // 2)  # no batch fits as it is
     x = problem.batches[0].content[0]
-    for inputs in ({"X2": x[:2]}, {"X1": x[1:4], "X2": x[:2]}, {"X1": x[1:4]}):
+    for inputs in ({"X2": x[:2]}, {"X1": x[1:4], "X2": x[:1]}, {"X1": x[1:3]}):
         assert torch.allclose(ntk(problem, **inputs), dense_ntk(problem, **inputs), rtol=1e-10, atol=1e-12)
 
 

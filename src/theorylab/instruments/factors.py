@@ -120,6 +120,9 @@ class Lookup(Factor):
 Strip = tuple[slice, slice]
 """Rows of one block against rows of another."""
 
+CACHE = 2**24
+"""Bytes of a slice of two Jacobians: what is multiplied while it is still near."""
+
 Factors = Mapping[tuple[str, ...], Sequence[Factor]]
 """Parameters → the factors whose sum is their Jacobian; a weight and a bias that are always used together share one `Outer`."""
 
@@ -239,7 +242,7 @@ def _add_by_slices(total: Tensor, a: Sequence[Factor], b: Sequence[Factor], trac
     c, lead, width = a[0].sizes
     per = 1 if trace else c
     flat = total if trace else total.view(total.shape[0] * c, total.shape[2] * c)
-    step = max(1, memory // (max(1, width) * sum(flat.shape) // per * c * total.element_size()))
+    step = max(1, min(memory, CACHE) // (max(1, width) * sum(flat.shape) // per * c * total.element_size()))
     for low in range(0, lead, step):
         high = min(low + step, lead)
         J = part(a, low, high)

@@ -71,9 +71,9 @@ def kernel_alignment(problem: Problem) -> float:
     .. math:: \langle K_c, (YY^\top)_c\rangle_F \,/\, (\lVert K_c\rVert_F\,\lVert (YY^\top)_c\rVert_F)
 
     K is the kernel summed over outputs, Y the targets with classes as unit vectors, and :math:`K_c = (I - \frac1n 11^\top) K
-    (I - \frac1n 11^\top)`. Between 0 and 1: at 1 the kernel's only direction is that of the labels; a kernel that knows nothing of k
-    balanced classes has about :math:`\sqrt{(k-1)/(n-1)}`. Without the centering (kernel-target alignment, Cristianini et al. 2001), a
-    constant added to the kernel would raise it.
+    (I - \frac1n 11^\top)`. Between 0 and 1: at 1 the kernel's only direction is that of the labels. For k balanced classes dealt out at
+    random it is :math:`\sqrt{(k-1)\,r}/(n-1)` on average, with the kernel's effective rank :math:`r = (\mathrm{tr} K_c)^2 / \lVert
+    K_c\rVert_F^2`. Without the centering (kernel-target alignment, Cristianini et al. 2001), a constant added to the kernel would raise it.
 
     Args:
         problem: The model, the data with one target a row, and the point.

@@ -95,8 +95,8 @@ def ntk(problem: Problem, X1: Any = None, X2: Any = None, trace_outputs: bool = 
 
     Over the selected parameters, without the Jacobian: a layer's share comes from the gradients in its outputs and from its inputs, e.g.
     :math:`\langle g_{ia}, g_{jb}\rangle \langle x_i, x_j\rangle` for a linear layer. That takes one backward pass an output, over all
-    rows at once, and one more that checks every parameter's share. Parameters whose operation is not known, or fails the check, are
-    differentiated row by row instead (the weights of `nn.LSTM`, and those inside `nn.MultiheadAttention`).
+    rows at once, and one more that checks every parameter's share. The Jacobian in parameters whose operation is not known, or fails the
+    check (the weights of `nn.LSTM`, and those inside `nn.MultiheadAttention`), is formed, for these alone.
 
     Args:
         problem: The model and the point; its batches are pairs (x, y), and the output is one tensor with a row for each of the data.
@@ -118,7 +118,8 @@ def ntk(problem: Problem, X1: Any = None, X2: Any = None, trace_outputs: bool = 
         >>> ntk(line).tolist()  # of a linear model: ⟨x, x'⟩, and 1 for the bias
         [[2.0, 1.0], [1.0, 2.0]]
 
-    Source: Jacot et al. 2018, arXiv:1806.07572, Section 4; the layers' shares as in Novak et al. 2022, arXiv:2206.08720, Section 3.
+    Source: Jacot et al. 2018, arXiv:1806.07572, Section 4; the layers' shares are the structured derivatives of Novak et al. 2022,
+    arXiv:2206.08720.
     """
     with problem.safe():
         first = _Blocks(problem if X1 is None else on_inputs(problem, X1), memory, check_loss=X1 is None)
@@ -152,8 +153,8 @@ def _product(problem: Problem, a: Factors, b: Factors, rows: tuple[int, int], c:
         add_gram(total, a[names], b[names], trace=trace, strips=strips, memory=memory)
     flat = total if trace else total.view(n * c, m * c)
     if a is b:  # the strips reach from the diagonal on
-        for rows, _ in strips:
-            low, high = (end * flat.shape[0] // n for end in (rows.start, rows.stop))
+        for strip, _ in strips:
+            low, high = (end * flat.shape[0] // n for end in (strip.start, strip.stop))
             flat[high:, low:high] = flat[low:high, high:].T
             block = flat[low:high, low:high]
             block.copy_(block.triu() + block.triu(1).T)
