@@ -17,7 +17,7 @@ from theorylab.core.instrument import Inapplicable, instruments
 from theorylab.core.problem import Problem
 from theorylab.data.digits import digits
 from theorylab.instruments.bounds import Bound, test_bound
-from theorylab.instruments.certify import Training, certify, certify_slowly
+from theorylab.instruments.certify import DRAW_SEEDS, Training, certify, certify_slowly, draw_seed
 from theorylab.learning.pac_bayes import FLAT, Gaussian, complexity, differentiable_bound, fit_gaussian, pac_bayes_bound
 from theorylab.models.mlp import mlp
 from theorylab.stats.betting import betting_upper_bound, log_capital
@@ -158,6 +158,24 @@ def test_neither_the_trained_parameters_nor_the_buffers_reach_the_prior() -> Non
     leaked = certify(trained, init=trained.params, **options)
     assert leaked.value != certify(problem, **options).value
     assert "init does not depend on the bound's rows" in leaked.assumptions
+
+
+def test_the_draws_that_are_counted_are_none_that_training_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that the posterior was trained under is not independent of it, and would flatter the empirical risk."""
+    used: list[int] = []
+    original = torch.Generator.manual_seed
+
+    class Spy(torch.Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            used.append(seed)
+            return original(self, seed)
+
+    monkeypatch.setattr(torch, "Generator", Spy)
+    certify(make("mlp"), training=QUICK, mc=5, seed=4)
+    draws = [s for s in used if s >= DRAW_SEEDS]
+    assert draws == [draw_seed(4, i) for i in range(5)]
+    assert len(used) > len(draws)
+    assert len({draw_seed(s, i) for s in range(3) for i in range(4)}) == 12
 
 
 def test_rows_are_kept_apart() -> None:

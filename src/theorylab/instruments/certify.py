@@ -28,6 +28,8 @@ PROBABILITY_FLOOR = 1e-4
 MONTE_CARLO_SHARE = 0.2
 """Part of δ that pays for estimating the empirical risk by draws from the posterior."""
 DRAWS_AT_ONCE = 25
+DRAW_SEEDS = 2**40
+"""Where the seeds of the draws that are counted begin: far from those of training, whose noise the posterior has seen."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ def _clamped(problem: Problem, clamp: float) -> Row:
     return one
 
 
+def draw_seed(seed: int, i: int) -> int:
+    """The seed of draw ``i`` of a certificate: no two certificates share one below a million draws, nor does training."""
+    return DRAW_SEEDS + 10**6 * seed + i
+
+
 def _draw_risks(problem: Problem, posterior: Gaussian, row: Row, mc: int, seed: int) -> np.ndarray:
     """The empirical risk of each of ``mc`` draws, several draws at once by vmap where the model allows it."""
 
@@ -119,7 +126,7 @@ def _draw_risks(problem: Problem, posterior: Gaussian, row: Row, mc: int, seed: 
 
     with problem.safe(), torch.no_grad():
         parts = [
-            risk(torch.stack([posterior.draw(seed + i) for i in range(start, min(mc, start + DRAWS_AT_ONCE))]))
+            risk(torch.stack([posterior.draw(draw_seed(seed, i)) for i in range(start, min(mc, start + DRAWS_AT_ONCE))]))
             for start in range(0, mc, DRAWS_AT_ONCE)
         ]
     return torch.cat(parts).cpu().numpy()
@@ -161,7 +168,7 @@ def certify_slowly(problem: Problem, **options: Any) -> Certificate:
     row = _errors if options.get("risk", "error") == "error" else _clamped(problem, cast(float, clamp))
     some, risks = take_rows(in_one_batch(problem), fast.rows, fast.buffers), []
     for i in range(mc):
-        params = some.unflatten(fast.posterior.draw(seed + i))
+        params = some.unflatten(fast.posterior.draw(draw_seed(seed, i)))
         with some.safe(), torch.no_grad():
             one_by_one = [take_rows(some, r[None], fast.buffers) for r in torch.arange(some.n)] if some.n < 50 else [some]
             risks.append(

@@ -21,10 +21,10 @@ def fresh_start(problem: Problem, seed: int) -> tuple[Params, Params]:
     Raises:
         Inapplicable: a module with selected parameters has no ``reset_parameters``.
     """
-    fresh = copy.deepcopy(problem.model)
+    fresh = copy.deepcopy(problem.model).cpu()  # one stream of random numbers, and none of a GPU is touched
     owners = {id(p): m for m in fresh.modules() for p in m.parameters(recurse=False)}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for module in fresh.modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
