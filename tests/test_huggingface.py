@@ -164,6 +164,13 @@ def test_rows_of_a_classifier() -> None:
     assert torch.allclose(per_example_grad_norms(problem), rows.norm(dim=1), rtol=1e-9)
 
 
+def test_rows_of_a_language_model_add_up_to_its_gradient() -> None:
+    problem = seeded(gpt2, lambda: [sentences(), sentences(2, 4)])
+    rows = per_example_grads(problem)
+    assert torch.allclose(rows.mean(0), problem.gradient(), rtol=0, atol=1e-12 * float(rows.abs().max()))
+    assert torch.allclose(rows, looped_grads(problem), rtol=0, atol=1e-12 * float(rows.abs().max()))
+
+
 def test_tied_weights_count_once() -> None:
     problem = seeded(gpt2, sentences)
     assert "lm_head.weight" not in problem.params

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import ZOO, cnn, labels, make, mlp, vectors
+from zoo import ZOO, as_dict, cnn, labels, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian
@@ -222,6 +222,32 @@ def test_inputs_may_be_a_dict_or_a_tuple() -> None:
     assert torch.equal(*gradients)
 
 
+def test_the_loss_sees_of_the_outputs_what_read_says() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, str]:
+            return self.net(x), "something else"
+
+    model, data = Several(), vectors()
+    problem = Problem(model, F.cross_entropy, data, read=lambda out: out[0])
+    plain = Problem(model.net, F.cross_entropy, data)
+    assert torch.equal(problem.gradient(), plain.gradient())
+    v = direction(plain)
+    assert torch.allclose(ggn(problem) @ v, ggn(plain) @ v)
+
+
+def test_batches_weigh_what_count_says() -> None:
+    (x, y), model = vectors(), mlp()
+    parts = [(x[:4], y[:4]), (x[4:], y[4:])]
+    problem = Problem(model, F.cross_entropy, parts, count=lambda pair: 3.0 if len(pair[0]) == 4 else 1.0)
+    assert problem.weights == [0.75, 0.25]
+    losses = [float(Problem(model, F.cross_entropy, part).loss()) for part in parts]
+    assert float(problem.loss()) == pytest.approx(0.75 * losses[0] + 0.25 * losses[1], rel=1e-6)
+
+
 def test_repr_states_the_reduction_and_the_form_of_the_loss() -> None:
     assert "cross_entropy(outputs, targets) reduced to a mean" in repr(make("mlp"))
     assert "per_row(outputs, targets) reduced to rows" in repr(make("mlp, row losses"))
@@ -271,6 +297,7 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, (vectors()[0].double(), labels(12))), RuntimeError, "with parameters of float32"),
         (lambda: Problem(mlp(), F.cross_entropy, (vectors()[0], labels(12) + 7)), IndexError, "Check that the model takes such inputs"),
         (lambda: Problem(nn.Linear(5, 1), F.mse_loss, (vectors()[0], torch.zeros(12))), ValueError, "every pair of rows"),
+        (lambda: Problem.from_hf(mlp(), as_dict()), TypeError, "model must be a model of transformers"),
         (lambda: make("mlp").at({"9.weight": torch.ones(1)}), ValueError, "not among the selected"),
         (lambda: make("mlp").at({"0.bias": torch.ones(1)}), ValueError, "must have shape"),
         (lambda: make("mlp").unflatten(torch.ones(3)), ValueError, "vector must have shape"),
@@ -290,3 +317,13 @@ def test_a_loss_that_is_not_finite_stops_every_measurement() -> None:
     for measure in (problem.loss, problem.gradient, lambda: hessian(problem), lambda: ggn(problem), lambda: hessian(problem, memory=0)):
         with pytest.raises(ValueError, match="must be finite"):
             measure()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["mlp, minibatches", "cnn, BatchNorm train", "attention, tied", "LSTM", "differential equation"])
+def test_a_problem_moves_to_the_gpu(name: str) -> None:
+    here, there = make(name), make(name, device="cuda")
+    v = direction(here)
+    assert there.gradient().device.type == "cuda"
+    assert torch.allclose(there.gradient().cpu(), here.gradient(), rtol=1e-9, atol=1e-12)
+    assert torch.allclose((hessian(there) @ v.to(there.device)).cpu(), hessian(here) @ v, rtol=1e-8, atol=1e-11)

@@ -119,6 +119,29 @@ def test_uses_of_one_parameter_are_added_before_the_norm_is_taken(embedded: bool
         assert _layers(problem, 0).rest == []
 
 
+class Tagger(nn.Module):
+    """Scores of three tags for every word, (n, tag, word); a scale that belongs to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head, self.scale = nn.Embedding(7, 4), nn.Linear(4, 3), nn.Parameter(torch.ones(4))
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.scale * self.embed(words))).transpose(1, 2)
+
+
+def test_rows_share_a_mean_over_predictions_of_which_some_are_masked() -> None:
+    torch.manual_seed(0)
+    words, tags = torch.randint(0, 7, (5, 4)), torch.randint(0, 3, (5, 4))
+    tags[1, 2:] = tags[4, 1:] = -100
+    parts = [(words[:3], tags[:3]), (words[3:], tags[3:])]
+    problem = Problem(Tagger(), F.cross_entropy, parts, dtype=torch.float64, count=lambda pair: float((pair[1] != -100).sum()))
+    assert_right(problem)
+    alone = Problem(problem.model, F.cross_entropy, (words[1:2], tags[1:2]), dtype=torch.float64)
+    share = 5 * 2 / 15  # n times two predictions of fifteen
+    assert torch.allclose(per_example_grads(problem)[1], share * alone.gradient(), rtol=1e-10, atol=1e-14)
+
+
 def test_a_parameter_used_beside_its_layer_is_not_mistaken_for_explained() -> None:
     torch.manual_seed(0)
     problem = Problem(Outside(), F.cross_entropy, vectors(), dtype=torch.float64)
@@ -203,6 +226,10 @@ def spread(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         (lambda: Problem(mlp(), weighted, vectors()), "not the mean of the losses of its rows"),
         (lambda: Problem(mlp(), contrast, vectors()), "not the mean of the losses of its rows"),
         (lambda: Problem(nn.Sequential(nn.Linear(5, 4), OwnBatchNorm(), nn.Linear(4, 3)), F.cross_entropy, vectors()), "rows depend"),
+        (
+            lambda: Problem(nn.Sequential(nn.Linear(5, 4), nn.Dropout(), OwnBatchNorm()), F.cross_entropy, vectors(), train=True),
+            "rows depend",
+        ),
         (lambda: Problem(mlp(), spread, {"x": torch.randn(6, 5)}), "rows depend"),
         (lambda: make("cnn, BatchNorm train"), "training mode couples"),
         (lambda: pooled(nn.BatchNorm1d(4, track_running_stats=False), 4), "without running statistics"),

@@ -52,6 +52,8 @@ def predicted(targets: Tensor) -> int:
 
 def arguments(model: Any, batches: Any, *, train: bool) -> tuple[Callable[..., Tensor], list[Any], dict[str, Any]]:
     """Loss, data and options with which a Problem measures the model's own loss on dict batches; see `Problem.from_hf`."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"model must be a model of transformers, with a config, got {type(model).__name__}: use Problem itself for others.")
     if train and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         # Recomputed in the backward pass, its layers would see the model's own parameters instead of the problem's.
         raise ValueError("model recomputes activations (gradient checkpointing), which cannot be differentiated twice: disable it first.")
@@ -129,6 +131,6 @@ def _loss(way: Way, out: Any, labels: Tensor) -> Tensor:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    # Models compute their loss in float32 also where logits have another dtype.
+    # To half of the digits: the order of summation differs, and models compute their loss in float32 whatever the dtype of the logits.
     eps = max(torch.finfo(a.dtype).eps, torch.finfo(torch.float32).eps)
-    return bool((a.double() - b.double()).abs().max() <= eps**0.75 * b.double().abs().max())
+    return bool((a.double() - b.double()).abs().max() <= eps**0.5 * b.double().abs().max())

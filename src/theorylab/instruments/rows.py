@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from theorylab.core.batches import Batch, map_tensors, rows_of, tensors_of
+from theorylab.core.batches import rows_of, tensors_of
 from theorylab.core.instrument import Inapplicable, instrument
-from theorylab.core.problem import Params, Problem, finite
+from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
 from theorylab.instruments.layers import Call, Gradients, Outer, gradients_of, recorded, row_wise, uses, work
 from theorylab.instruments.refusals import couples_rows
+from theorylab.instruments.rows_alone import close, looped, others_of, shares_predictions, through_batch
 
 BUDGET = 2**26
 """Numbers that temporaries may hold at once; where more rows are asked for than fit, they are taken in turn."""
@@ -30,13 +30,6 @@ class _Layers:
     rest: list[str]
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding of other kernels: to half of the dtype's digits."""
-    if a.shape != b.shape or not a.is_floating_point():
-        return torch.equal(a, b)
-    return bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * b.abs().max()) if a.numel() else True
-
-
 def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) -> None:
     """A mean over rows is the weighted mean over parts of the batch; here of 1, 4, 16, ... rows, so that no pattern of rows hides it."""
     batch, parts, start, size = problem.batches[k], [], 0, 1
@@ -45,7 +38,7 @@ def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) ->
         parts.append(problem.criterion(out, y).expand(min(size, batch.rows - start)))
         start, size = start + size, 4 * size
     apart = torch.cat(parts)
-    if not _close(apart if value.ndim else apart.mean(), value):
+    if not close(apart if value.ndim else apart.mean(), value):
         raise Inapplicable(
             f"the loss of a batch is not the mean of the losses of its rows ({value.mean():.6g} as a whole, {apart.mean():.6g} in parts), "
             'as with class weights, ignored labels or contrasts between rows. Give a loss of each row, e.g. by reduction="none".'
@@ -59,14 +52,16 @@ def _stand_alone(problem: Problem, k: int, calls: list[Call], outputs: Any) -> s
     leaves = single.leaves()
     with recorded(single, leaves, 1) as alone:
         out = single.outputs(0, leaves)
-    if len(alone) != len(calls) or not all(map(_close, tensors_of(out), tensors_of(rows_of(outputs, slice(1), batch.rows)))):
+    if len(alone) != len(calls) or not all(map(close, tensors_of(out), tensors_of(rows_of(outputs, slice(1), batch.rows)))):
         return set()
-    return {i for i, (a, c) in enumerate(zip(alone, calls, strict=True)) if a.module is c.module and _close(a.x, c.x[:1])}
+    return {i for i, (a, c) in enumerate(zip(alone, calls, strict=True)) if a.module is c.module and close(a.x, c.x[:1])}
 
 
 def _separate(calls: list[Call], outputs: Any) -> set[int]:
     """Calls through which the first row's outputs depend on their first row only: dearer than `_stand_alone`, but right under dropout."""
     first = [t[:1] for t in tensors_of(outputs) if t.requires_grad]
+    if not first:
+        return set(range(len(calls)))
     generator = torch.Generator().manual_seed(0)
     cotangents = [torch.randn(t.shape, generator=generator).to(t) for t in first]
     grads = torch.autograd.grad(first, [c.output for c in calls], cotangents, retain_graph=True, allow_unused=True)
@@ -82,9 +77,10 @@ def _layers(problem: Problem, k: int) -> _Layers:
     with recorded(problem, leaves, batch.rows) as calls:
         outputs = problem.outputs(k, leaves)
     value = problem.criterion(outputs, batch.content[1])
-    total = batch.rows * finite(value.mean())
-    with torch.no_grad():
-        _refuse_joint_loss(problem, k, outputs, value)
+    total = problem.n * problem.weights[k] * finite(value.mean())
+    if not shares_predictions(problem, k):
+        with torch.no_grad():
+            _refuse_joint_loss(problem, k, outputs, value)
     trusted = set(range(len(calls))) if row_wise(problem.model) else _stand_alone(problem, k, calls, outputs)
     if len(trusted) < len(calls):
         trusted |= _separate(calls, outputs)
@@ -95,93 +91,6 @@ def _layers(problem: Problem, k: int) -> _Layers:
     explained = Counter(name for c, _ in found for name in c.names.values())
     # A parameter that enters the graph elsewhere too, as in a weight decay or an unknown module, is not explained by its layers.
     return _Layers(found, [name for name in problem.params if explained[name] != count[name]])
-
-
-Alone = Callable[[Problem, Batch, list[str], Tensor], tuple[Tensor, Tensor]]
-"""(problem, batch, names, indices of m rows) → losses (m,) and gradients in the named parameters (m, p) of rows evaluated one by one."""
-
-
-def _flat_gradient(loss: Tensor, leaves: list[Tensor], retain: bool = False) -> Tensor:
-    grads: Sequence[Tensor | None] = [None] * len(leaves)
-    if loss.requires_grad and leaves:
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=retain)
-    return torch.cat([p.new_zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(leaves, grads, strict=True)])
-
-
-def _looped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
-    losses, gradients = [], []
-    for i in rows.tolist():
-        leaves = problem.leaves()
-        with torch.set_grad_enabled(bool(names)):
-            loss = problem.on([batch.part(slice(i, i + 1))]).batch_loss(0, leaves)
-        losses.append(loss.detach())
-        gradients.append(_flat_gradient(loss, [leaves[name] for name in names]) if names else loss.new_zeros(0))
-    return torch.stack(losses), torch.stack(gradients)
-
-
-def _vmapped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
-    def by_row(t: Tensor) -> bool:
-        return t.ndim > 0 and len(t) == batch.rows
-
-    def loss(params: Params, *row: Tensor) -> Tensor:
-        parts = iter(row)
-        content = map_tensors(lambda t: next(parts)[None] if by_row(t) else t, batch.content)
-        return problem.on([Batch(content, 1)]).batch_loss(0, {**problem.params, **params})
-
-    data = [t[rows] for t in tensors_of(batch.content) if by_row(t)]
-    chosen = {name: problem.params[name] for name in names}
-    axes = (None, *[0] * len(data))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vmap says where it loops itself
-        if not names:
-            with torch.no_grad():
-                losses = torch.func.vmap(loss, axes, randomness="error")(chosen, *data)
-            return losses, losses.new_zeros(len(rows), 0)
-        grads, losses = torch.func.vmap(torch.func.grad_and_value(loss), axes, randomness="error")(chosen, *data)
-    return losses, torch.cat([grads[name].flatten(1) for name in names], dim=1)
-
-
-def _through_batch(problem: Problem, k: int, names: list[str], rows: Tensor) -> Tensor:
-    """Each row's loss differentiated through the graph of the whole batch: slow, and right also for rows that share random draws."""
-    batch, leaves = problem.batches[k], problem.leaves()
-    outputs = problem.outputs(k, leaves)
-    gradients = []
-    for i in rows.tolist():
-        out, y = (rows_of(side, slice(i, i + 1), batch.rows) for side in (outputs, batch.content[1]))
-        gradients.append(_flat_gradient(problem.criterion(out, y).mean(), [leaves[name] for name in names], retain=True))
-    return torch.stack(gradients)
-
-
-def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
-    """By vmap where it works and agrees with the loop on the first row; refuses a batch whose loss is not its rows' mean."""
-    batch, every = problem.batches[k], torch.arange(problem.batches[k].rows)
-    alone: Alone = _looped
-    try:
-        if all(map(_close, _vmapped(problem, batch, names, every[:1]), _looped(problem, batch, names, every[:1]))):
-            alone = _vmapped
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        pass  # what vmap cannot transform, the loop can
-    whole = finite(problem.batch_loss(k)).detach()
-    apart = alone(problem, batch, [], every)[0].mean()
-    if not _close(apart, whole):
-        raise Inapplicable(
-            f"rows depend on each other: the batch has the loss {whole:.6g}, its rows one by one {apart:.6g} on average. Give a model that "
-            "treats every row by itself, and a loss that is the mean over rows."
-        )
-    return alone
-
-
-def _others(problem: Problem, k: int, names: list[str]) -> Callable[[Tensor], Tensor]:
-    """Indices of m rows of batch ``k`` → gradients (m, p) in parameters that its layers do not explain."""
-    if not problem.draws(k):
-        alone, batch = _way_alone(problem, k, names), problem.batches[k]
-        return lambda rows: alone(problem, batch, names, rows)[1]
-    if not problem.batches[k].is_pair:
-        raise Inapplicable(
-            "the model draws random numbers (dropout), and a loss of the form loss(model, batch) hides which of them a row got. "
-            "Use train=False, or give batches as pairs (x, y)."
-        )
-    return lambda rows: _through_batch(problem, k, names, rows)
 
 
 def _chunks(problem: Problem, found: _Layers, rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
@@ -203,11 +112,17 @@ def _formed(gradients: list[Gradients], into: Tensor) -> None:
             into.add_(use.view_as(into))
 
 
+def _square(gradients: Tensor) -> Tensor:
+    """Squared norms (m,) of m vectors, in pieces: a sum of 10⁸ squares in float32 is wrong in the second digit."""
+    pieces = gradients.flatten(1).split(2**16, dim=1)
+    return torch.stack([torch.linalg.vector_norm(piece, dim=1).double().square() for piece in pieces]).sum(0)
+
+
 def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
     """Squared norms (m,) of the sum of the uses of a parameter."""
     factors = [use for use in gradients if isinstance(use, Outer)]
     if len(gradients) == 1 and not factors:
-        return torch.linalg.vector_norm(gradients[0].flatten(1), dim=1).square()  # pyright: ignore[reportAttributeAccessIssue]
+        return _square(gradients[0])  # pyright: ignore[reportArgumentType]
     if len(factors) == len(gradients):
         places = sum(use.right.shape[2] for use in factors)
         o, i = factors[0].o, factors[0].right.shape[3]
@@ -216,7 +131,7 @@ def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
     rows = len(factors[0].right) if factors else len(gradients[0])  # pyright: ignore[reportArgumentType]
     total = parameter.new_empty(rows, *parameter.shape)
     _formed(gradients, total)
-    return torch.linalg.vector_norm(total.flatten(1), dim=1).square()
+    return _square(total)
 
 
 def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int | None) -> Tensor:
@@ -249,12 +164,12 @@ def _index(rows: Tensor) -> slice | Tensor:
 
 
 def looped_grads(problem: Problem, rows: Sequence[int] | Tensor | None = None, chunk: int | None = None) -> Tensor:
-    """One backward pass a row, through the graph of its batch where the outputs are known, else of the row alone: the oracle."""
+    """One backward pass a row, through the graph of its batch where outputs are known, else of the row alone: the oracle."""
     chosen, names, parts = _checked(problem, rows, chunk), list(problem.params), []
     with problem.safe():
         for k, batch in enumerate(problem.batches):
             every = torch.arange(batch.rows)
-            parts.append(_through_batch(problem, k, names, every) if batch.is_pair else _looped(problem, batch, names, every)[1])
+            parts.append(through_batch(problem, k, names, every) if batch.is_pair else looped(problem, batch, names, every)[1])
     return torch.cat(parts)[chosen]
 
 
@@ -272,7 +187,8 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
 
     One pass forward and back to the outputs of the layers gives those of linear, convolutional, embedding and normalization layers,
     :math:`\sum_t g_t a_t^\top` from a layer's inputs a and the gradients g of its outputs. Parameters that are used in any other way are
-    differentiated row by row, by vmap where the model allows it. Which parameters those are is read from the graph of the loss.
+    differentiated row by row, by vmap where the model allows it. Which parameters those are is read from the graph of the loss. Where
+    the loss is a mean over predictions (tokens, of which some are masked), a row's loss is n times its share of that mean.
 
     Args:
         problem: The risk and the point; its loss is the mean of a loss of each row.
@@ -298,7 +214,7 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
     filled = 0
     with problem.safe():
         for k, local, found in _by_batch(problem, chosen[order]):
-            others = _others(problem, k, found.rest) if found.rest else None
+            others = others_of(problem, k, found.rest) if found.rest else None
             for part in _chunks(problem, found, local, chunk):
                 block = result[filled : filled + len(part)].split(sizes, dim=1)
                 filled += len(part)
@@ -341,11 +257,11 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
     squares = []
     with problem.safe():
         for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
-            others = _others(problem, k, found.rest) if found.rest else None
+            others = others_of(problem, k, found.rest) if found.rest else None
             for part in _chunks(problem, found, local, chunk):
                 gradients = gradients_of(found.calls, _index(part))
                 known = [_squares(terms, problem.params[name]) for name, terms in gradients.items() if name not in found.rest]
                 if others is not None:
-                    known.append(torch.linalg.vector_norm(others(part), dim=1).square())
-                squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), dtype=problem.dtype, device=problem.device))
-    return torch.cat(squares).sqrt()
+                    known.append(_square(others(part)))
+                squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), device=problem.device))
+    return torch.cat(squares).sqrt().to(problem.dtype)

@@ -1,0 +1,147 @@
+"""Gradients of rows that no layer's structure gives: every row evaluated alone, by vmap where that works, or through its batch."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from theorylab.core.batches import Batch, map_tensors, rows_of, tensors_of
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Params, Problem, finite
+from theorylab.instruments.output_hessian import known_loss
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the rounding of other kernels: to half of the dtype's digits."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    return bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * b.abs().max()) if a.numel() else True
+
+
+Alone = Callable[[Problem, Batch, list[str], Tensor], tuple[Tensor, Tensor]]
+"""(problem, batch, names, indices of m rows) → losses (m,) and gradients in the named parameters (m, p) of rows evaluated one by one."""
+
+
+def _flat(grads: Sequence[Tensor | None], leaves: list[Tensor]) -> Tensor:
+    return torch.cat([p.new_zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(leaves, grads, strict=True)])
+
+
+def looped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """One row after the other, each a batch of its own."""
+    losses, gradients = [], []
+    for i in rows.tolist():
+        leaves = problem.leaves()
+        with torch.set_grad_enabled(bool(names)):
+            loss = problem.on([batch.part(slice(i, i + 1))]).batch_loss(0, leaves)
+        losses.append(loss.detach())
+        wanted = [leaves[name] for name in names]
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted and loss.requires_grad else [None] * len(wanted)
+        gradients.append(_flat(grads, wanted) if wanted else loss.new_zeros(0))
+    return torch.stack(losses), torch.stack(gradients)
+
+
+def _vmapped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
+    def by_row(t: Tensor) -> bool:
+        return t.ndim > 0 and len(t) == batch.rows
+
+    def loss(params: Params, *row: Tensor) -> Tensor:
+        parts = iter(row)
+        content = map_tensors(lambda t: next(parts)[None] if by_row(t) else t, batch.content)
+        return problem.on([Batch(content, 1)]).batch_loss(0, {**problem.params, **params})
+
+    data = [t[rows] for t in tensors_of(batch.content) if by_row(t)]
+    chosen = {name: problem.params[name] for name in names}
+    axes = (None, *[0] * len(data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vmap says where it loops itself
+        if not names:
+            with torch.no_grad():
+                losses = torch.func.vmap(loss, axes, randomness="error")(chosen, *data)
+            return losses, losses.new_zeros(len(rows), 0)
+        grads, losses = torch.func.vmap(torch.func.grad_and_value(loss), axes, randomness="error")(chosen, *data)
+    return losses, torch.cat([grads[name].flatten(1) for name in names], dim=1)
+
+
+def through_batch(problem: Problem, k: int, names: list[str], rows: Tensor) -> Tensor:
+    """What each row's outputs contribute to n times the risk, through the graph of the whole batch: slow, but right under dropout too."""
+    leaves = problem.leaves()
+    outputs = problem.outputs(k, leaves)
+    parts = [t for t in tensors_of(outputs) if t.requires_grad]
+    slopes: Sequence[Tensor | None] = []
+    if parts:
+        risk = problem.n * problem.weights[k] * finite(problem.loss_of(k, outputs))
+        slopes = torch.autograd.grad(risk, parts, retain_graph=True, allow_unused=True) if risk.requires_grad else [None] * len(parts)
+    wanted = [leaves[name] for name in names]
+    gradients = []
+    for i in rows.tolist():
+        own = [torch.zeros_like(t) for t in parts]
+        for cotangent, slope in zip(own, slopes, strict=True):
+            if slope is not None:
+                cotangent[i] = slope[i]
+        grads = torch.autograd.grad(parts, wanted, own, retain_graph=True, allow_unused=True) if parts else [None] * len(wanted)
+        gradients.append(_flat(grads, wanted))
+    return torch.stack(gradients)
+
+
+def shares_predictions(problem: Problem, k: int) -> bool:
+    """Whether the loss is a mean over predictions of which rows hold different numbers, as tokens; each row then has its share of it."""
+    loss, y = known_loss(problem), problem.batches[k].content[1]
+    if loss is None or loss.name != "cross_entropy" or loss.options.get("weight") is not None or y.is_floating_point():
+        return False
+    each = (y != loss.options.get("ignore_index", -100)).reshape(len(y), -1).sum(1)
+    return problem.reduction == "mean" and bool((each != each[0]).any())
+
+
+def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
+    """By vmap where it works and agrees with the loop on the first row; refuses a batch whose loss is not its rows' mean."""
+    batch, every = problem.batches[k], torch.arange(problem.batches[k].rows)
+    alone: Alone = looped
+    try:
+        if all(map(close, _vmapped(problem, batch, names, every[:1]), looped(problem, batch, names, every[:1]))):
+            alone = _vmapped
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+        pass  # what vmap cannot transform, the loop can
+    whole = finite(problem.batch_loss(k)).detach()
+    apart = alone(problem, batch, [], every)[0].mean()
+    if not close(apart, whole):
+        raise Inapplicable(
+            f"rows depend on each other: the batch has the loss {whole:.6g}, its rows one by one {apart:.6g} on average. Give a model that "
+            "treats every row by itself, and a loss that is the mean over rows."
+        )
+    return alone
+
+
+def _refuse_coupled_outputs(problem: Problem, k: int) -> None:
+    """With dropout a row alone draws other numbers than in its batch; without, its outputs must be the same in both."""
+    still, batch = copy.copy(problem), problem.batches[k]
+    still.train = False
+    with still.safe(), torch.no_grad():
+        if still.draws(k):
+            return
+        whole, alone = still.outputs(k), still.on([batch.part(slice(1))]).outputs(0)
+    if not all(map(close, tensors_of(alone), tensors_of(rows_of(whole, slice(1), batch.rows)))):
+        raise Inapplicable("rows depend on each other: the first has other outputs alone. Give a model that treats every row by itself.")
+
+
+def others_of(problem: Problem, k: int, names: list[str]) -> Callable[[Tensor], Tensor]:
+    """Indices of m rows of batch ``k`` → gradients (m, p) in parameters that its layers do not explain.
+
+    Raises:
+        Inapplicable: rows depend on each other, or their random draws are hidden.
+    """
+    batch = problem.batches[k]
+    random = problem.draws(k)
+    if batch.is_pair and (random or shares_predictions(problem, k)):
+        _refuse_coupled_outputs(problem, k)
+        return lambda rows: through_batch(problem, k, names, rows)
+    if random:
+        raise Inapplicable(
+            "the model draws random numbers (dropout), and a loss of the form loss(model, batch) hides which of them a row got. "
+            "Use train=False, or give batches as pairs (x, y)."
+        )
+    alone, scale = _way_alone(problem, k, names), problem.n * problem.weights[k] / batch.rows
+    return lambda rows: scale * alone(problem, batch, names, rows)[1]
