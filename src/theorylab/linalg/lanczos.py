@@ -273,7 +273,7 @@ def eigs(
     krylov = Krylov(A, first, generator)
     values = residuals = order = coefficients = torch.empty(0)
     done = False
-    for m in _checkpoints(k, limit):
+    for m in _checkpoints(k + k // 2, limit):  # k pairs do not converge in hardly more products
         while len(krylov) < m:
             krylov.step()
         T = krylov.tridiagonal().matrix()
