@@ -13,8 +13,8 @@ from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
-from theorylab.instruments.refusals import too_few_digits
 from theorylab.instruments.path_norm import RELUS, traced
+from theorylab.instruments.refusals import too_few_digits
 
 FACTORS = (0.5, 2.0)
 """What a tensor is multiplied by to see whether the loss notices."""
