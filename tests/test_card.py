@@ -29,7 +29,6 @@ from theorylab.measuring.families import BY_NAME_ALONE, choose, families
 from theorylab.measuring.measure import prepare
 from theorylab.measuring.progress import Watch
 from theorylab.measuring.readings import Shown, shown
-from theorylab.measuring.subject import moved
 from theorylab.measuring.tailored import KERNEL_ROWS, TAILORED, fewer_rows
 from theorylab.report.card_page import render
 
@@ -317,6 +316,17 @@ def test_the_bytes_of_all_rows_are_foreseen_from_a_few(monkeypatch: pytest.Monke
     assert known.product(512) == pytest.approx(costs._product_bytes(problem), rel=0.1)
 
 
+def test_few_free_vectors_mean_few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert costs.free_vectors(make("mlp")) > 1000
+    monkeypatch.setattr(costs, "free_vectors", lambda problem: 24)
+    card = tl.measure(make("mlp"), only=["hessian", "kfac"], progress=False)
+    assert reading(card, "Hessian trace").note == "XTrace, 8 products"
+    assert "8 steps" in reading(card, "Hessian largest eigenvalue").note
+    exact = torch.linalg.eigvalsh(tl.hessian(make("mlp")).to_dense())
+    low, high = reading(card, "Hessian largest eigenvalue").interval or (0.0, 0.0)
+    assert low - 1e-12 <= float(exact[-1]) <= high + 1e-12
+
+
 def test_costs_grow_with_the_work_and_name_what_is_unknown() -> None:
     problem = make("mlp")
     known = costs.Footing(gradient=2.0, call=0.0, vector=0.0, held=100, base=0.0, row=1000.0)
@@ -401,17 +411,27 @@ def test_progress_is_silent_at_first_and_says_then_what_runs() -> None:
     assert loud.export_text().splitlines() == ["measuring: a (1 of 2)", "measuring: b (2 of 2, about 12 s)"]
 
 
+def test_a_terminal_shows_a_bar() -> None:
+    terminal = Console(force_terminal=True, file=(shown_to := io.StringIO()), width=120)
+    with Watch(terminal, {"a": 3.0, "b": 0.0}, quiet=0) as watch:
+        watch._timer.join()
+        watch.begin("a")
+        watch.end("a")
+        watch.begin("b")
+    assert "a (1 of 2, about 3 s)" in shown_to.getvalue() or "b (2 of 2)" in shown_to.getvalue()
+
+
 # --- a problem on another device or in another type
 
 
 def test_a_problem_moves_with_its_point_and_its_selection() -> None:
     problem = make("mlp", params=["0.*"])
     problem = problem.at({k: v + 1 for k, v in problem.params.items()})
-    single = moved(problem, dtype=torch.float32)
+    single = problem.to(dtype=torch.float32)
     assert single.dtype == torch.float32
     assert list(single.params) == list(problem.params)
     assert float(single.loss()) == pytest.approx(float(problem.loss()), rel=1e-5)
-    assert moved(problem) is problem
+    assert problem.to() is problem.to(device="cpu", dtype=torch.float64) is problem
 
 
 # --- the faces

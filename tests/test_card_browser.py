@@ -50,6 +50,7 @@ def example() -> tl.ReportCard:
             traceback="Traceback\n" + "y" * 200,
         ),
     )
+    entries += tuple(Entry(f"tool_{k}", f"family_{k}", "measured", BOOK, numbers[2:]) for k in range(7))  # more than a narrow bar holds
     config = {
         "model": "TransformerForSequenceClassification",
         "parameters": 1234567,
@@ -98,7 +99,7 @@ def test_value_and_interval_stay_beside_their_reading(open_page: Any, width: int
         ".readings tbody tr",
         "rows => rows.map((row) => ['th', '.value', '.spread'].map((part) => row.querySelector(part).getBoundingClientRect().toJSON()))",
     )
-    assert len(boxes) == 4
+    assert len(boxes) == 4 + 7
     for name, value, spread in boxes:
         assert name["right"] <= value["left"] + 1
         assert value["right"] <= spread["left"] + 1 or value["bottom"] <= spread["top"] + 1

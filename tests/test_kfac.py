@@ -161,6 +161,18 @@ def test_the_root_of_the_loss_is_one_of_its_hessian(name: str) -> None:
             assert len(roots) == size
 
 
+@pytest.mark.parametrize("name", ["cross-entropy", "classes last", "squared", "norm"])
+def test_random_mixtures_of_the_root_are_right_in_expectation(name: str) -> None:
+    loss, shape, target = LOSSES[name]
+    problem = problem_of(seeded(lambda: nn.Linear(shape[-1], shape[-1])), loss, shape, target)
+    exact = kfac(problem).to_dense()
+    estimates = torch.stack([kfac(problem, mc=2, seed=seed).to_dense() for seed in range(60)])
+    error = estimates.std(0) / 60**0.5
+    assert float(error.max()) > 0
+    assert ((estimates.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all()  # of at most 144 nearly normal entries
+    assert torch.equal(ekfac(problem, mc=1, seed=3).to_dense(), ekfac(problem, mc=1, seed=3).to_dense())
+
+
 def test_what_has_no_root_is_refused() -> None:
     net = nn.Linear(3, 3)
     coupled = problem_of(net, lambda o, y: (o - o.mean(0)).pow(4).mean(), (6, 3))
@@ -204,6 +216,8 @@ def test_unsupported_parameters_are_refused_by_name() -> None:
     for tokens in (5, 3):  # as many tokens as rows, and fewer
         with pytest.raises(Inapplicable, match="batch_first=True"):
             kfac(problem_of(TimeFirst(), F.mse_loss, (5, tokens, 4), "like outputs"))
+    with pytest.raises(ValueError, match="mc must be at least 0"):
+        kfac(make("mlp"), mc=-1)
     with pytest.raises(ValueError, match="approx must be"):
         kfac(make("mlp"), approx="other")  # pyright: ignore[reportArgumentType]
 

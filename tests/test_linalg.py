@@ -13,7 +13,7 @@ from zoo import make
 from theorylab.core.operator import Operator
 from theorylab.instruments.curvature import dense_hessian, hessian
 from theorylab.linalg.diagonal import diag
-from theorylab.linalg.lanczos import eigs, lanczos
+from theorylab.linalg.lanczos import eigs, lanczos, length, products
 from theorylab.linalg.logdet import logdet
 from theorylab.linalg.solve import solve
 from theorylab.linalg.spectrum import spectrum
@@ -365,3 +365,14 @@ def test_solve_agrees_with_cholesky_and_reports_its_residual(damping: float) -> 
 def test_wrong_input_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(operator(symmetric(8)))
+
+
+def test_sums_over_long_vectors_keep_the_digits_of_single_precision() -> None:
+    """Summed in single precision, a norm over ten million entries is wrong by a thousandth, and Lanczos sees an asymmetric operator."""
+    w = torch.randn(2**23, generator=torch.Generator().manual_seed(0))
+    exact = float(w.double().norm())
+    assert length(w) == pytest.approx(exact, rel=1e-9)
+    assert products(torch.stack([w, -w]), w).tolist() == pytest.approx([exact**2, -(exact**2)], rel=1e-5)  # single within a piece
+    p = len(w)
+    A = Operator((p, p), lambda v: w * v, symmetric=True, dtype=torch.float32)
+    assert len(lanczos(A, torch.ones(p), 5).alpha) == 5

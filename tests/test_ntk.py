@@ -179,6 +179,26 @@ def test_rows_that_depend_on_each_other_are_found_and_differentiated_as_they_are
         ntk(problem, memory=100)
 
 
+@pytest.mark.parametrize(("name", "vmapped"), [("TransformerEncoderLayer", True), ("LSTM", False)])
+def test_parameters_without_a_record_are_differentiated_at_once_or_row_by_row(name: str, vmapped: bool) -> None:
+    """All three ways to a dense Jacobian agree; `torch.func` has no rule for an LSTM."""
+    problem = make(name)
+    with problem.safe():
+        block = Block(problem, 0)
+        names = sorted(k for k in problem.params if "attn" in k or "lstm" in k)
+        plain = block._looped(names, True, False)
+        ways = [block._looped(names, True, True), block._looped(names, False, False)]
+        if vmapped:
+            ways.append(block._vmapped(names))
+        else:
+            with pytest.raises(RuntimeError):
+                block._vmapped(names)
+        for way in ways:
+            assert block._agree(way)
+            assert all(torch.allclose(way[k], plain[k], rtol=1e-10, atol=1e-12) for k in names)
+        assert not block._agree({k: 1.01 * J for k, J in plain.items()})
+
+
 def test_refuses_what_has_no_kernel() -> None:
     with pytest.raises(Inapplicable, match="couples the rows"):
         ntk(make("cnn, BatchNorm train"))

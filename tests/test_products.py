@@ -102,10 +102,10 @@ def test_samples_are_unbiased(name: str) -> None:
     problem = Problem(mlp(), loss, (x, F.one_hot(y, 3).float() if one_hot else y), dtype=torch.float64, batch_size=7)
     W = torch.randn(problem.P, 4, dtype=torch.float64)
     exact = W.T @ (dense_ggn(problem) @ W)
-    draws = torch.stack([W.T @ (ggn(problem, mc=2, seed=seed) @ W) for seed in range(60)])
+    draws = torch.stack([W.T @ (ggn(problem, mc=2, seed=seed) @ W) for seed in range(40)])
     spread = draws.std(0) / len(draws) ** 0.5
     assert float(((draws.mean(0) - exact) / spread).abs().max()) < 4.5  # ten distinct entries: once in ten thousand
-    assert float(spread.max() / exact.abs().max()) < 0.1  # else the line above would say nothing
+    assert float(spread.max() / exact.abs().max()) < 0.12  # else the line above would say nothing
 
 
 def test_samples_are_fixed_by_the_seed_and_do_not_need_the_graph() -> None:

@@ -142,13 +142,17 @@ def _entry(body: Mapping[str, Any]) -> Entry:
         parts: dict[str, Any] = {**r, "assumptions": tuple(r["assumptions"])}
         parts["interval"] = None if r["interval"] is None else tuple(r["interval"])
         readings.append(Reading(**parts))
-    fields: dict[str, Any] = {**body, "readings": tuple(readings), "figures": tuple(_series(s) for s in body["figures"])}
-    return Entry(**fields | {"source": Source(**{k: v for k, v in body["source"].items() if k != "url"})})
+    source = Source(**{k: v for k, v in body["source"].items() if k != "url"})
+    fields: dict[str, Any] = {**body, "source": source, "readings": tuple(readings), "figures": tuple(map(_series, body["figures"]))}
+    return Entry(**fields)
 
 
 def _series(body: Mapping[str, Any]) -> Series:
     import numpy as np
 
-    lines = [Line(**{k: np.asarray(v) if isinstance(v, list) else v for k, v in line.items()}) for line in body["lines"]]
+    lines = []
+    for line in body["lines"]:
+        parts: dict[str, Any] = {k: np.asarray(v) if isinstance(v, list) else v for k, v in line.items()}
+        lines.append(Line(**parts))
     fields: dict[str, Any] = {**body, "lines": lines}
     return Series(**fields)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from theorylab.core.batches import Batch, as_batches, order_of, tensors_of
+from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
 from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, without_broadcast
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 from theorylab.core.selection import select
@@ -233,6 +233,21 @@ class Problem:
         moved = copy.copy(self)
         moved.batches = list(batches)
         moved.n = sum(b.rows for b in batches)
+        return moved
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Problem:
+        """The same problem on another device, or in another floating-point type; itself where nothing changes."""
+        place = self.device if device is None else _one_device(torch.device(device))
+        if place == self.device and dtype in (None, self.dtype):
+            return self
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(place, dtype if t.is_floating_point() else None)
+
+        moved = copy.copy(self)
+        moved.device, moved.dtype = place, dtype or self.dtype
+        moved.params, moved._frozen, moved._buffers = map_tensors(move, (self.params, self._frozen, self._buffers))
+        moved.batches = [Batch(map_tensors(move, b.content), b.rows) for b in self.batches]
         return moved
 
     def draws(self, k: int) -> bool:

@@ -144,7 +144,7 @@ def empirical_fisher(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operat
                 )
             head = linear.outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(finite(problem.loss_of(k, head)), head)
-            pieces.append((linear, rows * slope, tuple(range(1 - head.ndim, 0))))
+            pieces.append((linear, problem.n * problem.weights[k] * slope, tuple(range(1 - head.ndim, 0))))
 
         def product(v: Tensor, many: bool) -> Tensor:
             parts = []

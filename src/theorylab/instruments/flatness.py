@@ -129,10 +129,10 @@ def flatness(
     pairs ±ε so that the gradient drops out. D depends on ``kind``, and with it what σ does not see:
 
     - ``"isotropic"``: D = 1. Every rescaling of layers moves σ.
-    - ``"magnitude"``: D = ``|θ|`` entry by entry. Multiplying a ReLU unit's incoming weights and bias by c > 0 and its outgoing weights by 1/c
-      leaves σ as it is.
-    - ``"adaptive"``: D is the root mean square of the unit's incoming weights (the filter's), ``|θ|`` for vectors. Multiplying a whole layer of
-      weights by one number, and undoing it elsewhere, leaves σ as it is; multiplying single units does not.
+    - ``"magnitude"``: D = ``|θ|`` entry by entry. Multiplying a ReLU unit's incoming weights and bias by c > 0 and its outgoing weights
+      by 1/c leaves σ as it is.
+    - ``"adaptive"``: D is the root mean square of the unit's incoming weights (the filter's), ``|θ|`` for vectors. Multiplying a whole
+      layer of weights by one number, and undoing it elsewhere, leaves σ as it is; multiplying single units does not.
 
     The same draws serve every σ, so that the equation is solved exactly for them; the standard error is what other draws would change.
 

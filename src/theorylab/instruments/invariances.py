@@ -206,7 +206,7 @@ def balancedness(problem: Problem, *, before: Params | None = None) -> tuple[Bal
     if isinstance(graph, str):
         raise Inapplicable(f"balancedness does not apply: {graph}")
     found = []
-    for inner, outer, relu in _pairs(graph):
+    for inner, outer, relu in layer_pairs(graph):
         first, second = f"{inner}.weight", f"{outer}.weight"
         if first not in problem.params or second not in problem.params:
             continue
@@ -231,7 +231,7 @@ def _difference(params: Params, first: str, second: str, bias: str, relu: bool) 
     return whole.diagonal().clone() if relu else whole
 
 
-def _pairs(graph: fx.GraphModule) -> list[tuple[str, str, bool]]:
+def layer_pairs(graph: fx.GraphModule) -> list[tuple[str, str, bool]]:
     """(inner, outer, whether a ReLU lies between) of dense layers in sequence."""
     modules, pairs = dict(graph.named_modules()), []
     for node in graph.graph.nodes:

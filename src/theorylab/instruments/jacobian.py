@@ -19,6 +19,7 @@ from theorylab.instruments.products import (
     columns_at_once,
     dense_jacobian,
     dense_operator,
+    fitting,
     kept,
     layout,
     repeated,
@@ -81,8 +82,11 @@ def jacobian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
         parts = zip(pieces, u.split(sizes), strict=True)
         return functools.reduce(torch.add, (piece.pull(part.reshape(piece.outputs.shape)) for piece, part in parts))
 
+    graph = kept(problem, on_all, memory)
+    few = problem if graph is not None else fitting(problem, on_all, memory)
+
     def one_by_one() -> Iterator[Linearization]:
-        return (Linearization.of(problem, k) for k in range(len(problem.batches)))
+        return (Linearization.of(few, k) for k in range(len(few.batches)))
 
     def push_anew(v: Tensor) -> Tensor:
         with problem.safe():
@@ -90,10 +94,9 @@ def jacobian(problem: Problem, *, memory: int = MEMORY_BUDGET) -> Operator:
 
     def pull_anew(u: Tensor) -> Tensor:
         with problem.safe():
-            return pull_through(one_by_one(), [b.rows * each for b in problem.batches], u).detach()
+            return pull_through(one_by_one(), [b.rows * each for b in few.batches], u).detach()
 
     push, pull, columns = push_anew, pull_anew, None
-    graph = kept(problem, on_all, memory)
     if graph is not None:
         pieces, sizes = graph.built, [piece.outputs.numel() for piece in graph.built]
         push = repeated(problem, lambda v: push_through(pieces, v), graph.bytes, memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -23,12 +23,23 @@ ENTRIES = 2**22
 """Of the rows' gradients in one layer, how many are held at once where weights are shared."""
 
 
+Roots = Callable[[int, Tensor], Iterator[Tensor]]
+"""(batch, its outputs) → vectors of a root of the loss's curvature."""
+
+
+def _roots(problem: Problem, mc: int, seed: int) -> Roots:
+    if mc < 0:
+        raise ValueError(f"mc must be at least 0, got {mc}.")
+    generator = torch.Generator().manual_seed(seed)
+    return lambda k, outputs: loss_root(problem, k, outputs, mc=mc, generator=generator)
+
+
 def _index(problem: Problem, layer: Layer) -> Tensor:
     """Where each entry of the layer's matrix lies in the flat vector, (out, in)."""
     return layer.matrix(problem.unflatten(torch.arange(problem.P, device=problem.device)))
 
 
-def _blocks(problem: Problem, which: list[Layer], approx: Approx) -> list[Factors]:
+def _blocks(problem: Problem, which: list[Layer], approx: Approx, roots: Roots) -> list[Factors]:
     index = [_index(problem, layer) for layer in which]
 
     def zeros(size: int) -> Tensor:
@@ -46,20 +57,20 @@ def _blocks(problem: Problem, which: list[Layer], approx: Approx) -> list[Factor
         for name, a in done.inputs.items():
             # A mean over the positions of each row and then over rows, also where batches have different numbers of positions.
             add(inner, name, a.mean(1) if approx == "reduce" else a, 1 / (problem.n * (1 if approx == "reduce" else a.shape[1])))
-        for vector in loss_root(problem, k, done.outputs):
+        for vector in roots(k, done.outputs):
             for name, g in done.slopes(vector).items():
                 add(outer, name, g.sum(1) if approx == "reduce" else g)
     return [Factors(outer[layer.name], inner[layer.name], where) for layer, where in zip(which, index, strict=True)]
 
 
-def _second_moments(problem: Problem, which: list[Layer], blocks: list[Block]) -> list[Block]:
+def _second_moments(problem: Problem, which: list[Layer], blocks: list[Block], roots: Roots) -> list[Block]:
     """The blocks with the exact diagonal of the Gauss-Newton matrix in their eigenbasis as eigenvalues."""
     bases = {layer.name: (b.left.to(problem.dtype), b.right.to(problem.dtype)) for layer, b in zip(which, blocks, strict=True)}
     values = {layer.name: torch.zeros_like(b.values) for layer, b in zip(which, blocks, strict=True)}
     for k in range(len(problem.batches)):
         done = forward(problem, k, which)
         rotated = {name: a @ bases[name][1] for name, a in done.inputs.items()}
-        for vector in loss_root(problem, k, done.outputs):
+        for vector in roots(k, done.outputs):
             for name, g in done.slopes(vector).items():
                 values[name] += _square_sum(g @ bases[name][0], rotated[name])
     return [Block(b.left, b.right, values[layer.name], b.index) for layer, b in zip(which, blocks, strict=True)]
@@ -142,7 +153,7 @@ def dense_ekfac(problem: Problem) -> Operator:
     source=Source("Martens and Grosse 2015", "Section 3 (the approximation by Kronecker products)", "arXiv:1503.05671"),
     refuses=(hides_outputs, couples_rows, unsupported),
 )
-def kfac(problem: Problem, *, approx: Approx = "expand") -> Kronecker:
+def kfac(problem: Problem, *, approx: Approx = "expand", mc: int = 0, seed: int = 0) -> Kronecker:
     r"""The Kronecker-factored approximation of the generalized Gauss-Newton matrix, block-diagonal by layers.
 
     A layer maps inputs a, with 1 appended for its bias, to Wa, and :math:`g_{ic}` is the gradient, in the layer's output, of the c-th
@@ -160,6 +171,9 @@ def kfac(problem: Problem, *, approx: Approx = "expand") -> Kronecker:
     Args:
         problem: The risk and the point. All selected parameters are weights or biases of Linear or Conv layers.
         approx: How shared weights are treated; no matter without them.
+        mc: Random mixtures of the root's vectors a row, each costing one backward pass, instead of all, which are as many as a row has
+            outputs; the first factor is then right in expectation. For large vocabularies. 0 takes all.
+        seed: Of the mixtures.
 
     Returns:
         An operator (p, p) with ``inverse(damping)``, ``logdet(damping)``, ``trace()``, ``eigenvalues()`` and ``map(function)``.
@@ -167,7 +181,7 @@ def kfac(problem: Problem, *, approx: Approx = "expand") -> Kronecker:
     Raises:
         Inapplicable: the loss hides the outputs or couples rows, parameters of other layers, tied ones, or ones that are used outside
             of their layer, a loss that is not convex in the outputs.
-        ValueError: the loss is not finite.
+        ValueError: the loss is not finite, or an argument out of range.
 
     Example:
         >>> x = torch.diag(torch.tensor([1.0, 3.0]))
@@ -180,8 +194,9 @@ def kfac(problem: Problem, *, approx: Approx = "expand") -> Kronecker:
     """
     if approx not in ("expand", "reduce"):
         raise ValueError(f'approx must be "expand" or "reduce", got {approx!r}.')
+    roots = _roots(problem, mc, seed)
     with problem.safe():
-        return _operator(problem, _blocks(problem, layers(problem), approx), "kfac")
+        return _operator(problem, _blocks(problem, layers(problem), approx, roots), "kfac")
 
 
 @instrument(
@@ -189,7 +204,7 @@ def kfac(problem: Problem, *, approx: Approx = "expand") -> Kronecker:
     source=Source("George et al. 2018", "Section 3 (eigenvalue-corrected Kronecker factorization)", "arXiv:1806.03884"),
     refuses=(hides_outputs, couples_rows, unsupported),
 )
-def ekfac(problem: Problem) -> Kronecker:
+def ekfac(problem: Problem, *, mc: int = 0, seed: int = 0) -> Kronecker:
     r"""K-FAC in its own eigenbasis with the eigenvalues that fit the Gauss-Newton matrix G best.
 
     With U the eigenvectors of `kfac`, this is U diag(UᵀGU) Uᵀ on each layer's block: of all operators with these eigenvectors the nearest
@@ -198,13 +213,15 @@ def ekfac(problem: Problem) -> Kronecker:
 
     Args:
         problem: The risk and the point. All selected parameters are weights or biases of Linear or Conv layers.
+        mc: As in `kfac`; the eigenvalues take mixtures of their own.
+        seed: Of the mixtures.
 
     Returns:
         An operator (p, p) with ``inverse(damping)``, ``logdet(damping)``, ``trace()``, ``eigenvalues()`` and ``map(function)``.
 
     Raises:
         Inapplicable: as `kfac`.
-        ValueError: the loss is not finite.
+        ValueError: the loss is not finite, or a negative ``mc``.
 
     Example:
         >>> x = torch.diag(torch.tensor([1.0, 3.0]))
@@ -214,7 +231,8 @@ def ekfac(problem: Problem) -> Kronecker:
 
     Source: George et al. 2018, arXiv:1806.03884, Section 3.
     """
+    roots = _roots(problem, mc, seed)
     with problem.safe():
         which = layers(problem)
-        eigen = [factors.eigen for factors in _blocks(problem, which, "expand")]
-        return _operator(problem, _second_moments(problem, which, eigen), "ekfac")
+        eigen = [factors.eigen for factors in _blocks(problem, which, "expand", roots)]
+        return _operator(problem, _second_moments(problem, which, eigen, roots), "ekfac")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -69,8 +69,8 @@ class Landscape:
         return ax
 
 
-def losses_at(problem: Problem, points: Sequence[Tensor] | Tensor) -> Tensor:
-    """The mean loss at each of several flat parameter vectors (p,), without gradients.
+def losses_at(problem: Problem, points: Iterable[Tensor]) -> Tensor:
+    """The mean loss at each of several flat parameter vectors (p,), taken one by one, without gradients.
 
     Raises:
         ValueError: it is not finite at one of them.
@@ -197,7 +197,7 @@ def landscape(
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(axes))
     theta = problem.flatten(problem.params)
     try:
-        losses = losses_at(problem, [theta + vectors @ place for place in grid])
+        losses = losses_at(problem, (theta + vectors @ place for place in grid))
     except ValueError as error:
         raise ValueError(
             f"{error} It is {float(start):.4g} in the middle and not finite within span={span:g}: make span smaller."

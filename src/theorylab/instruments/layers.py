@@ -93,8 +93,8 @@ def _linear(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:
     return {"weight": Outer(left, right, g.shape[-1]), "bias": g.flatten(1, -2).sum(1) if g.ndim > 2 else g}
 
 
-def _conv(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:
-    m: Any = call.module
+def patches(m: Any, x: Tensor) -> Tensor:
+    """What the kernel of a convolution meets at each place of its input, (n, group, place, channel · offset)."""
     mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
     x = F.pad(x, m._reversed_padding_repeated_twice, mode=mode)
     axes = len(m.kernel_size)
@@ -102,9 +102,13 @@ def _conv(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:
         x = x.unfold(axis, (k - 1) * gap + 1, step)[..., ::gap]  # a view: (n, c, place..., offset...)
     places, offsets = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
     x = x.unflatten(1, (m.groups, -1)).permute(0, 1, 2, *offsets, *places)
-    right = x.reshape(len(x), m.groups, m.in_channels // m.groups * math.prod(m.kernel_size), -1).mT
+    return x.reshape(len(x), m.groups, m.in_channels // m.groups * math.prod(m.kernel_size), -1).mT
+
+
+def _conv(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:
+    m: Any = call.module
     left = g.reshape(len(g), m.groups, m.out_channels // m.groups, -1).mT
-    return {"weight": Outer(left, right, m.out_channels // m.groups), "bias": g.flatten(2).sum(2)}
+    return {"weight": Outer(left, patches(m, x), m.out_channels // m.groups), "bias": g.flatten(2).sum(2)}
 
 
 def _embedding(call: Call, x: Tensor, g: Tensor) -> dict[str, Gradients]:

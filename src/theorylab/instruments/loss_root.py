@@ -10,15 +10,17 @@ from torch import Tensor
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem, finite
 
-Product = Callable[[Tensor], Tensor]
+Map = Callable[[Tensor], Tensor]
+"""A linear map of tensors in the outputs' shape that acts on every row by itself."""
 
 
-def loss_root(problem: Problem, k: int, outputs: Tensor) -> Iterator[Tensor]:
+def loss_root(problem: Problem, k: int, outputs: Tensor, *, mc: int = 0, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     r"""Cotangents of the outputs of batch ``k`` whose backward passes sum to the generalized Gauss-Newton matrix.
 
     Each has the shape of ``outputs`` and holds one vector :math:`s_i` for every row i, such that over all of them
-    :math:`\sum s_i s_i^\top = \nabla^2_{f_i} (w_k L_k)` with w_k the batch's share of the rows and L_k its mean loss. No expectation is
-    sampled: for a softmax cross-entropy these are the vectors :math:`\sqrt{p_c/n}\,(e_c - p)`, one for each class c.
+    :math:`\sum s_i s_i^\top = \nabla^2_{f_i} (w_k L_k)` with w_k the batch's share of the rows and L_k its mean loss. There are as many as
+    a row has outputs, and nothing is sampled: for a softmax cross-entropy they are :math:`\sqrt{p_c/n}\,(e_c - p)`, one for each class c.
+    With ``mc`` there are so many random mixtures of them instead, by independent signs, for which the equation holds in expectation.
 
     Which form the curvature has is measured, not read from the name of the loss: a diagonal (squared error, logistic and other losses of
     single outputs), a multiple of diag(p) − ppᵀ at every position (cross-entropy, also weighted, smoothed or masked), or neither, where
@@ -28,6 +30,8 @@ def loss_root(problem: Problem, k: int, outputs: Tensor) -> Iterator[Tensor]:
         problem: The risk and the point.
         k: Which batch.
         outputs: Those of the batch, with the rows first.
+        mc: Random vectors a row; 0 for the exact root.
+        generator: Of the signs; needed with ``mc``.
 
     Raises:
         Inapplicable: the loss couples rows, or is not convex in the outputs.
@@ -43,15 +47,37 @@ def loss_root(problem: Problem, k: int, outputs: Tensor) -> Iterator[Tensor]:
         (image,) = torch.autograd.grad(slope, [head], u, retain_graph=True, allow_unused=True)
         return torch.zeros_like(head) if image is None else image
 
+    root = _root(head.detach(), curve)
+    if mc == 0:
+        for unit in _units(head.detach()):
+            yield root(unit)
+    for _ in range(mc):
+        signs = torch.randint(0, 2, head.shape, generator=generator).mul_(2).sub_(1)
+        yield root(signs.to(head.device, head.dtype)) / mc**0.5
+
+
+def _root(f: Tensor, curve: Map) -> Map:
+    """A map R of each row with R Rᵀ the curvature at outputs ``f``."""
     generator = torch.Generator().manual_seed(0)
-    probe, test = (torch.randn(head.shape, generator=generator, dtype=torch.float64).to(head) for _ in range(2))
+    probe, test = (torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) for _ in range(2))
     truth = curve(test)
-    for form in (_diagonal, *(_softmax(axis) for axis in sorted({1, head.ndim - 1}) if head.ndim > 1)):
-        product, columns = form(head.detach(), curve, probe)
-        if _equal(product(test), truth):
-            yield from columns
-            return
-    yield from _dense(head.detach(), curve, test)
+    weight = curve(torch.ones_like(f))
+    if _equal(weight * test, truth):
+        _refuse_concave(weight)
+        return lambda z: weight.clamp(min=0).sqrt() * z
+    for axis in sorted({1, f.ndim - 1}) if f.ndim > 1 else []:
+        p = f.softmax(axis)
+
+        def centred(u: Tensor, p: Tensor = p, axis: int = axis) -> Tensor:
+            return p * (u - (p * u).sum(axis, keepdim=True))
+
+        image = centred(probe)
+        size = image.square().sum(axis, keepdim=True)
+        scale = (curve(probe) * image).sum(axis, keepdim=True) / size.where(size > 0, 1)  # a certain prediction has no curvature
+        if _equal(scale * centred(test), truth):
+            spread = (scale.clamp(min=0) * p).sqrt()
+            return lambda z: spread * z - p * (spread * z).sum(axis, keepdim=True)
+    return _dense_root(f, curve, test)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -59,57 +85,24 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.75 * float(b.norm())
 
 
-def _one_hot(values: Tensor) -> Iterator[Tensor]:
-    """Each entry of a row alone, for all rows at once."""
-    flat = values.reshape(len(values), -1)
-    for j in range(flat.shape[1]):
-        column = torch.zeros_like(flat)
-        column[:, j] = flat[:, j]
-        yield column.reshape(values.shape)
+def _units(like: Tensor) -> Iterator[Tensor]:
+    """Each output of a row alone, for all rows at once."""
+    for j in range(like[0].numel()):
+        unit = torch.zeros_like(like).reshape(len(like), -1)
+        unit[:, j] = 1
+        yield unit.reshape(like.shape)
 
 
-def _diagonal(f: Tensor, curve: Product, probe: Tensor) -> tuple[Product, Iterator[Tensor]]:
-    weight = curve(torch.ones_like(f))
-
-    def columns() -> Iterator[Tensor]:
-        _refuse_concave(weight)
-        yield from _one_hot(weight.clamp(min=0).sqrt())
-
-    return lambda u: weight * u, columns()
-
-
-def _softmax(axis: int) -> Callable[[Tensor, Product, Tensor], tuple[Product, Iterator[Tensor]]]:
-    def form(f: Tensor, curve: Product, probe: Tensor) -> tuple[Product, Iterator[Tensor]]:
-        p = f.softmax(axis)
-
-        def centred(u: Tensor) -> Tensor:
-            return p * (u - (p * u).sum(axis, keepdim=True))
-
-        image = centred(probe)
-        size = image.square().sum(axis, keepdim=True)
-        scale = (curve(probe) * image).sum(axis, keepdim=True) / size.where(size > 0, 1)  # a certain prediction has no curvature
-
-        def columns() -> Iterator[Tensor]:
-            root = (scale.clamp(min=0) * p).sqrt()
-            for one in _one_hot(root):
-                yield one - p * one.sum(axis, keepdim=True)
-
-        return lambda u: scale * centred(u), columns()
-
-    return form
-
-
-def _dense(f: Tensor, curve: Product, test: Tensor) -> Iterator[Tensor]:
+def _dense_root(f: Tensor, curve: Map, test: Tensor) -> Map:
     odd = (torch.arange(len(f), device=f.device) % 2).bool()
     image = curve(torch.where(odd.view(-1, *[1] * (f.ndim - 1)), test, 0))
     if float(image[~odd].norm()) > torch.finfo(f.dtype).eps * float(image.norm()):
         raise Inapplicable("the loss of one row depends on the outputs of other rows, so that its curvature is not a sum over rows.")
-    images = [curve(unit).reshape(len(f), -1) for unit in _one_hot(torch.ones_like(f))]
-    H = torch.stack(images, dim=2)  # (n, output, output)
+    H = torch.stack([curve(unit).reshape(len(f), -1) for unit in _units(f)], dim=2)  # (n, output, output)
     values, vectors = torch.linalg.eigh(H)
     _refuse_concave(values)
-    for column in (vectors * values.clamp(min=0).sqrt()[:, None]).unbind(2):
-        yield column.reshape(f.shape)
+    roots = vectors * values.clamp(min=0).sqrt()[:, None]
+    return lambda z: (roots @ z.reshape(len(f), -1, 1)).reshape(f.shape)
 
 
 def _refuse_concave(values: Tensor) -> None:

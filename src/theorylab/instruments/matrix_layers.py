@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
+from theorylab.instruments.layers import patches
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SUPPORTED = (nn.Linear, *CONVOLUTIONS)
@@ -40,9 +40,9 @@ class Layer:
 
     def inputs(self, x: Tensor) -> Tensor:
         """What the matrix multiplies, (leading, position, in): features or patches, and 1 where the bias is selected."""
-        patches = _patches(self.module, x)
-        ones = patches.new_ones(*patches.shape[:2], 1)
-        return torch.cat([part for part, name in ((patches, self.weight), (ones, self.bias)) if name is not None], dim=-1)
+        a = _channels_last(self.module, x) if isinstance(self.module, nn.Linear) else patches(self.module, x)[:, 0]
+        ones = a.new_ones(*a.shape[:2], 1)
+        return torch.cat([part for part, name in ((a, self.weight), (ones, self.bias)) if name is not None], dim=-1)
 
     def outputs(self, z: Tensor) -> Tensor:
         """An output of the layer or its gradient as (leading, position, out)."""
@@ -53,17 +53,6 @@ def _channels_last(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[None, None]
     return x.flatten(2).transpose(1, 2)
-
-
-def _patches(module: nn.Linear | nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return _channels_last(module, x)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    for axis, (size, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
-        x = x.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    d = len(module.kernel_size)  # x is (n, channel, *position, *kernel)
-    return x.movedim(1, 1 + d).flatten(1 + d).flatten(1, d)
 
 
 def layers(problem: Problem) -> list[Layer]:

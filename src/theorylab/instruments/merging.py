@@ -1,4 +1,4 @@
-"""Minibatches as one batch, where the mean over rows does not know the difference: one large product is faster than many small ones."""
+"""Other batches for the same risk, where its mean over rows does not know the difference: one for speed, small ones for memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.core.batches import Batch
+from theorylab.core.batches import Batch, as_batches
 from theorylab.core.problem import Problem
 
 
@@ -25,13 +25,29 @@ def merged(problem: Problem) -> Problem:
         return problem
     whole = copy.copy(problem)
     whole.batches = [Batch(content, problem.n)]
+    loss, gradient = _loss_and_gradient(whole, 0)  # first: what is too large for a kept graph is then found out soonest
     parts = [(w, *_loss_and_gradient(problem, k)) for k, w in enumerate(problem.weights)]
-    loss, gradient = _loss_and_gradient(whole, 0)
     tolerance = torch.finfo(problem.dtype).eps ** 0.75
     scale = sum(w * abs(part) for w, part, _ in parts), sum(w * float(g.norm()) for w, _, g in parts)
     same_loss = abs(loss - sum(w * part for w, part, _ in parts)) <= tolerance * scale[0]
     gap = gradient - torch.stack([w * g for w, _, g in parts]).sum(0)
     return whole if same_loss and float(gap.norm()) <= tolerance * scale[1] else problem
+
+
+def parted(problem: Problem, rows: int) -> Problem:
+    """The same problem in batches of at most ``rows`` rows, or the problem itself where that would be another function.
+
+    Found by comparing the losses, which takes no graph. Call it within `Problem.safe`.
+    """
+    if problem.train or all(b.rows <= rows for b in problem.batches):
+        return problem
+    small = copy.copy(problem)
+    contents = [b.content for b in problem.batches]
+    small.batches = as_batches(contents, dtype=None, device=problem.device, seed=problem.seed, batch_size=rows)
+    with torch.no_grad():
+        ours, theirs = (torch.stack([w * risk.batch_loss(k) for k, w in enumerate(risk.weights)]).double() for risk in (small, problem))
+    tolerance = torch.finfo(problem.dtype).eps ** 0.75
+    return small if float((ours.sum() - theirs.sum()).abs()) <= tolerance * float(theirs.abs().sum()) else problem
 
 
 def _loss_and_gradient(problem: Problem, k: int) -> tuple[float, Tensor]:

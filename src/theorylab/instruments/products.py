@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.batches import as_batches
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
-from theorylab.instruments.merging import merged
+from theorylab.instruments.merging import merged, parted
 from theorylab.instruments.recorded import Repeated
 
 MEMORY_BUDGET = 2**30
-"""Bytes that the kept graph of one operator may hold; beyond it, every product computes the graph anew, batch by batch."""
+"""Bytes that the kept graph of one operator may hold; beyond it, every product builds the graph anew, for as many rows at once as fit."""
 
 # Layers through which several vectors go at once by vmap as fast as one after the other; convolutions and recurrences take twice as long.
 BATCHABLE = (nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.LeakyReLU)
@@ -32,14 +36,14 @@ Product = Callable[[Tensor, bool], Tensor]
 T = TypeVar("T")
 
 
-class _OverBudget(Exception):
-    pass
+class _NotKept(Exception):
+    """A graph that is over its budget, or whose bytes cannot be counted."""
 
 
 class _Budget:
     """Counts the bytes of distinct tensors that graphs save, and stops their construction when they are too many."""
 
-    def __init__(self, limit: int, free: list[Tensor]) -> None:
+    def __init__(self, limit: float, free: list[Tensor]) -> None:
         self.limit, self.used = limit, 0
         self.seen = {t.untyped_storage().data_ptr() for t in free}  # parameters and data are held anyway
 
@@ -49,11 +53,21 @@ class _Budget:
             self.seen.add(storage.data_ptr())
             self.used += storage.nbytes()
             if self.used > self.limit:
-                raise _OverBudget
+                raise _NotKept
         return t
 
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda t: t)
+
+@contextmanager
+def _counted(problem: Problem, limit: float) -> Iterator[_Budget]:
+    """Counts what graphs save within, beyond what the problem holds; raises `_NotKept` where that is too much or cannot be seen."""
+    budget = _Budget(limit, problem.held())
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(budget.pack, lambda t: t):
+            yield budget
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):  # a model or loss that takes derivatives by torch.func refuses them
+            raise
+        raise _NotKept from error
 
 
 @dataclass(frozen=True)
@@ -76,17 +90,30 @@ def kept(problem: Problem, build: Callable[[Problem], T], memory: int, *, merge:
     try:
         with problem.safe():
             if merge and len(problem.batches) > 1:
-                with _Budget(memory, problem.held()).hooks():
+                with _counted(problem, memory):
                     problem = merged(problem)
-            budget = _Budget(memory, problem.held())
-            with budget.hooks():
+            with _counted(problem, memory) as budget:
                 built = build(problem)
         return Kept(built, problem, budget.used)
-    except (_OverBudget, RuntimeError) as error:
-        if not isinstance(error, _OverBudget) and "saved tensor hooks" not in str(error):
-            raise
+    except _NotKept:
         problem.loss()  # refuses a loss that is not finite now, not at the first product
         return None
+
+
+def fitting(problem: Problem, build: Callable[[Problem], object], memory: int) -> Problem:
+    """The problem in batches whose graphs fit ``memory`` each, judged by that of one row, where its batches may be parted."""
+    if memory <= 0 or max(b.rows for b in problem.batches) == 1:
+        return problem
+    with problem.safe():
+        rows = as_batches([problem.batches[0].content], dtype=None, device=problem.device, seed=problem.seed, batch_size=1)
+        single = copy.copy(problem)
+        single.batches, single.n = rows[:1], 1
+        try:
+            with _counted(problem, math.inf) as budget:
+                build(single)
+        except _NotKept:
+            return problem
+        return parted(problem, max(1, memory // max(1, budget.used)))
 
 
 def repeated(problem: Problem, product: Callable[[Tensor], Tensor], graph: int, memory: int) -> Callable[[Tensor], Tensor]:
@@ -204,9 +231,11 @@ def symmetric_operator(
         build: (problem, batches) → the product of their weighted sum.
         name: What the map is.
         memory: Bytes that the kept graph may take.
-        merge: Whether ``build`` gives the same for the batches in one.
+        merge: Whether ``build`` gives the same for other batches of the same rows.
     """
     graph = kept(problem, lambda whole: build(whole, list(range(len(whole.batches)))), memory, merge=merge)
+    if graph is None and merge:
+        problem = fitting(problem, lambda single: build(single, [0]), memory)
 
     def anew(v: Tensor) -> Tensor:
         with problem.safe():

@@ -107,14 +107,14 @@ def differentiable_bound(kind: Kind, error: Tensor, kl: Tensor, n: int, delta: f
         lam = 2 / ((1 + e / k).detach().sqrt() + 1)
         return e / (1 - lam / 2) + 2 * k / (lam * (1 - lam / 2))
     at, c = float(e.detach()), 2 * float(k.detach())
-    if kind == "quad" or pac_bayes_bound(kind, min(at, 1.0), float(kl.detach()), n, delta) > FLAT:
+    p = 1.0 if kind == "quad" else pac_bayes_bound(kind, min(at, 1.0), float(kl.detach()), n, delta)
+    if p > FLAT:
         return ((e + k).sqrt() + k.sqrt()).square()
     if kind == "catoni":
         price = (kl + math.log(len(CATONI_BETS) / delta)) / n
         bets = torch.tensor(CATONI_BETS, dtype=e.dtype, device=e.device)
         return (torch.expm1(-bets * e - price) / torch.expm1(-bets)).min()
     q = max(at, 1e-12)
-    p = kl_inverse(q, c)
     slope = p * (1 - p) / (p - q)
     return p + slope * (2 * k - c) + slope * math.log(p * (1 - q) / (q * (1 - p))) * (e - at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -70,7 +71,7 @@ class Krylov:
         self.blocks = [0]  # where each invariant space begins
         self.scale = 0.0  # largest entry of T, a lower estimate of ‖A‖
         self._basis = start.new_empty(16, A.shape[1])  # rows are the basis vectors: products with Q and Qᵀ then read it once
-        self._basis[0] = start / start.norm()
+        self._basis[0] = start / length(start)
 
     def __len__(self) -> int:
         return len(self.alpha)
@@ -84,45 +85,44 @@ class Krylov:
         j = len(self)
         q = self._basis[j]
         w = self.A @ q
-        if not bool(torch.isfinite(w).all()):
+        size = length(w)
+        if not math.isfinite(size):
             raise ValueError(f"{self.A.name}: a product with a unit vector is not finite; the model or the data overflow.")
-        length = float(w.norm())
         Q = self._basis[: j + 1]
-        h = Q @ w if self.reorthogonalize else torch.stack([w.new_zeros(()), *(Q[-2:] @ w)])[-(j + 1) :] if j else Q @ w
+        h = products(Q, w) if self.reorthogonalize else torch.stack([w.new_zeros(()).double(), *products(Q[-2:], w)])[-(j + 1) :]
         if self.reorthogonalize:
-            self._check(h, length)
-            w = w - h @ Q
-            w = w - (Q @ w) @ Q  # twice is enough (Giraud et al. 2005)
+            self._check(h, size)
+            w = w - h.to(w) @ Q
+            w = w - products(Q, w).to(w) @ Q  # twice is enough (Giraud et al. 2005)
         else:
-            w = w - h[-1] * q - (self.beta[-1] * self._basis[j - 1] if j else 0.0)
+            w = w - h[-1].to(w) * q - (self.beta[-1] * self._basis[j - 1] if j else 0.0)
         self.alpha.append(float(h[-1]))
-        beta = float(w.norm())
+        beta = length(w)
         self.scale = max(self.scale, abs(self.alpha[-1]), beta)
         if j + 1 == self.A.shape[0]:
             self.beta.append(0.0)
             return
         if j + 2 > len(self._basis):
             self._basis = torch.cat([self._basis, torch.empty_like(self._basis)])
-        if beta <= 100 * torch.finfo(w.dtype).eps * max(self.scale, length):
+        if beta <= 100 * torch.finfo(w.dtype).eps * max(self.scale, size):
             beta = 0.0
             self.blocks.append(j + 1)
             w = random_vector(self.A, self.generator)
             for _ in range(2):
-                w = w / w.norm()
-                w = w - (self._basis[: j + 1] @ w) @ self._basis[: j + 1]
+                w = w / length(w)
+                w = w - products(Q, w).to(w) @ Q
         self.beta.append(beta)
-        self._basis[j + 1] = w / w.norm()
+        self._basis[j + 1] = w / (beta or length(w))
 
-    def _check(self, h: Tensor, length: float) -> None:
+    def _check(self, h: Tensor, size: float) -> None:
         # For a symmetric operator Qᵀ A q_j is (0, …, 0, β_{j−1}, α_j): what lies elsewhere is asymmetry, found without another product.
-        expected = torch.zeros_like(h[:-1])
-        if len(expected):
-            expected[-1] = self.beta[-1]
-        gap = float((h[:-1] - expected).norm())
-        if gap > torch.finfo(h.dtype).eps ** 0.5 * max(length, self.scale):
+        surplus = h[:-1].clone()
+        surplus[-1:] -= self.beta[-1] if self.beta else 0.0
+        gap = length(surplus)
+        if gap > torch.finfo(self._basis.dtype).eps ** 0.5 * max(size, self.scale):
             raise ValueError(
                 f"{self.A.name} must be symmetric: the products uᵀAv and vᵀAu of two test vectors differ by {gap:.2g} at a norm of about "
-                f"{max(length, self.scale):.2g}."
+                f"{max(size, self.scale):.2g}."
             )
 
     def tridiagonal(self) -> Tridiagonal:
@@ -135,6 +135,25 @@ class Krylov:
     def rounding(self) -> float:
         """What rounding may add to a residual: ε‖A‖ for each of the products that made the basis."""
         return float(torch.finfo(self._basis.dtype).eps) * self.scale * len(self)
+
+
+SUMMED = 2**16  # entries that are summed in the vectors' own precision
+
+
+def products(Q: Tensor, w: Tensor) -> Tensor:
+    """Q w in float64, (m,), for the rows of Q (m, p).
+
+    Single precision summed over a hundred million entries would be wrong by a thousandth, which looks like asymmetry.
+    """
+    if len(w) <= SUMMED:
+        return (Q @ w).double()
+    parts = zip(Q.split(SUMMED, dim=1), w.split(SUMMED), strict=True)
+    return torch.stack([(block @ piece).double() for block, piece in parts]).sum(0)
+
+
+def length(w: Tensor) -> float:
+    """The norm of a vector, summed in float64."""
+    return float(torch.linalg.vector_norm(w, dtype=torch.float64))
 
 
 def random_vector(A: Operator, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from theorylab.core.estimate import Estimate
 from theorylab.core.operator import Operator
 
-BLOCK = 64  # probes multiplied at once, to bound memory
+BLOCK = 64  # probes multiplied at once, to bound memory, ...
+ENTRIES = 2**27  # ... and their entries at once, one probe at the least
 
 
 def check(A: Operator, n: int) -> None:
@@ -27,12 +28,19 @@ def check(A: Operator, n: int) -> None:
 
 def signs(A: Operator, n: int, seed: int) -> Tensor:
     """Rademacher vectors, (p, n)."""
-    generator = torch.Generator().manual_seed(seed)
+    return _signs(A, n, torch.Generator().manual_seed(seed))
+
+
+def _signs(A: Operator, n: int, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, (n, A.shape[1]), generator=generator).mul_(2).sub_(1).T.to(A.device, A.dtype)
 
 
 def _hutchinson(A: Operator, n: int, seed: int) -> Estimate:
-    samples = [(Z * (A @ Z)).sum(0) for Z in signs(A, n, seed).split(BLOCK, dim=1)]
+    generator, samples = torch.Generator().manual_seed(seed), []
+    block = max(1, min(BLOCK, ENTRIES // A.shape[1]))
+    for start in range(0, n, block):
+        Z = _signs(A, min(block, n - start), generator)
+        samples.append((Z * (A @ Z)).sum(0))
     return Estimate.over(torch.cat(samples))
 
 

@@ -18,6 +18,7 @@ from theorylab.measuring.costs import in_words
 from theorylab.measuring.families import choose
 from theorylab.measuring.measure import Session, announcer, prepare
 from theorylab.measuring.subject import SubjectError, load
+from theorylab.report.card_table import as_text
 from theorylab.report.numbers import duration
 from theorylab.report.shell import slug
 from theorylab.runners.memory import peak_bytes
@@ -85,7 +86,10 @@ def measure(request: Request, out: Path, *, json: bool, console: Console) -> int
     if json:
         print(text)
     else:
-        console.print(card)
+        if console.is_terminal:
+            console.print(card)
+        else:
+            print(as_text(card, console.width))  # a file wants no padding at the ends of lines
         print(f"\n{page}", flush=True)
     if stopped:
         print(f"theorylab: stopped: {len(entries)} of {len(session.tools)} instruments are on the card.", file=sys.stderr)

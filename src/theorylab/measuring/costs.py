@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,6 +205,9 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "landscape": lambda problem: Work(0.6 * 11**2, 11**2, 3),  # losses alone, on a plane of points
     "norms": lambda problem: Work(4, 10, 2),
     "test_bound": lambda problem: Work(1),
+    "occam": lambda problem: Work(50),
+    "flatness": lambda problem: Work(120, 0, 3),
+    "invariances": lambda problem: Work(6, 0, 2),
     "per_example_grads": lambda problem: Work(10, problem.n, problem.n),
     "per_example_grad_norms": lambda problem: Work(2, 0, 1),
 }
@@ -231,7 +236,9 @@ def expect(tool: Instrument, problem: Problem, known: Footing, memory: int | Non
     seconds = (
         work.gradients * known.gradient * (REBUILT / PRODUCT if rebuilt else 1.0) + work.passes * known.vector + work.calls * known.call
     )
-    basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s" + (", graphs rebuilt" if rebuilt else "")
+    basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s"
+    basis += f" and {work.calls:.0f} calls of {known.call:.2g} s" if work.calls * known.call > 0.1 * seconds else ""
+    basis += ", graphs rebuilt" if rebuilt else ""
     return Cost(seconds, round(known.held + vectors + SLACK * (2 * batch if rebuilt else whole)), basis)
 
 
@@ -266,6 +273,17 @@ def share_out(problem: Problem, known: Footing, memory: int) -> Room:
     return Room(problem, int(share), int((memory - known.held) / 2 / (problem.P * problem.dtype.itemsize)))
 
 
+def free_vectors(problem: Problem) -> int:
+    """Vectors of all parameters that half of the memory free now has room for: no Krylov space may push a machine into swap."""
+    if problem.device.type == "cuda":
+        free = torch.cuda.mem_get_info(problem.device)[0]
+    else:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", _MEMORY.read_text()) if _MEMORY.is_file() else None
+        free = int(found[1]) * 1024 if found else 2**40  # a system that does not tell
+    return max(8, int(free / 2 / (problem.P * problem.dtype.itemsize)))
+
+
+_MEMORY = Path("/proc/meminfo")
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 

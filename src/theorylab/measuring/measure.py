@@ -183,7 +183,8 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
     def operator(A: Operator) -> Shown:
         nonlocal drawn
         drawn = True
-        return operators.of_operator(tool.name, A, seed=seed, **({} if room is None else {"vectors": room.vectors, "one_by_one": True}))
+        vectors = costs.free_vectors(problem) if room is None else room.vectors
+        return operators.of_operator(tool.name, A, seed=seed, vectors=vectors, one_by_one=room is not None)
 
     start = time.perf_counter()
     try:

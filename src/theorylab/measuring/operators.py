@@ -47,7 +47,7 @@ def products(name: str, p: int) -> int:
     return few + (PROBES * min(STEPS, p) + 2 * min(SQUARE, p) if name in IN_FULL else min(TOP, p))
 
 
-def of_operator(name: str, A: Operator, *, seed: int, vectors: int = 10**9, one_by_one: bool = False) -> Shown:
+def of_operator(name: str, A: Operator, *, seed: int, vectors: int, one_by_one: bool = False) -> Shown:
     """The readings of an operator; of one that is not symmetric its largest singular value and Frobenius norm, from AᵀA.
 
     Args:

@@ -138,19 +138,9 @@ def _is_triple(value: Any) -> bool:
 
 def _problem(path: Path, found: Any, how: str, device: str | None, dtype: torch.dtype | None) -> Problem:
     if isinstance(found, Problem):
-        return _guarded(path, f"moving {how}", lambda: moved(found, device=device, dtype=dtype))
+        return _guarded(path, f"moving {how}", lambda: found.to(device=device, dtype=dtype))
     if _is_triple(found):
         model, loss, data = found
         return _guarded(path, f"the problem of {how}", lambda: Problem(model, loss, data, device=device, dtype=dtype))
     kind = f"{type(found).__name__} of {len(found)}" if isinstance(found, tuple | list) else type(found).__name__
     raise SubjectError(f"{how} must be a theorylab.Problem, or a tuple (model, loss, data), or a function that returns one; got {kind}.")
-
-
-def moved(problem: Problem, *, device: str | None = None, dtype: torch.dtype | None = None) -> Problem:
-    """The same problem on another device or in another floating-point type; itself where nothing changes."""
-    if (device is None or torch.device(device) == problem.device) and dtype in (None, problem.dtype):
-        return problem
-    contents = [b.content for b in problem.batches]
-    options: dict[str, Any] = {"params": list(problem.params), "train": problem.train, "seed": problem.seed}
-    again = Problem(problem.model, problem.criterion, contents, device=device or problem.device, dtype=dtype or problem.dtype, **options)
-    return again.at(problem.params)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -42,9 +43,9 @@ def as_table(card: Card, width: int) -> Group:
     return Group(*parts)
 
 
-def as_text(card: Card) -> str:
-    """The same as plain text, as wide as the terminal."""
-    console = Console(file=io.StringIO(), color_system=None, highlight=False)
+def as_text(card: Card, width: int | None = None) -> str:
+    """The same as plain text, by default as wide as the terminal."""
+    console = Console(file=io.StringIO(), color_system=None, highlight=False, width=width)
     with console.capture() as captured:
         console.print(as_table(card, console.width))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -81,16 +82,18 @@ def _readings(card: Card, wide: bool) -> Table:
 def _entry(table: Table, entry: Entry, wide: bool) -> None:
     if entry.state != "measured":
         style, word = ("red", "failed") if entry.state == "failed" else ("dim", "not applicable")
-        table.add_row(Text(f"  {entry.instrument}: {entry.why}", style=style), "", "", Text(word, style=style))
+        row = Padding(Text(f"{entry.instrument}: {entry.why}", style=style), (0, 0, 0, 2))
+        table.add_row(row, "", "", Text(word, style=style))
         return
     for r in entry.readings:
         bound = r.label == "bound"
-        notes = "; ".join(filter(None, (f"δ = {r.delta:g}" if bound else "", *r.assumptions, r.note if bound or wide else "")))
-        name = Text.assemble(f"  {r.name}", (f"  {notes}" if notes else "", "dim"))
+        # what a bound rests on is a part of it; a measure's remark is for who has the room
+        notes = "; ".join(filter(None, (f"δ = {r.delta:g}", *r.assumptions, r.note))) if bound else r.note if wide else ""
+        name = Text.assemble(r.name, (("\n" if bound else "  ") + notes if notes else "", "dim"))
         kind = Text(r.label, style="cyan" if bound else "dim")
-        table.add_row(name, value_of(r), interval(*r.interval) if r.interval else "", kind)
+        table.add_row(Padding(name, (0, 0, 0, 2)), value_of(r), interval(*r.interval) if r.interval else "", kind)
     if not entry.readings:
-        table.add_row(Text(f"  {entry.instrument}: a figure, on the page", style="dim"))
+        table.add_row(Padding(Text(f"{entry.instrument}: a figure, on the page", style="dim"), (0, 0, 0, 2)))
 
 
 def _sources(card: Card) -> Table:

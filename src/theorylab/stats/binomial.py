@@ -75,12 +75,17 @@ def kl_inverse(q: Any, c: Any) -> Any:
     q, c = np.broadcast_arrays(_unit(q, "q"), np.asarray(c, dtype=np.float64))
     if not bool((c >= 0).all()):
         raise ValueError(f"c must not be negative, got {c[~(c >= 0)].flat[0] if c.ndim else float(c)}.")
-    low, high = q.copy(), np.ones_like(q)
-    for _ in range(64):  # halves an interval of length one down to the spacing of numbers near it
-        middle = low + (high - low) / 2
-        beyond = bernoulli_kl(q, middle) > c + ROUNDING
-        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
-    return float(high) if high.ndim == 0 else high
+    if q.ndim == 0:
+        return _upper_root(float(q), float(c))
+    return np.array([_upper_root(*pair) for pair in zip(q.flat, c.flat, strict=True)]).reshape(q.shape)
+
+
+def _upper_root(q: float, c: float) -> float:
+    low, high = q, 1.0
+    while low < (middle := low + (high - low) / 2) < high:
+        beyond = (q * math.log(q / middle) if q > 0 else 0.0) + ((1 - q) * math.log((1 - q) / (1 - middle)) if q < 1 else 0.0)
+        low, high = (low, middle) if beyond > c + ROUNDING else (middle, high)
+    return high
 
 
 def clopper_pearson(errors: int, n: int, delta: float) -> float:

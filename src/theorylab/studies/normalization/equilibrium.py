@@ -97,7 +97,7 @@ WINDOW = 0.4
 class EquilibriumConfig(Config):
     """Two BatchNorm tanh layers under a fixed head, on random labels, at small minibatches."""
 
-    seeds: int = setting(12, "replicas, each with its own random numbers", low=2)
+    seeds: int = setting(16, "replicas, each with its own random numbers", low=2)
     dtype: Literal["float64", "float32"] = setting("float32", "floating-point type; these laws are not exact identities")
     inputs: int = setting(20, "inputs", low=2)
     width: int = setting(16, "hidden units a layer", low=4)
