@@ -203,7 +203,7 @@ def test_works_where_some_parameters_do_not_matter_or_the_loss_is_linear(tool: I
     if takes(tool, problem):
         assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
     linear = Problem(torch.nn.Linear(5, 1), lambda o, t: (o[:, 0] * t).mean(), (x, y), dtype=torch.float64)
-    if not takes(tool, linear):
+    if tool.family != "curvature" or not takes(tool, linear):  # other quantities need not exist where the risk is unbounded
         return
     first, second = (numbers(measure(linear)) for measure in (tool.measure, tool.oracle))
     for key in (key for key in first if "vector" not in key):  # any unit vector is an eigenvector of zero

@@ -187,6 +187,7 @@ def test_loss_is_differentiable_in_given_parameters() -> None:
     grads = torch.autograd.grad(problem.loss(leaves), list(leaves.values()))
     assert torch.allclose(torch.cat([g.reshape(-1) for g in grads]), problem.gradient(), rtol=1e-12, atol=1e-14)
     assert not problem.loss().requires_grad
+    assert not make("differential equation").loss().requires_grad  # though its loss differentiates in the data
 
 
 def test_gradient_works_under_no_grad_and_autocast() -> None:

@@ -187,7 +187,7 @@ class Problem:
         Raises:
             ValueError: the loss is not finite.
         """
-        wanted = torch.is_grad_enabled()
+        wanted = torch.is_grad_enabled() and params is not None
         with self.safe(), torch.set_grad_enabled(wanted):
             return finite(
                 sum((w * self.batch_loss(k, params) for k, w in enumerate(self.weights)), start=torch.zeros((), device=self.device))

@@ -14,6 +14,7 @@ from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.path_norm import RELUS, traced
+from theorylab.instruments.refusals import too_few_digits
 
 FACTORS = (0.5, 2.0)
 """What a tensor is multiplied by to see whether the loss notices."""
@@ -113,6 +114,7 @@ def slow_invariances(
 @instrument(
     oracle=slow_invariances,
     source=Source("Li and Arora 2020", "Section 2 (scale invariance, effective learning rate)", "arXiv:1910.07454"),
+    refuses=too_few_digits,
 )
 def invariances(
     problem: Problem, *, lr: float = 1.0, before: Params | None = None, factors: Sequence[float] = FACTORS, threshold: float = 1e-3

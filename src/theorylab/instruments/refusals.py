@@ -29,4 +29,6 @@ def too_few_digits(problem: Problem) -> str | None:
     """Half precision leaves no digits to a spectrum or a solve: its rounding is of the size of what is asked for."""
     if torch.finfo(problem.dtype).bits >= 32:
         return None
-    return f"parameters are {problem.dtype}, which has too few digits for eigenvalues and solves. Pass dtype=torch.float32."
+    return (
+        f"parameters are {problem.dtype}, which has too few digits for eigenvalues, solves and small differences. Pass dtype=torch.float32."
+    )
