@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import make, mlp, vectors
+from zoo import ZOO, make, mlp, vectors
 
 import theorylab as tl
 from theorylab.core import instrument as registry
@@ -212,6 +212,13 @@ def test_what_cannot_be_read_is_refused(result: object, error: type[Exception], 
 
 
 # --- instruments that do not do what they should
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_on_every_kind_of_model_an_instrument_measures_or_says_why_not(name: str) -> None:
+    for entry in tl.measure(make(name), only=["sharpness", "norms", "kfac"], progress=False).entries:
+        assert entry.state != "failed", entry.traceback
+        assert entry.readings if entry.state == "measured" else entry.why
 
 
 @pytest.mark.usefixtures("toy")

@@ -142,7 +142,7 @@ def prepare(
     notices = preflight(problem)
     for notice in notices:
         announce(notice)
-    loss = float(problem.loss())
+    loss = float(problem.loss().detach())  # a loss that takes derivatives itself comes with a graph
     known = costs.footing(problem)
     room = None if budget is None else costs.share_out(problem, known, budget)
     measured = problem if room is None else room.problem
