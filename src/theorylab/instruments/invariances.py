@@ -14,6 +14,7 @@ from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.path_norm import RELUS, traced
+from theorylab.instruments.refusals import too_few_digits
 
 FACTORS = (0.5, 2.0)
 """What a tensor is multiplied by to see whether the loss notices."""
@@ -106,13 +107,14 @@ def slow_invariances(
 ) -> Invariances:
     """A problem of its own for every scaled tensor: the oracle of `invariances`."""
     with torch.no_grad():
-        losses = [[float(problem.at({k: c * p}).loss()) for c in factors] for k, p in problem.params.items()]
-    return _summary(problem, problem.unflatten(problem.gradient()), losses, float(problem.loss()), lr, threshold, before)
+        losses = [[float(problem.at({k: c * p}).loss().detach()) for c in factors] for k, p in problem.params.items()]
+    return _summary(problem, problem.unflatten(problem.gradient()), losses, float(problem.loss().detach()), lr, threshold, before)
 
 
 @instrument(
     oracle=slow_invariances,
     source=Source("Li and Arora 2020", "Section 2 (scale invariance, effective learning rate)", "arXiv:1910.07454"),
+    refuses=too_few_digits,
 )
 def invariances(
     problem: Problem, *, lr: float = 1.0, before: Params | None = None, factors: Sequence[float] = FACTORS, threshold: float = 1e-3
@@ -150,7 +152,7 @@ def invariances(
     gradient = problem.unflatten(problem.gradient())
 
     def loss_at(params: Params) -> float:
-        return sum(w * float(finite(problem.batch_loss(k, params))) for k, w in enumerate(problem.weights))
+        return sum(w * float(finite(problem.batch_loss(k, params)).detach()) for k, w in enumerate(problem.weights))
 
     with problem.safe(), torch.no_grad():
         losses = [[loss_at({**problem.params, k: c * p}) for c in factors] for k, p in problem.params.items()]
