@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -201,13 +200,21 @@ def _order(values: Tensor, which: Which) -> Tensor:
     return key.argsort(descending=True)
 
 
-def _checkpoints(first: int, last: int) -> Iterator[int]:
-    """Basis sizes at which convergence is tested: each, then ever rarer, since the test itself costs O(m³)."""
-    m = first
-    while m < last:
-        yield m
-        m += max(1, m // 12)
-    yield last
+def _pause(m: int, excess: float, earlier: tuple[int, float] | None) -> int:
+    """Products until convergence is worth testing again: the test costs O(m³), but a product too many may cost more.
+
+    Half as many as the decline since the earlier test promises, where there was one; at least one, and at most a twelfth more than before
+    or, on such a promise, a quarter.
+
+    Args:
+        m: Products so far.
+        excess: The largest residual over what is allowed.
+        earlier: The same two at the test before, if there was one.
+    """
+    if earlier is None or not 0 < excess < earlier[1] < math.inf:
+        return max(1, m // 12)
+    rate = math.log(earlier[1] / excess) / (m - earlier[0])
+    return max(1, min(int(0.5 * math.log(max(excess, 1.0)) / rate), m // 4))
 
 
 def eigs(
@@ -273,17 +280,21 @@ def eigs(
     krylov = Krylov(A, first, generator)
     values = residuals = order = coefficients = torch.empty(0)
     done = False
-    for m in _checkpoints(k + k // 2, limit):  # k pairs do not converge in hardly more products
+    m, earlier = min(limit, k + k // 2), None  # k pairs do not converge in hardly more products
+    while True:
         while len(krylov) < m:
             krylov.step()
         T = krylov.tridiagonal().matrix()
         values, coefficients = torch.linalg.eigh(T)
         order = _order(values, which)[:k]
         residuals = krylov.beta[-1] * coefficients[-1].abs()
-        small = residuals[order] <= tol * values[order].abs().clamp(min=torch.finfo(A.dtype).eps ** 0.5 * krylov.scale)
+        allowed = tol * values[order].abs().clamp(min=torch.finfo(A.dtype).eps ** 0.5 * krylov.scale)
+        small = residuals[order] <= allowed
         done = bool(small.all()) and (m == p or _nothing_beyond(T, krylov, k, which, tol))
-        if done:
+        if done or m >= limit:
             break
+        excess = float((residuals[order] / allowed).max()) if krylov.scale else math.inf
+        m, earlier = min(limit, m + _pause(m, excess, earlier)), (m, excess)
     vectors = krylov.tridiagonal().basis @ coefficients[:, order].to(krylov.tridiagonal().basis)
     bounds = (residuals[order] + krylov.rounding).to(vectors)
     return Eigs(values[order].to(vectors), vectors, bounds, done, len(krylov))
