@@ -173,6 +173,28 @@ def test_parameters_of_no_layer_are_explained_by_the_operations_that_use_them() 
         assert _explained(problem, 0).rest == []
 
 
+class Slope(nn.Module):
+    """A model that takes a derivative of a layer itself, which reads the layer's weight a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(torch.tanh(self.layer(x)).sum(), x, create_graph=True)
+        return self.head(slope)
+
+
+def test_a_weight_that_a_derivative_within_the_model_reads_is_not_mistaken_for_explained() -> None:
+    torch.manual_seed(0)
+    problem = Problem(Slope(), F.cross_entropy, vectors(), dtype=torch.float64)
+    assert_right(problem)
+    with problem.safe():
+        assert _explained(problem, 0).rest == ["layer.weight"]
+
+
 class Frames(nn.Module):
     """A convolution of every frame of a film: rows times frames come first."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -36,7 +37,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         reader = _READERS.get(func)
-        if reader is not None and isinstance(out, Tensor) and out.requires_grad:
+        # A tensor within `torch.func` lives only there; what parameters do in it goes without a record.
+        if reader is not None and isinstance(out, Tensor) and out.requires_grad and not is_functorch_wrapped_tensor(out):
             reader(self.record, out, *args, **kwargs)
         return out
 
@@ -70,6 +72,7 @@ def _conv(
     groups: int = 1,
 ) -> None:
     dims, kernel, o = weight.ndim - 2, weight.shape[2:], weight.shape[0] // groups
+    shape, places = input.shape[1:], out.shape[2:]  # the graph must not be kept alive by what follows
     if out.ndim != dims + 2 or not rec.knows(weight, bias):
         return
     stride, dilation = ((v,) * dims if isinstance(v, int) else tuple(v) * (dims // len(v)) for v in (stride, dilation))
@@ -81,12 +84,12 @@ def _conv(
         sides = [(p, p) for p in padding]
 
     def patches(x: Tensor, ones: int) -> Tensor:
-        rows, x = len(x), x.reshape(-1, *input.shape[1:])
+        rows, x = len(x), x.reshape(-1, *shape)
         x = F.pad(x, [v for pair in reversed(sides) for v in pair]).contiguous()
         n, c, *spatial = x.stride()
         steps = [s * v for s, v in zip(spatial, stride, strict=True)]
         taps = [s * v for s, v in zip(spatial, dilation, strict=True)]
-        channels, places = x.shape[1] // groups, out.shape[2:]
+        channels = x.shape[1] // groups
         view = x.as_strided((len(x), groups, channels, *kernel, *places), (n, channels * c, c, *taps, *steps))
         d = channels * kernel.numel()
         right = x.new_ones(len(x), groups, d + ones, places.numel())  # places last: long runs to copy

@@ -70,16 +70,37 @@ def _separate(uses: Sequence[Use], outputs: Any, rows: int) -> set[int]:
     return {i for i, g in enumerate(grads) if g is None or not bool(g[len(g) // rows :].any())}
 
 
-def entries_of(value: Tensor, leaves: Params) -> Counter[str]:
-    """How often each parameter enters the graph of ``value``: the edges that end in it."""
+def entries_of(value: Tensor, leaves: Params, uses: Sequence[Use]) -> Counter[str]:
+    """How often each parameter enters the graph of ``value``, directly or by a view of it, such as its transpose.
+
+    A derivative that the model takes itself reads the same transpose as the layer does: a second edge to the view, not to the parameter.
+    """
     names, counts, seen = {id(p): k for k, p in leaves.items()}, Counter[str](), set()
-    todo: list[Any] = [value.grad_fn]
-    while todo:
-        for node, _ in todo.pop().next_functions:
+    heads = {use.edge.node for use in uses}  # an operation with one argument, as a look-up, is no view
+    ends: dict[Any, str | None] = {}
+
+    def end(node: Any) -> str | None:
+        """The parameter at the end of a chain of views; None where there is none."""
+        chain = []
+        while node not in ends:
+            chain.append(node)
             leaf = getattr(node, "variable", None)
             if leaf is not None:
-                counts[names.get(id(leaf), "")] += 1
-            elif node is not None and node not in seen:
-                seen.add(node)
-                todo.append(node)
+                ends[node] = names.get(id(leaf), "")
+            elif node in heads or len(node.next_functions) != 1 or node.next_functions[0][0] is None:
+                ends[node] = None
+            else:
+                node = node.next_functions[0][0]
+        ends.update(dict.fromkeys(chain, ends[node]))
+        return ends[node]
+
+    todo: list[Any] = [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        name = end(node)
+        if name is not None:
+            counts[name] += 1
+        elif node not in seen:
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions if following is not None]
     return counts

@@ -83,7 +83,7 @@ def _explained(problem: Problem, k: int) -> _Explained:
     if not total.requires_grad:
         return _Explained([], [])
     kept = trusted(problem, k, recorder.uses, outputs)
-    count = entries_of(total, leaves)
+    count = entries_of(total, leaves, kept)
     grads = torch.autograd.grad(total, [use.edge for use in kept], allow_unused=True) if kept else []
     found = [(use, g.reshape(batch.rows, 1, *use.row_shape)) for use, g in zip(kept, grads, strict=True) if g is not None]
     explained = Counter(name for use, _ in found for name in use.names)
@@ -176,8 +176,9 @@ GOODFELLOW = Source("Goodfellow 2015", "Section 4 (per-example gradients from la
 def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None = None, chunk: int | None = None) -> Tensor:
     r"""The gradients of the rows' own losses, :math:`\nabla \ell_i(\theta)`, one a row: (rows, p). Their mean is the gradient.
 
-    One pass forward and back to the outputs of the layers gives those of linear, convolutional, embedding and normalization layers,
-    :math:`\sum_t g_t a_t^\top` from a layer's inputs a and the gradients g of its outputs. Parameters that are used in any other way are
+    One pass forward and back to the outputs of the operations on parameters, in whatever module, gives those of linear maps, convolutions,
+    embeddings, normalizations, scales and shifts: for a matrix :math:`\sum_t g_t a_t^\top`, from the inputs a of the operation and the
+    gradients g of its outputs. Parameters that are used in any other way are
     differentiated row by row, by vmap where the model allows it. Which parameters those are is read from the graph of the loss. Where
     the loss is a mean over predictions (tokens, of which some are masked), a row's loss is n times its share of that mean.
 

@@ -88,9 +88,10 @@ class Uses:
     ) -> None:
         """Record an operation on the leaves ``names``; None stands for what is not a leaf."""
         known = tuple(k for k in names if k is not None)
-        if known and out.ndim and len(x) and len(x) % self.n == len(out) % self.n == 0:
+        leading = x.shape[0]
+        if known and out.ndim and leading and leading % self.n == out.shape[0] % self.n == 0:
             held = x.numel() if entries is None else entries
-            x = x.detach() if len(x) == self.n else x.detach().unflatten(0, (self.n, -1))
+            x = x.detach() if leading == self.n else x.detach().unflatten(0, (self.n, -1))
             self.found.append(Use(known, get_gradient_edge(out), out.shape, x, x._version, prepare, build, held))
 
     def product(
@@ -112,7 +113,7 @@ class Uses:
             inputs: x of m rows, and how many ones to append to each input → (m, position, group, entries).
             left: Output gradients (m, c, ...) → (m, c, position, group, o).
         """
-        names, lead = (self.name(weight), self.name(bias)), len(weight)
+        names, lead = (self.name(weight), self.name(bias)), weight.shape[0]
         d, ones = weight.numel() // lead, int(self.united and names[1] is not None)
         drop = d if names[0] is None else 0
 
