@@ -11,6 +11,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
 
 assert theorylab.instruments  # its import fills the registry
+EVERY = pytest.mark.parametrize("tool", instruments().values(), ids=lambda tool: tool.name)
 INSTRUMENTS = pytest.mark.parametrize("tool", [t for t in instruments().values() if not t.trains], ids=lambda tool: tool.name)
 HOW_NOT_WHAT = {"converged", "n_matvecs", "residual", "residuals"}
 """Fields that say how a result was reached; an oracle reaches it otherwise."""
@@ -109,11 +111,18 @@ def test_agrees_with_its_oracle(tool: Instrument, name: str) -> None:
         assert_agree(tool.measure(problem, **accurate(tool)), tool.oracle(problem), 1e-9)
 
 
-@INSTRUMENTS
+@EVERY
 def test_has_a_source_and_a_docstring_with_an_example(tool: Instrument) -> None:
     text = inspect.getdoc(tool.measure) or ""
     assert ">>>" in text
     assert tool.source.ref in text
+
+
+@EVERY
+def test_is_exported_and_its_family_has_a_page(tool: Instrument) -> None:
+    assert getattr(theorylab, tool.name) is tool.measure
+    page = Path(__file__).parents[1] / "docs" / "instruments" / f"{tool.family}.md"
+    assert f"{{family}} {tool.family}" in page.read_text(encoding="utf-8")
 
 
 @INSTRUMENTS

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from theorylab.core import claim as claim_module
+from theorylab.core.cache import recall, remember
 from theorylab.core.claim import Claim, Finding
 from theorylab.core.config import Config
 from theorylab.core.scale import Scale
@@ -212,6 +213,9 @@ def find_studies() -> tuple[dict[str, StudyCard], tuple[str, ...]]:
     """
     cards: dict[str, StudyCard] = {}
     problems: list[str] = []
+    stamp = (sys.version, *(_mark(Path(str(source))) for source in (__file__, claim_module.__file__)))
+    known: dict[Any, StudyCard | None] = recall("cards", stamp) or {}
+    seen: dict[Any, StudyCard | None] = {}
     for entry in sorted(metadata.entry_points(group=ENTRY_POINTS), key=lambda e: (e.name != "theorylab", e.name)):
         try:
             files = list(_files(entry))
@@ -220,15 +224,24 @@ def find_studies() -> tuple[dict[str, StudyCard], tuple[str, ...]]:
             continue
         for module, path in files:
             try:
-                card = read_card(path, module)
+                mark = (module, *_mark(path))
+                card = seen[mark] = known[mark] if mark in known else read_card(path, module)  # parsing is most of the time
                 if card is not None and card.key in cards:
                     raise StudyError(f"{module} registers {card.key}, which {cards[card.key].module} registers already.")
-            except StudyError as error:
+            except (StudyError, OSError) as error:
                 problems.append(str(error))
                 continue
             if card is not None:
                 cards[card.key] = card
+    if seen.keys() - known.keys():
+        remember("cards", stamp, seen)
     return cards, tuple(problems)
+
+
+def _mark(path: Path) -> tuple[str, int, int]:
+    """What tells a file from a changed one."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
 
 
 def load_study(key: str) -> Study:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import zipfile
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from theorylab.core.cache import cache_folder
 from theorylab.core.record import write_atomically
 from theorylab.data.dataset import Dataset
 from theorylab.data.folder import data_file
@@ -72,12 +71,6 @@ def cifar10(split: Literal["train", "test"] = "train", *, n: int | None = None, 
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(packed[ends[i] - lengths[i] : ends[i]].tobytes()))) for i in rows])
     x = torch.as_tensor(pixels).permute(0, 3, 1, 2).to(dtype) / 255
     return Dataset(x.contiguous(), torch.as_tensor(labels[rows]).long())
-
-
-def cache_folder() -> Path:
-    """Where generated data is kept: THEORYLAB_CACHE, else ``theorylab`` in the user's cache folder."""
-    base = os.environ.get("THEORYLAB_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "theorylab"
 
 
 def mnist1d(n: int = 5000, *, seed: int = 42, dtype: torch.dtype = torch.float32) -> Split:

@@ -103,7 +103,7 @@ def slow_flatness(
 
     def risk_at(point: Tensor) -> float:
         moved = problem.at(problem.unflatten(point))
-        return float(moved.loss()) if risk == "loss" else float(row_errors(*predictions(moved)).double().mean())
+        return float(moved.loss().detach()) if risk == "loss" else float(row_errors(*predictions(moved)).double().mean())
 
     start = risk_at(centre)
 
@@ -116,9 +116,27 @@ def slow_flatness(
     return _crossing(rise, drop, _root(tol))
 
 
+def never_rises(problem: Problem) -> str | None:
+    """A loss that is linear in the parameters, or does not depend on them, rises under no noise, taken in pairs."""
+    centre = problem.flatten(problem.params)
+    step = LIMIT * next(_draws(problem, torch.ones_like(centre), 1, seed=0))
+    with problem.safe(), torch.no_grad():
+
+        def loss_at(point: Tensor) -> float:
+            parts = (w * problem.batch_loss(k, problem.unflatten(point)).detach() for k, w in enumerate(problem.weights))
+            return float(sum(parts, start=torch.zeros((), device=problem.device)))
+
+        start, up, down = (loss_at(centre + sign * step) for sign in (0, 1, -1))
+    small = torch.finfo(problem.dtype).eps ** 0.5 * max(abs(start), abs(up), abs(down))
+    if math.isfinite(start) and abs((up + down) / 2 - start) <= small:
+        return "noise of any size leaves the loss as it is, on average: it is linear in the selected parameters, or free of them."
+    return None
+
+
 @instrument(
     oracle=slow_flatness,
     source=Source("Jiang et al. 2020", "Appendix C (PAC-Bayesian and magnitude-aware sharpness)", "arXiv:1912.02178"),
+    refuses=never_rises,
 )
 def flatness(
     problem: Problem, *, drop: float = 0.1, kind: Kind = "isotropic", risk: Risk = "loss", draws: int = 8, tol: float = 1e-4, seed: int = 0
@@ -146,7 +164,7 @@ def flatness(
         seed: Of the draws.
 
     Raises:
-        Inapplicable: ``risk="error"`` of no classification.
+        Inapplicable: ``risk="error"`` of no classification, or a loss that is linear in the parameters.
         ValueError: the loss is not finite, or does not rise by ``drop``.
 
     Example:
@@ -167,7 +185,7 @@ def flatness(
         params = problem.unflatten(point)
         if risk == "error":
             return float(row_errors(*predictions(problem, params)).double().mean())
-        return sum(w * float(finite(problem.batch_loss(k, params))) for k, w in enumerate(problem.weights))
+        return sum(w * float(finite(problem.batch_loss(k, params)).detach()) for k, w in enumerate(problem.weights))
 
     with problem.safe(), torch.no_grad():
         start = risk_at(centre)

@@ -107,8 +107,8 @@ def slow_invariances(
 ) -> Invariances:
     """A problem of its own for every scaled tensor: the oracle of `invariances`."""
     with torch.no_grad():
-        losses = [[float(problem.at({k: c * p}).loss()) for c in factors] for k, p in problem.params.items()]
-    return _summary(problem, problem.unflatten(problem.gradient()), losses, float(problem.loss()), lr, threshold, before)
+        losses = [[float(problem.at({k: c * p}).loss().detach()) for c in factors] for k, p in problem.params.items()]
+    return _summary(problem, problem.unflatten(problem.gradient()), losses, float(problem.loss().detach()), lr, threshold, before)
 
 
 @instrument(
@@ -152,7 +152,7 @@ def invariances(
     gradient = problem.unflatten(problem.gradient())
 
     def loss_at(params: Params) -> float:
-        return sum(w * float(finite(problem.batch_loss(k, params))) for k, w in enumerate(problem.weights))
+        return sum(w * float(finite(problem.batch_loss(k, params)).detach()) for k, w in enumerate(problem.weights))
 
     with problem.safe(), torch.no_grad():
         losses = [[loss_at({**problem.params, k: c * p}) for c in factors] for k, p in problem.params.items()]

@@ -26,7 +26,7 @@ BATCHABLE = (nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, n
 COLUMNS = 32  # vectors at once, to bound memory
 BATCHED_BYTES = 2**18
 """Kept graphs up to this size take several vectors at once; in larger ones the recorded product of each is faster."""
-RECORD_AFTER = 20
+RECORD_AFTER = 8
 """Products before a record of one pays: it costs what about so many save, ..."""
 RECORD_AT_ONCE = 2**24
 """... but next to nothing beside a product through a graph of more bytes than this, which is recorded from the first."""

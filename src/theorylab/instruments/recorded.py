@@ -7,24 +7,20 @@ uses, of which double backward makes many, are left out; a matrix product that i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from theorylab.core.batches import map_tensors, tensors_of
+from theorylab.instruments.tape import Node, accumulated, needed, repeater
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 Linear = Callable[[Tensor], Tensor]
 
 _ZEROS = {aten.zeros_like.default, aten.new_zeros.default, aten.zeros.default}
-_ACCUMULATING: dict[Any, tuple[Any, Any]] = {
-    aten.mm.default: (aten.addmm.default, aten.addmm_.default),
-    aten.bmm.default: (aten.baddbmm.default, aten.baddbmm_.default),
-}
 
 
 class Repeated:
@@ -87,36 +83,26 @@ def record(product: Linear, v: Tensor, budget: int) -> tuple[Tensor, Linear | No
     node = recorder.nodes.get(id(out))
     if node is None:  # a map of zero, whose result depends on nothing
         return out, None
-    recorder.graph.output(node)
-    recorder.graph.eliminate_dead_code()
-    _accumulate(recorder)
-    repeat = fx.GraphModule(recorder.constants, recorder.graph).forward
-
-    def run(v: Tensor) -> Tensor:
-        with torch.no_grad():
-            return repeat(v)
-
-    return out, run
+    tape = accumulated(needed(recorder.tape, node), node)
+    return out, repeater(tape, recorder.source, node)
 
 
 class _Recorder(TorchDispatchMode):
-    """Builds a graph of every operation that depends on one tensor; all other tensors are constants of it."""
+    """Writes down every operation that depends on one tensor; all other tensors are constants of it."""
 
     def __init__(self, v: Tensor, budget: int) -> None:
         super().__init__()
-        self.graph, self.constants = fx.Graph(), nn.Module()
-        self.nodes: dict[int, fx.Node] = {}  # by the identity of tensors, all of which are kept alive
-        self.views: dict[tuple[Any, ...], fx.Node] = {}  # by the place in memory, so that a view of a view back is the tensor itself
-        self.like: dict[fx.Node, tuple[Any, ...]] = {}
-        self.fresh: set[fx.Node] = set()  # results in memory of their own
-        self.named: dict[int, str] = {}
+        self.source = Node(None)
+        self.tape = [self.source]
+        self.nodes: dict[int, Node] = {}  # by the identity of tensors, all of which are kept alive
+        self.views: dict[tuple[Any, ...], Node] = {}  # by the place in memory, so that a view of a view back is the tensor itself
         self.alive: list[Any] = [v]
         self.made: set[int] = set()  # storages, by address, that the product allocates; ...
         self.zeros: set[int] = set()  # ... that hold nothing but zeros; ...
         self.captured: set[int] = set()  # ... that the record reads as constants; ...
         self.tenants: dict[int, set[int]] = {}  # ... and which recorded tensors live in one
         self.budget = budget
-        self._know(v, self.graph.placeholder("v"))
+        self._know(v, self.source)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -125,7 +111,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and write it down."""
         kwargs = kwargs or {}
-        inputs = tensors_of((args, kwargs))
+        inputs = _tensors((*args, *kwargs.values()))
         depends = [t for t in inputs if self._known(t) is not None] != []
         if func._schema.is_mutable:
             self._write(func, args, kwargs, depends)
@@ -149,32 +135,32 @@ class _Recorder(TorchDispatchMode):
             known = self.views.get(_place(out)) if shared else None
             node = self._call(func, args, kwargs) if known is None else known
             if not shared:
-                self.fresh.add(node)
+                node.fresh = True
             self._know(out, node)
         elif isinstance(out, tuple | list) and all(t is None or isinstance(t, Tensor) for t in out):
             several = self._call(func, args, kwargs)
             for i, part in enumerate(out):
                 if part is not None:
-                    self._know(part, self.graph.call_function(_part, (several, i)))
+                    self._know(part, self._call(_part, (several, i), {}))
         else:
             raise _Unrecordable(str(func))  # a number read from a tensor: what follows may depend on its value
         return out
 
     def _keep(self, out: Any, inputs: list[Tensor]) -> None:
         self.alive.append(out)
-        for t in tensors_of(out):
+        for t in _tensors((out,)):
             if _storage(t) not in self.made and _storage(t) not in map(_storage, inputs):
                 self.made.add(_storage(t))
                 self.budget -= t.untyped_storage().nbytes()
         if self.budget < 0:
             raise _Unrecordable("a product of this size")
 
-    def _know(self, t: Tensor, node: fx.Node) -> None:
+    def _know(self, t: Tensor, node: Node) -> None:
         self.nodes[id(t)] = self.views[_place(t)] = node
-        self.like[node] = _layout(t)
+        node.layout = _layout(t)
         self.tenants.setdefault(_storage(t), set()).add(id(t))
 
-    def _known(self, t: Tensor) -> fx.Node | None:
+    def _known(self, t: Tensor) -> Node | None:
         """What makes a tensor that depends on the vector; None for a constant."""
         if id(t) in self.nodes:
             return self.nodes[id(t)]
@@ -201,7 +187,7 @@ class _Recorder(TorchDispatchMode):
         before = target if self._known(target) is not None else target.clone()  # a constant is read as it was
         node = self._call(getattr(getattr(aten, name[:-1]), overload or "default"), (before, *args[1:]), kwargs)
         self.zeros.discard(_storage(target))
-        self.fresh.add(node)
+        node.fresh = True
         self._know(target, node)
 
     def _operand_it_equals(self, func: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
@@ -214,19 +200,33 @@ class _Recorder(TorchDispatchMode):
             return args[0] if _layout(args[0]) == _layout(out) else None
         return None
 
-    def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
-        return self.graph.call_function(func, *map_tensors(self._node, (args, kwargs)))
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Node:
+        self.tape.append(Node(func, tuple(map(self._linked, args)), {k: self._linked(v) for k, v in kwargs.items()}))
+        return self.tape[-1]
+
+    def _linked(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._node(value)
+        return type(value)(map(self._linked, value)) if isinstance(value, list | tuple) else value
 
     def _node(self, t: Tensor) -> Any:
         node = self._known(t)
         if node is not None:
             return node
         self.captured.add(_storage(t))
-        if id(t) not in self.named:
-            self.named[id(t)] = f"constant{len(self.named)}"
-            setattr(self.constants, self.named[id(t)], t.detach())
-            self.alive.append(t)
-        return self.graph.get_attr(self.named[id(t)])
+        self.alive.append(t)
+        return t.detach()
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments or results of an operation, in lists too; `tensors_of` knows more kinds, and takes longer."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
 def _storage(t: Tensor) -> int:
@@ -243,24 +243,3 @@ def _place(t: Tensor) -> tuple[Any, ...]:
 
 def _part(several: Any, i: int) -> Any:
     return several[i]
-
-
-def _accumulate(recorder: _Recorder) -> None:
-    """Turn a + b·c into one operation, in the memory of a where nothing else reads it."""
-    for node in list(recorder.graph.nodes):
-        if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
-            continue
-        for a, b in (node.args, node.args[::-1]):
-            if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or b.target not in _ACCUMULATING or len(b.users) > 1:
-                continue
-            if recorder.like[b] != recorder.like[node]:  # also in strides, on which later views may rely
-                continue
-            own = a in recorder.fresh and len(a.users) == 1 and recorder.like[a] == recorder.like[node]
-            with recorder.graph.inserting_before(node):
-                fused = recorder.graph.call_function(_ACCUMULATING[b.target][own], (a, *b.args))
-            recorder.like[fused] = recorder.like[node]
-            recorder.fresh.add(fused)
-            node.replace_all_uses_with(fused)
-            recorder.graph.erase_node(node)
-            recorder.graph.erase_node(b)
-            break

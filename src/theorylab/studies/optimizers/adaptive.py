@@ -67,9 +67,9 @@ BOX = Claim(
 class AdaptiveConfig(Config):
     """Each seed is one start; losses are deterministic but for the gradients of the sign limit."""
 
-    stream: int = setting(30_000, "rounds of the stream of losses, a multiple of three", low=300)
-    steps: int = setting(30_000, "steps of AdamW", low=1000)
-    step: float = setting(0.02, "AdamW's first step size", low=1e-4)
+    stream: int = setting(15_000, "rounds of the stream of losses, a multiple of three", low=300)
+    steps: int = setting(15_000, "steps of AdamW", low=1000)
+    step: float = setting(0.04, "AdamW's first step size", low=1e-4)
     decay: float = setting(0.1, "weight decay λ", low=1e-3)
 
 
