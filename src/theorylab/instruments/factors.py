@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 
 class Factor(ABC):
     """The Jacobian of c outputs of n rows in one parameter, known by slices of the parameter's leading axis."""
+
+    @property
+    @abstractmethod
+    def n(self) -> int:
+        """Rows."""
 
     @property
     @abstractmethod
@@ -26,12 +32,21 @@ class Factor(ABC):
     def pull(self, v: Tensor) -> Tensor:
         """The parameter's gradient (lead, width) along v (n, c): Σ over rows and outputs of v times the Jacobian."""
 
+    @abstractmethod
+    def add_to(self, total: Tensor, first: bool) -> None:
+        """Add the whole Jacobian to ``total`` (n, c, lead, width), or write it there where it is the ``first`` to come."""
+
 
 @dataclass(frozen=True)
 class Dense(Factor):
     """The Jacobian itself, (n, c, lead, width)."""
 
     jacobian: Tensor
+
+    @property
+    def n(self) -> int:
+        """The first axis."""
+        return len(self.jacobian)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -47,6 +62,10 @@ class Dense(Factor):
         """One contraction."""
         return torch.einsum("na,naow->ow", v, self.jacobian)
 
+    def add_to(self, total: Tensor, first: bool) -> None:
+        """A copy."""
+        (total.copy_ if first else total.add_)(self.jacobian)
+
 
 @dataclass(frozen=True)
 class Outer(Factor):
@@ -61,6 +80,16 @@ class Outer(Factor):
     left: Tensor
     right: Tensor
     transposed: bool = False
+
+    @property
+    def n(self) -> int:
+        """The first axis."""
+        return len(self.left)
+
+    @property
+    def groups(self) -> int:
+        """Blocks of the parameter that meet inputs of their own."""
+        return self.left.shape[3]
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -83,6 +112,30 @@ class Outer(Factor):
             return torch.einsum("ntgo,ntgd->do", weighed, self.right)
         return torch.einsum("ntgo,ntgd->god", weighed, self.right).flatten(0, 1)
 
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """The Jacobian as a product of matrices: (n, c or 1, group, lead, position) times (n, c or 1, group, position, width)."""
+        if self.transposed:
+            return self.right.permute(0, 2, 3, 1)[:, None], self.left.permute(0, 1, 3, 2, 4)
+        return self.left.permute(0, 1, 3, 4, 2), self.right.permute(0, 2, 1, 3)[:, None]
+
+    def add_to(self, total: Tensor, first: bool) -> None:
+        """One product of matrices a row and an output."""
+        a, b = self.sides()
+        target = total.view(*total.shape[:2], a.shape[2], a.shape[3], b.shape[4])
+        if first and a.shape[4] == 1:
+            torch.mul(a, b, out=target)
+        else:
+            (target.copy_ if first else target.add_)(a @ b)
+
+    def inner(self, other: Outer | Lookup) -> Tensor:
+        """Products ⟨self, other⟩ of each row's and output's Jacobians, (n, c), from those of their factors at all pairs of positions."""
+        if isinstance(other, Lookup):
+            return other.inner(self)
+        if self is other and self.left.shape[2] == 1:
+            return (vector_norm(self.left[:, :, 0], dim=-1) * vector_norm(self.right, dim=-1)).square().sum(2)
+        (a, b), (p, q) = self.sides(), other.sides()
+        return ((a.mT @ p) * (b @ q.mT)).sum((2, 3, 4))
+
 
 @dataclass(frozen=True)
 class Lookup(Factor):
@@ -97,6 +150,12 @@ class Lookup(Factor):
     index: Tensor
     left: Tensor
     lead: int
+    groups = 1
+
+    @property
+    def n(self) -> int:
+        """The first axis."""
+        return len(self.left)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -116,12 +175,26 @@ class Lookup(Factor):
         learned = self.index >= 0
         return self.left.new_zeros(self.sizes[1:]).index_add_(0, self.index[learned], weighed[learned])
 
+    @property
+    def learning(self) -> Tensor:
+        """The output gradients, zero where nothing is learned."""
+        return self.left * (self.index >= 0)[:, None, :, None]
 
-Strip = tuple[slice, slice]
-"""Rows of one block against rows of another."""
+    def add_to(self, total: Tensor, first: bool) -> None:
+        """Scattered to the whole table of every row."""
+        if first:
+            total.zero_()
+        total.scatter_add_(2, self.index.clamp(min=0)[:, None, :, None].expand(self.left.shape), self.learning)
 
-CACHE = 2**24
-"""Bytes of a slice of two Jacobians: what is multiplied while it is still near."""
+    def inner(self, other: Outer | Lookup) -> Tensor:
+        """Products ⟨self, other⟩ of each row's and output's Jacobians, (n, c), from those of their factors at all pairs of positions."""
+        if isinstance(other, Lookup):
+            same = (self.index[:, :, None] == other.index[:, None]).to(self.left)[:, None]
+            return (same * (self.learning @ other.learning.mT)).sum((2, 3))
+        a, b = (side[:, :, 0] for side in other.sides())  # (n, c or 1, lead, t'), (n, c or 1, t', width)
+        at = self.index.clamp(min=0)[:, None, :, None].expand(-1, a.shape[1], -1, a.shape[3])
+        return (a.gather(2, at) * (self.learning @ b.mT)).sum((2, 3))
+
 
 Factors = Mapping[tuple[str, ...], Sequence[Factor]]
 """Parameters → the factors whose sum is their Jacobian; a weight and a bias that are always used together share one `Outer`."""
@@ -140,113 +213,3 @@ def split(factors: Factors) -> Factors:
             single.setdefault((weight,), []).append(replace(part, right=part.right[..., :-1]))
             single.setdefault((bias,), []).append(Outer(part.left, part.right[..., -1:]))
     return single
-
-
-def merge(parts: Sequence[Factor]) -> Factor | None:
-    """One factor equal to the sum of several of one kind, whose positions are put side by side; None where the kinds differ."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, Outer):
-        outer = [p for p in parts if isinstance(p, Outer) and p.transposed == first.transposed]
-        if len(outer) == len(parts):
-            return replace(first, left=torch.cat([p.left for p in outer], 2), right=torch.cat([p.right for p in outer], 1))
-    if isinstance(first, Lookup):
-        lookups = [p for p in parts if isinstance(p, Lookup)]
-        if len(lookups) == len(parts):
-            return replace(first, left=torch.cat([p.left for p in lookups], 2), index=torch.cat([p.index for p in lookups], 1))
-    return None
-
-
-def _compact(a: Lookup, b: Lookup) -> tuple[Lookup, Lookup]:
-    """The same products from a table of only those rows that both look up."""
-    met = torch.unique(a.index)
-    met = met[torch.isin(met, b.index) & (met >= 0)]
-
-    def renumber(part: Lookup) -> Lookup:
-        if not len(met):
-            return replace(part, index=torch.full_like(part.index, -1), lead=0)
-        at = torch.searchsorted(met, part.index).clamp(max=len(met) - 1)
-        return replace(part, index=torch.where(met[at] == part.index, at, -1), lead=len(met))
-
-    first = renumber(a)
-    return first, first if a is b else renumber(b)
-
-
-def add_gram(total: Tensor, a: Sequence[Factor], b: Sequence[Factor], *, trace: bool, strips: Sequence[Strip], memory: int) -> None:
-    r"""Add to ``total`` the products :math:`\langle J_{ia}, J'_{jb} \rangle` in one parameter (or in a weight and its bias).
-
-    Args:
-        total: (n, c, m, c), or (n, m) where ``trace``: then Σ over a of the products with b = a.
-        a: Factors whose sum is J, of n rows.
-        b: Factors whose sum is J', of m rows; the same object where the product is symmetric.
-        trace: Only equal outputs, summed.
-        strips: Which products are wanted: rows of a against rows of b.
-        memory: Bytes that temporary tensors may take.
-    """
-    one = merge(a)
-    two = one if a is b else merge(b)
-    if isinstance(one, Lookup) and isinstance(two, Lookup):
-        one, two = _compact(one, two)
-    if isinstance(one, Outer) and isinstance(two, Outer) and _positions_win(one, two, trace):
-        _add_by_positions(total, one, two, trace, strips, memory)
-    else:
-        _add_by_slices(total, [one] if one else a, [two] if two else b, trace, strips, memory)
-
-
-def _positions_win(a: Outer, b: Outer, trace: bool) -> bool:
-    """Whether Grams over pairs of positions take less time than the Jacobians' slices; an entry's product counts as ten operations."""
-    (n, c, s, groups, o), d, m, t = a.left.shape, a.right.shape[3], b.left.shape[0], b.left.shape[2]
-    if groups > 1 or a.transposed != b.transposed:
-        return False
-    forming = (n * s + m * t) * c * o * d
-    if trace:
-        return n * m * s * t * (c * o + d + 10) < n * m * c * o * d + forming
-    return n * m * s * t * (c * c * (o + 10) + d) < n * m * c * c * o * d + forming
-
-
-def _add_by_positions(total: Tensor, a: Outer, b: Outer, trace: bool, strips: Sequence[Strip], memory: int) -> None:
-    """Σ over pairs of positions of ⟨g, g'⟩⟨x, x'⟩: the Gram of output gradients times that of inputs."""
-
-    def layout(left: Tensor) -> Tensor:  # (n, c, position, 1, o) → (n, position, c · o), or (n, c, position, o)
-        return left[:, :, :, 0].transpose(1, 2).flatten(2) if trace else left[:, :, :, 0].contiguous()
-
-    g, x, h, y = layout(a.left), a.right[:, :, 0], layout(b.left), b.right[:, :, 0]
-    c, s, t = a.left.shape[1], x.shape[1], y.shape[1]
-    row = y.shape[0] * s * t * (1 if trace else c * c) * g.element_size()
-    step = max(1, memory // row)
-    for rows, columns in strips:
-        for low in range(rows.start, rows.stop, step):
-            i = slice(low, min(low + step, rows.stop))
-            slopes = g[i].flatten(0, -2) @ h[columns].flatten(0, -2).T
-            inputs = x[i].flatten(0, 1) @ y[columns].flatten(0, 1).T
-            n, m = len(x[i]), len(y[columns])
-            if trace:
-                total[i, columns] += slopes.mul_(inputs).view(n, s, m, t).sum((1, 3))
-            elif s == t == 1:
-                each = inputs.repeat_interleave(c, 1).view(n, 1, m * c)  # one long row to multiply by, not m short ones
-                total.flatten(2)[i, :, c * columns.start : c * columns.stop].addcmul_(slopes.view(n, c, m * c), each)
-            else:
-                total[i, :, columns] += slopes.view(n, c, s, m, c, t).mul_(inputs.view(n, 1, s, m, 1, t)).sum((2, 5))
-
-
-def _add_by_slices(total: Tensor, a: Sequence[Factor], b: Sequence[Factor], trace: bool, strips: Sequence[Strip], memory: int) -> None:
-    """Products of the Jacobians themselves, a slice of the parameter's leading axis at a time."""
-
-    def part(factors: Sequence[Factor], low: int, high: int) -> Tensor:
-        J = factors[0].rows(low, high)
-        for other in factors[1:]:
-            J = J + other.rows(low, high)
-        return J.flatten(1) if trace else J.flatten(2).flatten(0, 1)  # (n, c · entries), or (n · c, entries)
-
-    c, lead, width = a[0].sizes
-    per = 1 if trace else c
-    flat = total if trace else total.view(total.shape[0] * c, total.shape[2] * c)
-    step = max(1, min(memory, CACHE) // (max(1, width) * sum(flat.shape) // per * c * total.element_size()))
-    for low in range(0, lead, step):
-        high = min(low + step, lead)
-        J = part(a, low, high)
-        K = J if a is b or a[0] is b[0] else part(b, low, high)
-        for rows, columns in strips:
-            i, j = (slice(per * s.start, per * s.stop) for s in (rows, columns))
-            flat[i, j].addmm_(J[i], K[j].T)

@@ -12,7 +12,8 @@ from theorylab.core.batches import as_batches, tensors_of
 from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
-from theorylab.instruments.factors import Factors, add_gram, split
+from theorylab.instruments.factors import Factors, split
+from theorylab.instruments.gram import add_gram
 from theorylab.instruments.refusals import couples_rows, hides_outputs
 from theorylab.instruments.rowwise import Block
 

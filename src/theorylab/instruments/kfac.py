@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
-from theorylab.core.problem import Problem
+from theorylab.core.problem import Params, Problem
 from theorylab.core.source import Source
 from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.loss_root import loss_root
@@ -91,6 +91,23 @@ def _operator(problem: Problem, blocks: Sequence[Block | Factors], name: str) ->
     return Kronecker(blocks, problem.P, dtype=problem.dtype, device=problem.device, name=name)
 
 
+def _called_once(problem: Problem, k: int, layer: Layer) -> tuple[Params, Tensor, Tensor]:
+    """Leaves, the layer's output and the model's outputs, of one pass."""
+    seen = []
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(output)
+        return output.clone()  # an activation that works in place must not change what is recorded
+
+    leaves, handle = problem.leaves(), layer.module.register_forward_hook(record)
+    try:
+        outputs = problem.outputs(k, leaves)
+    finally:
+        handle.remove()
+    (output,) = seen
+    return leaves, output, outputs
+
+
 def _dense_factors(problem: Problem, approx: Approx) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(outer factor, inner factor, index) of each layer from derivatives of single numbers, row by row and position by position."""
     factors = []
@@ -98,18 +115,14 @@ def _dense_factors(problem: Problem, approx: Approx) -> list[tuple[Tensor, Tenso
         index = _index(problem, layer)
         outer, inner = (torch.zeros(size, size, dtype=problem.dtype) for size in index.shape)
         for k, w in enumerate(problem.weights):
-            done = forward(problem, k, [layer])
-            (node,) = done.nodes[layer.name]
-            z, f = layer.outputs(node), done.outputs.reshape(len(done.outputs), -1)
-            curve = torch.autograd.functional.hessian(lambda o, k=k: problem.loss_of(k, o), done.outputs.detach())
+            leaves, node, outputs = _called_once(problem, k, layer)
+            z, f = layer.outputs(node), outputs.reshape(len(outputs), -1)
+            curve = torch.autograd.functional.hessian(lambda o, k=k: problem.loss_of(k, o), outputs.detach())
             assert isinstance(curve, Tensor)
             curve = curve.reshape(*f.shape, *f.shape)
             for i in range(len(f)):
                 # A position's input is the derivative of what leaves it, in the weights of one channel.
-                own = [
-                    torch.autograd.grad(z[i, r, 0], [done.leaves[p] for p in layer.parameters], retain_graph=True)
-                    for r in range(z.shape[1])
-                ]
+                own = [torch.autograd.grad(z[i, r, 0], [leaves[p] for p in layer.parameters], retain_graph=True) for r in range(z.shape[1])]
                 a = torch.stack([layer.matrix(dict(zip(layer.parameters, grads, strict=True)))[0] for grads in own])
                 a = a.mean(0, keepdim=True) if approx == "reduce" else a
                 inner += a.T @ a / (problem.n * len(a))

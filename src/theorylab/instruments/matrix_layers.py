@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.layers import patches
+from theorylab.instruments.factors import Outer
+from theorylab.instruments.operations import Recorder
+from theorylab.instruments.uses import Use
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SUPPORTED = (nn.Linear, *CONVOLUTIONS)
@@ -38,21 +39,9 @@ class Layer:
         """Tensors of the parameters' shapes as one matrix (out, in): the weight, and the bias as the last column."""
         return torch.cat([tensors[k].flatten(1) if tensors[k].ndim > 1 else tensors[k][:, None] for k in self.parameters], dim=1)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """What the matrix multiplies, (leading, position, in): features or patches, and 1 where the bias is selected."""
-        a = _channels_last(self.module, x) if isinstance(self.module, nn.Linear) else patches(self.module, x)[:, 0]
-        ones = a.new_ones(*a.shape[:2], 1)
-        return torch.cat([part for part, name in ((a, self.weight), (ones, self.bias)) if name is not None], dim=-1)
-
     def outputs(self, z: Tensor) -> Tensor:
-        """An output of the layer or its gradient as (leading, position, out)."""
-        return _channels_last(self.module, z)
-
-
-def _channels_last(module: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[None, None]
-    return x.flatten(2).transpose(1, 2)
+        """An output of the layer as (leading, position, out)."""
+        return z.reshape(len(z), -1, z.shape[-1]) if isinstance(self.module, nn.Linear) else z.flatten(2).transpose(1, 2)
 
 
 def layers(problem: Problem) -> list[Layer]:
@@ -95,23 +84,40 @@ def unsupported(problem: Problem) -> str | None:
 class Pass:
     """One batch through the model: what entered each layer, and the graph that leads from what left it to the model's outputs.
 
-    ``inputs`` holds a (row, position, in) for each layer: several calls of a layer, and axes between rows and features, are positions.
+    ``inputs`` holds a (row, position, in) for each layer: several uses of a layer, and axes between rows and features, are positions.
     """
 
     layers: list[Layer]
     leaves: dict[str, Tensor]
     outputs: Tensor
     inputs: dict[str, Tensor]
-    nodes: dict[str, list[Tensor]]
+    uses: dict[str, list[Use]]
 
     def slopes(self, cotangent: Tensor) -> dict[str, Tensor]:
         """Pull back a ``cotangent`` of the model's outputs to g (row, position, out) of each layer; Σ g aᵀ is that of its matrix."""
-        flat = [node for nodes in self.nodes.values() for node in nodes]
-        grads = iter(_pulled(self.outputs, flat, cotangent))
+        edges = [use.edge for uses in self.uses.values() for use in uses]
+        matter = edges and self.outputs.requires_grad
+        grads = torch.autograd.grad(self.outputs, edges, cotangent, retain_graph=True, allow_unused=True) if matter else [None] * len(edges)
+        following = iter(grads)
         return {
-            layer.name: _by_row(layer, [layer.outputs(next(grads)) for _ in self.nodes[layer.name]], len(cotangent))
-            for layer in self.layers
+            name: torch.cat([_left(use, self.inputs[name], next(following)) for use in uses], dim=1) for name, uses in self.uses.items()
         }
+
+
+def _left(use: Use, inputs: Tensor, g: Tensor | None) -> Tensor:
+    """Gradients of a use's output as (row, position, out)."""
+    if g is None:
+        g = inputs.new_zeros(()).expand(use.shape)
+    factor = use.build(inputs[:, :, None], g.reshape(len(inputs), 1, *use.row_shape))
+    assert isinstance(factor, Outer)
+    return factor.left[:, 0, :, 0]
+
+
+def _right(use: Use) -> Tensor | None:
+    """What a matrix (out, in) multiplies in this use, (row, position, in); None where it is used otherwise."""
+    zeros = use.x.new_zeros((), dtype=torch.get_default_dtype()).expand(len(use.x), 1, *use.row_shape)
+    factor = use.factor(zeros)
+    return factor.right[:, :, 0] if isinstance(factor, Outer) and not factor.transposed and factor.groups == 1 else None
 
 
 def forward(problem: Problem, k: int, which: list[Layer]) -> Pass:
@@ -119,46 +125,25 @@ def forward(problem: Problem, k: int, which: list[Layer]) -> Pass:
 
     Raises:
         TypeError: the model's output is not one tensor.
-        Inapplicable: rows do not come first in a layer, or a parameter is used outside the layer that owns it.
+        Inapplicable: rows do not come first in a layer, or a parameter is used otherwise than by the layer that owns it.
     """
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in which}
-
-    def hook(name: str) -> Callable[..., Tensor]:
-        def record(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
-            seen[name].append(((args[0] if args else kwargs["input"]).detach(), output))
-            return output.clone()  # an activation that works in place must not change what is recorded
-
-        return record
-
     leaves = problem.leaves()
-    handles = [layer.module.register_forward_hook(hook(layer.name), with_kwargs=True) for layer in which]
-    try:
+    owners = {tuple(layer.parameters): layer.name for layer in which}
+    with Recorder({name: leaves[name] for names in owners for name in names}, problem.batches[k].rows) as recorder:
         outputs = problem.outputs(k, leaves)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not isinstance(outputs, Tensor):
         raise TypeError(f"layers can be followed where the model's output is one tensor, got {type(outputs).__name__}.")
-    used = [layer for layer in which if seen[layer.name]]
-    inputs = {layer.name: _by_row(layer, [layer.inputs(x) for x, _ in seen[layer.name]], len(outputs)) for layer in used}
-    done = Pass(used, leaves, outputs, inputs, {layer.name: [z for _, z in seen[layer.name]] for layer in used})
+    uses: dict[str, list[Use]] = {}
+    inputs: dict[str, list[Tensor]] = {}
+    for use in recorder.uses:
+        right = _right(use) if use.names in owners else None
+        if right is not None:
+            uses.setdefault(owners[use.names], []).append(use)
+            inputs.setdefault(owners[use.names], []).append(right)
+    used = [layer for layer in which if layer.name in uses]
+    done = Pass(used, leaves, outputs, {name: torch.cat(parts, dim=1) for name, parts in inputs.items()}, uses)
     _check(done, which)
     return done
-
-
-def _by_row(layer: Layer, parts: list[Tensor], rows: int) -> Tensor:
-    if any(len(part) % rows for part in parts):
-        raise Inapplicable(
-            f"layer {layer.name or 'at the top'} sees {len(parts[0])} leading rows, where the batch has {rows}. {ROWS_FIRST}"
-        )
-    return torch.cat([part.reshape(rows, -1, part.shape[-1]) for part in parts], dim=1)
-
-
-def _pulled(outputs: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    if not outputs.requires_grad:
-        return [torch.zeros_like(x) for x in inputs]
-    grads = torch.autograd.grad(outputs, inputs, cotangent, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
 
 
 def _check(done: Pass, which: list[Layer]) -> None:
@@ -166,19 +151,23 @@ def _check(done: Pass, which: list[Layer]) -> None:
     cotangent = torch.zeros_like(done.outputs)
     generator = torch.Generator().manual_seed(0)
     cotangent[0] = torch.randn(cotangent[0].shape, generator=generator, dtype=torch.float64).to(cotangent)
+    if not done.outputs.requires_grad:
+        return  # no layer matters
     slopes = done.slopes(cotangent)
     slack = torch.finfo(cotangent.dtype).eps ** 0.5
     for layer in which:
-        pulled = _pulled(done.outputs, [done.leaves[k] for k in layer.parameters], cotangent)
-        truth = layer.matrix(dict(zip(layer.parameters, pulled, strict=True)))
-        if layer not in done.layers:
-            made = torch.zeros_like(truth)
-        else:
+        leaves = [done.leaves[k] for k in layer.parameters]
+        pulled = torch.autograd.grad(done.outputs, leaves, cotangent, retain_graph=True, allow_unused=True)
+        given = {k: torch.zeros_like(p) if g is None else g for k, p, g in zip(layer.parameters, leaves, pulled, strict=True)}
+        truth = layer.matrix(given)
+        made = torch.zeros_like(truth)
+        if layer in done.layers:
             g = slopes[layer.name]
             if float(g[1:].norm()) > slack * float(g.norm()):
                 raise Inapplicable(f"the output of the first row depends on other rows of layer {layer.name or 'at the top'}. {ROWS_FIRST}")
             made = g[0].T @ done.inputs[layer.name][0]
         if float((made - truth).norm()) > slack * float(truth.norm()):
             raise Inapplicable(
-                f"{' and '.join(layer.parameters)} take effect outside of the layer {layer.name!r}. Leave them out with params=."
+                f"{' and '.join(layer.parameters)} take effect outside of the layer {layer.name!r}, or where rows do not come first. "
+                f"{ROWS_FIRST} Or leave them out with params=."
             )

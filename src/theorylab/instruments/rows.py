@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from theorylab.core.batches import rows_of, tensors_of
+from theorylab.core.batches import rows_of
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
-from theorylab.instruments.layers import Call, Gradients, Outer, gradients_of, recorded, row_wise, uses, work
+from theorylab.instruments.factors import Dense, Factor, Lookup, Outer
+from theorylab.instruments.operations import Recorder
 from theorylab.instruments.refusals import couples_rows
+from theorylab.instruments.row_trust import entries_of, trusted
 from theorylab.instruments.rows_alone import close, looped, others_of, shares_predictions, through_batch
+from theorylab.instruments.uses import Use, matrix_shape
 
 BUDGET = 2**26
 """Numbers that temporaries may hold at once; where more rows are asked for than fit, they are taken in turn."""
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """What structure gives for one batch: uses of layers with the gradients of their outputs, and the parameters it says nothing about."""
+class _Explained:
+    """What structure tells of one batch.
 
-    calls: list[tuple[Call, Tensor]]
+    Attributes:
+        uses: Uses of parameters, with the gradients of their outputs, (n, 1, ...).
+        rest: Parameters whose gradients do not follow from these.
+    """
+
+    uses: list[tuple[Use, Tensor]]
     rest: list[str]
+
+    def gradients(self, rows: slice | Tensor) -> Mapping[str, Sequence[Factor]]:
+        """By explained parameter, the factors whose sum are the gradients of some rows."""
+        found: dict[str, list[Factor]] = {}
+        for use, g in self.uses:
+            (name,) = use.names
+            if name not in self.rest:
+                found.setdefault(name, []).append(use.factor(g, rows))
+        return found
+
+    def work(self, params: Mapping[str, Tensor]) -> int:
+        """Numbers a row that its factors, and the gradient of one parameter, hold at once."""
+        held = [(use.entries + g.numel()) // len(g) + sum(params[name].numel() for name in use.names) for use, g in self.uses]
+        return max([sum(params[name].numel() for name in self.rest), *held], default=1)
 
 
 def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) -> None:
@@ -45,71 +67,40 @@ def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) ->
         )
 
 
-def _stand_alone(problem: Problem, k: int, calls: list[Call], outputs: Any) -> set[int]:
-    """Calls that see the first row as they would if it were alone; none where the outputs are not those of the row alone."""
-    batch = problem.batches[k]
-    single = problem.on([batch.part(slice(1))])
-    leaves = single.leaves()
-    with recorded(single, leaves, 1) as alone:
-        out = single.outputs(0, leaves)
-    if len(alone) != len(calls) or not all(map(close, tensors_of(out), tensors_of(rows_of(outputs, slice(1), batch.rows)))):
-        return set()
-    return {i for i, (a, c) in enumerate(zip(alone, calls, strict=True)) if a.module is c.module and close(a.x, c.x[:1])}
-
-
-def _separate(calls: list[Call], outputs: Any) -> set[int]:
-    """Calls through which the first row's outputs depend on their first row only: dearer than `_stand_alone`, but right under dropout."""
-    first = [t[:1] for t in tensors_of(outputs) if t.requires_grad]
-    if not first:
-        return set(range(len(calls)))
-    generator = torch.Generator().manual_seed(0)
-    cotangents = [torch.randn(t.shape, generator=generator).to(t) for t in first]
-    grads = torch.autograd.grad(first, [c.output for c in calls], cotangents, retain_graph=True, allow_unused=True)
-    return {i for i, g in enumerate(grads) if g is None or not bool(g[1:].any())}
-
-
-def _layers(problem: Problem, k: int) -> _Layers:
-    """Run batch ``k`` once, forward and back to the outputs of its layers."""
+def _explained(problem: Problem, k: int) -> _Explained:
+    """Run batch ``k`` once, forward and back to the outputs of the operations on its parameters."""
     batch = problem.batches[k]
     if not batch.is_pair:
-        return _Layers([], list(problem.params))
+        return _Explained([], list(problem.params))
     leaves = problem.leaves()
-    with recorded(problem, leaves, batch.rows) as calls:
+    with Recorder(leaves, batch.rows, united=False) as recorder:
         outputs = problem.outputs(k, leaves)
     value = problem.criterion(outputs, batch.content[1])
     total = problem.n * problem.weights[k] * finite(value.mean())
     if not shares_predictions(problem, k):
         with torch.no_grad():
             _refuse_joint_loss(problem, k, outputs, value)
-    trusted = set(range(len(calls))) if row_wise(problem.model) else _stand_alone(problem, k, calls, outputs)
-    if len(trusted) < len(calls):
-        trusted |= _separate(calls, outputs)
-    kept = [calls[i] for i in sorted(trusted) if calls[i].untouched]
-    count = uses(total, leaves)
-    grads = torch.autograd.grad(total, [c.output for c in kept], allow_unused=True) if kept and total.requires_grad else [None] * len(kept)
-    found = [(c, g) for c, g in zip(kept, grads, strict=True) if g is not None]
-    explained = Counter(name for c, _ in found for name in c.names.values())
-    # A parameter that enters the graph elsewhere too, as in a weight decay or an unknown module, is not explained by its layers.
-    return _Layers(found, [name for name in problem.params if explained[name] != count[name]])
+    if not total.requires_grad:
+        return _Explained([], [])
+    kept = trusted(problem, k, recorder.uses, outputs)
+    count = entries_of(total, leaves, kept)
+    grads = torch.autograd.grad(total, [use.edge for use in kept], allow_unused=True) if kept else []
+    found = [(use, g.reshape(batch.rows, 1, *use.row_shape)) for use, g in zip(kept, grads, strict=True) if g is not None]
+    explained = Counter(name for use, _ in found for name in use.names)
+    # A parameter that enters the graph elsewhere too, as in a weight decay or an unknown operation, is not explained by its uses.
+    return _Explained(found, [name for name in problem.params if explained[name] != count[name]])
 
 
-def _chunks(problem: Problem, found: _Layers, rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
-    other = sum(problem.params[name].numel() for name in found.rest)
-    most = max([other, *(work(call, g) for call, g in found.calls)], default=1)
-    return rows.split(chunk or max(1, BUDGET // max(1, most)))
+def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
+    return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params))))
 
 
-def _formed(gradients: list[Gradients], into: Tensor) -> None:
-    """Write the sum of the uses of a parameter, formed, into (m, ...)."""
-    if not gradients:
+def _formed(factors: Sequence[Factor], parameter: Tensor, into: Tensor) -> None:
+    """Write the sum of the uses of a parameter, formed, into (m, entries)."""
+    if not factors:
         into.zero_()
-    for i, use in enumerate(gradients):
-        if isinstance(use, Outer):
-            use.add_to(into, i == 0)
-        elif i == 0:
-            into.copy_(use.view_as(into))
-        else:
-            into.add_(use.view_as(into))
+    for i, factor in enumerate(factors):
+        factor.add_to(into.view(len(into), 1, *matrix_shape(parameter)), i == 0)
 
 
 def _square(gradients: Tensor) -> Tensor:
@@ -118,19 +109,19 @@ def _square(gradients: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(piece, dim=1).double().square() for piece in pieces]).sum(0)
 
 
-def _squares(gradients: list[Gradients], parameter: Tensor) -> Tensor:
+def _squares(factors: Sequence[Factor], parameter: Tensor) -> Tensor:
     """Squared norms (m,) of the sum of the uses of a parameter."""
-    factors = [use for use in gradients if isinstance(use, Outer)]
-    if len(gradients) == 1 and not factors:
-        return _square(gradients[0])  # pyright: ignore[reportArgumentType]
-    if len(factors) == len(gradients):
-        places = sum(use.right.shape[2] for use in factors)
-        o, i = factors[0].o, factors[0].right.shape[3]
-        if places * (o + i) <= o * i:  # fewer operations than forming them
-            return torch.stack([a.inner(b) for a in factors for b in factors]).sum(0).clamp(min=0)
-    rows = len(factors[0].right) if factors else len(gradients[0])  # pyright: ignore[reportArgumentType]
-    total = parameter.new_empty(rows, *parameter.shape)
-    _formed(gradients, total)
+    if len(factors) == 1 and isinstance(factors[0], Dense):
+        return _square(factors[0].jacobian)
+    inner = [f for f in factors if isinstance(f, Outer | Lookup)]
+    positions = sum(f.left.shape[2] for f in inner)
+    o, d = matrix_shape(parameter)
+    if len(inner) == len(factors) and len({f.groups for f in inner}) == 1:
+        o //= inner[0].groups
+        if positions * (o + d) <= o * d:  # fewer operations than forming them
+            return torch.stack([a.inner(b)[:, 0] for a in inner for b in inner]).sum(0).clamp(min=0)
+    total = parameter.new_empty(factors[0].n, parameter.numel())
+    _formed(factors, parameter, total)
     return _square(total)
 
 
@@ -147,14 +138,14 @@ def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int |
     return chosen.long()
 
 
-def _by_batch(problem: Problem, chosen: Tensor) -> Iterator[tuple[int, Tensor, _Layers]]:
-    """Batches that hold chosen rows (sorted): their number, the rows counted within them, and what their layers tell."""
+def _by_batch(problem: Problem, chosen: Tensor) -> Iterator[tuple[int, Tensor, _Explained]]:
+    """Batches that hold chosen rows (sorted): their number, the rows counted within them, and what their uses of parameters tell."""
     start = 0
     for k, batch in enumerate(problem.batches):
         local = chosen[(chosen >= start) & (chosen < start + batch.rows)] - start
         start += batch.rows
         if len(local):
-            yield k, local, _layers(problem, k)
+            yield k, local, _explained(problem, k)
 
 
 def _index(rows: Tensor) -> slice | Tensor:
@@ -185,8 +176,9 @@ GOODFELLOW = Source("Goodfellow 2015", "Section 4 (per-example gradients from la
 def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None = None, chunk: int | None = None) -> Tensor:
     r"""The gradients of the rows' own losses, :math:`\nabla \ell_i(\theta)`, one a row: (rows, p). Their mean is the gradient.
 
-    One pass forward and back to the outputs of the layers gives those of linear, convolutional, embedding and normalization layers,
-    :math:`\sum_t g_t a_t^\top` from a layer's inputs a and the gradients g of its outputs. Parameters that are used in any other way are
+    One pass forward and back to the outputs of the operations on parameters, in whatever module, gives those of linear maps, convolutions,
+    embeddings, normalizations, scales and shifts: for a matrix :math:`\sum_t g_t a_t^\top`, from the inputs a of the operation and the
+    gradients g of its outputs. Parameters that are used in any other way are
     differentiated row by row, by vmap where the model allows it. Which parameters those are is read from the graph of the loss. Where
     the loss is a mean over predictions (tokens, of which some are masked), a row's loss is n times its share of that mean.
 
@@ -219,10 +211,10 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
                 block = result[filled : filled + len(part)].split(sizes, dim=1)
                 filled += len(part)
                 views = dict(zip(problem.params, block, strict=True))
-                gradients = gradients_of(found.calls, _index(part))
+                gradients = found.gradients(_index(part))
                 for name, p in problem.params.items():
                     if name not in found.rest:
-                        _formed(gradients.get(name, []), views[name].view(len(part), *p.shape))
+                        _formed(gradients.get(name, []), p, views[name])
                 if others is not None:
                     pieces = others(part).split([views[name].shape[1] for name in found.rest], dim=1)
                     for name, piece in zip(found.rest, pieces, strict=True):
@@ -259,8 +251,7 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
         for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
             others = others_of(problem, k, found.rest) if found.rest else None
             for part in _chunks(problem, found, local, chunk):
-                gradients = gradients_of(found.calls, _index(part))
-                known = [_squares(terms, problem.params[name]) for name, terms in gradients.items() if name not in found.rest]
+                known = [_squares(factors, problem.params[name]) for name, factors in found.gradients(_index(part)).items()]
                 if others is not None:
                     known.append(_square(others(part)))
                 squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), device=problem.device))

@@ -13,7 +13,8 @@ from torch.autograd.graph import GradientEdge
 from theorylab.core.batches import Batch
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.instruments.factors import Dense, Factor, Factors, split
-from theorylab.instruments.uses import Recorder, matrix_shape
+from theorylab.instruments.operations import Recorder
+from theorylab.instruments.uses import matrix_shape
 
 COLUMNS = 32  # outputs differentiated at once
 
