@@ -26,8 +26,8 @@ BATCHABLE = (nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, n
 COLUMNS = 32  # vectors at once, to bound memory
 BATCHED_BYTES = 2**18
 """Kept graphs up to this size take several vectors at once; in larger ones the recorded product of each is faster."""
-RECORD_AFTER = 3
-"""Products before one is recorded, which costs as much as some eight, and which fewer than a dozen would not pay back, ..."""
+RECORD_AFTER = 8
+"""Products before one is recorded, which costs as much as some eight and saves half of one each time after, ..."""
 RECORD_AT_ONCE = 2**24
 """... but next to nothing beside a product through a graph of more bytes than this, which is recorded from the first."""
 
