@@ -105,9 +105,10 @@ def sharpness_of_all() -> Callable[[Population], dict[str, Tensor]]:
     vectors: dict[int, Tensor] = {}
 
     def measure(population: Population) -> dict[str, Tensor]:
-        values = []
+        values, params, one = [], population.params, population.problem(0)
         for k in range(population.size):
-            found = sharpness(population.problem(k), tol=3e-2, start=vectors.get(k))  # the eigenvalue's error is of the order of tol²
+            problem = one.at({name: p[k] for name, p in params.items()})
+            found = sharpness(problem, tol=3e-2, start=vectors.get(k))  # the eigenvalue's error is of the order of tol²
             vectors[k] = found.vector
             values.append(found.value)
         return {"sharpness": torch.tensor(values, dtype=torch.float64), "loss": population.losses().double()}
