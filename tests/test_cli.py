@@ -36,7 +36,15 @@ def start(*args: str, site: Path | None = None, code: str = "") -> subprocess.Po
     path = os.pathsep.join(str(p) for p in (site, SOURCE) if p)
     command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "theorylab", *args]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=listen_to_interrupts
+    )
+
+
+def listen_to_interrupts() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and what they start is deaf, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

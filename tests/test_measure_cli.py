@@ -226,7 +226,9 @@ for function in (first, second):
     command = [sys.executable, "-c", start, "measure", "mine.py:problem", "--with", "slow", "--out", "cards"]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    options = {"cwd": folder, "env": environment, "stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # a shell starts background jobs deaf to Ctrl-C
+    process = subprocess.Popen(command, **options, preexec_fn=listen)
     until((folder / "reached").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=300)
