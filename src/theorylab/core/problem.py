@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -297,6 +297,11 @@ def finite(loss: Tensor) -> Tensor:
     if not bool(torch.isfinite(loss.detach())):
         raise ValueError(f"the loss must be finite to be measured, got {loss.item()}: check the model's parameters and the data.")
     return loss
+
+
+def flat_gradient(grads: Iterable[Tensor | None], leaves: Iterable[Tensor]) -> Tensor:
+    """What `torch.autograd.grad` gives for leaves that may be unused, as one vector (p,): None is zero."""
+    return torch.cat([p.new_zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(leaves, grads, strict=True)])
 
 
 def _grads(value: Tensor, leaves: Params) -> Params:

@@ -11,7 +11,7 @@ from torch import Tensor
 from theorylab.core.batches import map_tensors
 from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
-from theorylab.core.problem import Problem, finite
+from theorylab.core.problem import Problem, finite, flat_gradient
 from theorylab.core.source import Source
 from theorylab.instruments.curvature import ggn
 from theorylab.instruments.output_hessian import has_no_likelihood, known_loss
@@ -98,9 +98,7 @@ def looped_fisher(problem: Problem) -> Operator:
                 target = map_tensors(lambda t, i=i: t[i : i + 1], batch.content[1])
                 loss = problem.criterion(outputs[i : i + 1], target).mean()
                 grads = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-                flat = torch.cat(
-                    [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(leaves.values(), grads, strict=True)]
-                )
+                flat = flat_gradient(grads, leaves.values())
                 total += torch.outer(flat, flat) / problem.n
     return dense_operator(problem, (total + total.T) / 2, "dense empirical fisher")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from theorylab.core.estimate import LEVEL, Estimate
 from theorylab.core.instrument import instrument
-from theorylab.core.problem import Problem, finite
+from theorylab.core.problem import Problem, finite, flat_gradient
 from theorylab.core.source import Source
 from theorylab.instruments.refusals import couples_rows
 from theorylab.instruments.rows import looped_grads, per_example_grads
@@ -92,7 +92,7 @@ def _gradient_of(problem: Problem, k: int) -> Tensor:
         leaves = problem.leaves()
         loss = finite(problem.batch_loss(k, leaves))
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return torch.cat([torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1) for p, g in zip(leaves.values(), grads, strict=True)])
+    return flat_gradient(grads, leaves.values())
 
 
 def _gradients(problem: Problem, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from theorylab.core.batches import Batch, as_batches
-from theorylab.core.problem import Problem
+from theorylab.core.problem import Problem, flat_gradient
 
 
 def merged(problem: Problem) -> Problem:
@@ -56,8 +56,7 @@ def _loss_and_gradient(problem: Problem, k: int) -> tuple[float, Tensor]:
     if not loss.requires_grad:
         return float(loss), torch.zeros(problem.P, dtype=problem.dtype, device=problem.device)
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    flat = [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(leaves.values(), grads, strict=True)]
-    return float(loss.detach()), torch.cat(flat)
+    return float(loss.detach()), flat_gradient(grads, leaves.values())
 
 
 def _joined(contents: list[Any], rows: list[int]) -> Any:

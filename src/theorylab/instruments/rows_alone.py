@@ -11,7 +11,7 @@ from torch import Tensor
 
 from theorylab.core.batches import Batch, map_tensors, rows_of, tensors_of
 from theorylab.core.instrument import Inapplicable
-from theorylab.core.problem import Params, Problem, finite
+from theorylab.core.problem import Params, Problem, finite, flat_gradient
 from theorylab.instruments.output_hessian import known_loss
 
 
@@ -26,10 +26,6 @@ Alone = Callable[[Problem, Batch, list[str], Tensor], tuple[Tensor, Tensor]]
 """(problem, batch, names, indices of m rows) → losses (m,) and gradients in the named parameters (m, p) of rows evaluated one by one."""
 
 
-def _flat(grads: Sequence[Tensor | None], leaves: list[Tensor]) -> Tensor:
-    return torch.cat([p.new_zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(leaves, grads, strict=True)])
-
-
 def looped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> tuple[Tensor, Tensor]:
     """One row after the other, each a batch of its own."""
     losses, gradients = [], []
@@ -40,7 +36,7 @@ def looped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> tu
         losses.append(loss.detach())
         wanted = [leaves[name] for name in names]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted and loss.requires_grad else [None] * len(wanted)
-        gradients.append(_flat(grads, wanted) if wanted else loss.new_zeros(0))
+        gradients.append(flat_gradient(grads, wanted) if wanted else loss.new_zeros(0))
     return torch.stack(losses), torch.stack(gradients)
 
 
@@ -83,7 +79,7 @@ def through_batch(problem: Problem, k: int, names: list[str], rows: Tensor) -> T
             if slope is not None:
                 cotangent[i] = slope[i]
         grads = torch.autograd.grad(parts, wanted, own, retain_graph=True, allow_unused=True) if parts else [None] * len(wanted)
-        gradients.append(_flat(grads, wanted))
+        gradients.append(flat_gradient(grads, wanted))
     return torch.stack(gradients)
 
 
