@@ -27,6 +27,7 @@ from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.models.mlp import mlp
+from theorylab.models.seeded import seeded
 
 ROTATION = Claim(
     "convolution/equivariance/sgd_rotation",
@@ -105,7 +106,7 @@ def disagreement(config: EquivarianceConfig, make: Callable[[], nn.Module], meth
     name, first = next(iter(changed.params.items()))
     if first.shape[-1] == config.inputs:
         changed.params = {**changed.params, name: first @ change.mT}
-    one = make()
+    one = seeded(make, 0, dtype=config.torch_dtype)  # its structure only; parameters are the population's
 
     def path(population: Population, inputs: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
