@@ -12,6 +12,8 @@ import torch
 from theorylab.core.claim import Claim, Verdict
 from theorylab.core.scale import Scale
 from theorylab.core.study import Result, StudyError, find_studies, load_study
+from theorylab.core.topic import topic_texts
+from theorylab.report.mathml import paragraphs
 
 CARDS, PROBLEMS = find_studies()
 EVERY = pytest.mark.parametrize("key", CARDS)
@@ -120,3 +122,12 @@ def test_all_claim_keys_differ() -> None:
     keys = [claim.key for card in CARDS.values() for claim in card.claims]
     assert len(keys) == len(set(keys))
     assert all(isinstance(claim, Claim) for card in CARDS.values() for claim in card.claims)
+
+
+@pytest.mark.parametrize("topic", sorted({key.partition("/")[0] for key, card in CARDS.items() if card.module.startswith("theorylab.")}))
+def test_every_topic_opens_with_setting_notation_what_is_known_and_what_is_open(topic: str) -> None:
+    text = topic_texts(CARDS.values())[topic]
+    for heading, paragraph in zip(("Setting.", "Notation.", "What is known.", "What is open."), text.split("\n\n")[1:], strict=True):
+        assert paragraph.startswith(f"*{heading}* ")
+        assert len(paragraph) > 200
+        assert 'class="latex"' not in paragraphs(paragraph), "the report cannot set a formula of it"

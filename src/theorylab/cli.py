@@ -302,11 +302,13 @@ def run(options: Run) -> int:
         if not result.records:
             return 130  # and an earlier report stays
 
+    from theorylab.core.topic import topic_texts
     from theorylab.report import write
 
     _summarize(result, console)
     done = {record.study for record in result.records}
-    print(write(result.records, dict(course.raw), options.out, pending=[card for card in chosen if card.key not in done]).resolve())
+    pending = [card for card in chosen if card.key not in done]
+    print(write(result.records, dict(course.raw), options.out, pending=pending, topics=topic_texts(chosen)).resolve())
     return result.exit_status
 
 

@@ -17,6 +17,7 @@ from theorylab.report import ledger
 from theorylab.report.interval_plot import Plot, plot
 from theorylab.report.ledger import Row
 from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.overview import overview
 from theorylab.report.shell import Detail, FigureView, assets, environment, figure_view, slug
 from theorylab.report.tables import EMBEDDED, as_csv
 from theorylab.report.thinning import POINTS
@@ -146,7 +147,13 @@ def _distinct(texts: Iterable[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text]
 
 
-def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: Sequence[StudyCard] = ()) -> str:
+def render(
+    records: Sequence[Record],
+    syllabus: Mapping[str, Any],
+    *,
+    pending: Sequence[StudyCard] = (),
+    topics: Mapping[str, str] | None = None,
+) -> str:
     """The page as text; see `write`."""
     detail = detail_of(records)
     views = [*(study_view(r, detail) for r in records), *map(pending_view, pending)]
@@ -163,7 +170,9 @@ def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: S
             order=order,
             views=views,
             by_topic={t: [v for v in views if v.topic == t] for t in order},
+            prose={t: (text.partition("\n")[0], _body(text)) for t, text in (topics or {}).items()},
             rows=rows,
+            glance=overview(rows),
             tally=ledger.tally(rows),
             date=max((r.started for r in records), default="")[:10],
             scales=sorted({r.scale for r in records}),
@@ -176,7 +185,14 @@ def render(records: Sequence[Record], syllabus: Mapping[str, Any], *, pending: S
     )
 
 
-def write(records: Sequence[Record], syllabus: Mapping[str, Any], out: Path, *, pending: Sequence[StudyCard] = ()) -> Path:
+def write(
+    records: Sequence[Record],
+    syllabus: Mapping[str, Any],
+    out: Path,
+    *,
+    pending: Sequence[StudyCard] = (),
+    topics: Mapping[str, str] | None = None,
+) -> Path:
     """Write the report of a run: ``report.html``, ``claims.json`` and ``csv/<study>-<series>.csv``.
 
     The page is whole in itself: no network, no other file, and readable without scripts.
@@ -186,6 +202,7 @@ def write(records: Sequence[Record], syllabus: Mapping[str, Any], out: Path, *, 
         syllabus: Parsed ``syllabus.toml``; its lectures give the order. Studies of topics in no lecture come under "Beyond the schedule".
         out: Folder, made where it does not exist.
         pending: Studies that were not run, shown as such.
+        topics: Topic → the text that opens it: a line that says what it is about, then paragraphs. See `theorylab.core.topic`.
 
     Returns:
         The path of the page.
@@ -200,7 +217,7 @@ def write(records: Sequence[Record], syllabus: Mapping[str, Any], out: Path, *, 
         raise ValueError(
             f"records and pending must name each study once, got {', '.join(twice)} more than once: choose one record of each."
         )
-    page = render(records, syllabus, pending=pending)
+    page = render(records, syllabus, pending=pending, topics=topics)
     rows = [row for record in records for row in ledger.rows_of(record)] + [row for card in pending for row in ledger.pending_rows(card)]
     order = ledger.topic_order(ledger.outline(syllabus, (r.topic for r in rows)))
     rows.sort(key=lambda r: (order.index(r.topic), r.study))
