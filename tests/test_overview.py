@@ -51,7 +51,7 @@ def test_every_claim_has_one_line_and_a_link() -> None:
     records = report_records.records()
     rows = [r for record in records for r in rows_of(record)]
     lines = [line for blocks in overview(rows).values() for block in blocks for line in block.lines]
-    assert [line.row.key for line in lines] == [r.key for r in rows]
+    assert sorted(line.row.key for line in lines) == sorted(r.key for r in rows)
     section = re.search(r'<section id="overview".*?</section>', render(records, report_records.SYLLABUS), re.DOTALL)
     assert section
     for row in rows:
