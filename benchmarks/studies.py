@@ -1,9 +1,8 @@
 """What every study costs, and what training its replicas together saves: ``python -m benchmarks.studies [GLOB ...] [--scale small]``.
 
-Each study runs once, in this process and on one thread. Seconds are processor seconds of the study. Of every population that it trains, a
-step
-is then timed in the way that was chosen and one replica after another, in turns (`theorylab.learning.fastest`); the gain is the time that
-all steps of the study would have taken in a loop over the time that they take.
+Each study runs once, in this process and on one thread. Seconds are processor seconds of the study. Of every population that it trains a
+step is then timed, in the way that was chosen and one replica after another in turns (`theorylab.learning.fastest`). The gain is the time
+that all steps of the study would have taken in a loop over the time that they take.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ MODULES = {
     "hessian-eigenthings": "hessian_eigenthings",
     "backpack-for-pytorch": "backpack",
     "nngeometry": "nngeometry",
+    "PEPit": "PEPit",
     "torch": "torch",
 }
 """Peer, as it is installed → the module that it brings."""

@@ -1,0 +1,105 @@
+"""Worst cases by performance estimation: equal to the closed forms, above every run of the method, and reached by known functions."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+
+from theorylab.theory import worst_case as module
+from theorylab.theory.optimization import gd_worst_threshold
+from theorylab.theory.worst_case import FunctionClass, gradient_descent, heavy_ball, optimized_gradient, worst_case
+
+solved = pytest.mark.skipif(importlib.util.find_spec("PEPit") is None, reason="PEPit is not installed")
+
+
+@solved
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize(
+    ("method", "function_class", "options"),
+    [
+        ("gradient_descent", "convex", {"smoothness": 3.0, "radius": 2.0}),
+        ("gradient_descent", "convex", {"step": 0.5}),
+        ("ogm", "convex", {"smoothness": 2.0, "radius": 0.5}),
+        ("subgradient", "nonsmooth", {"lipschitz": 2.0, "radius": 3.0}),
+        ("gradient_descent", "nonconvex", {"gap": 2.0, "smoothness": 3.0}),
+    ],
+)
+def test_the_program_agrees_with_the_closed_form(method: str, function_class: FunctionClass, options: dict[str, float], steps: int) -> None:
+    program = worst_case(method, function_class, steps, closed_form=False, **options)  # type: ignore[arg-type]
+    formula = worst_case(method, function_class, steps, closed_form=True, **options)  # type: ignore[arg-type]
+    assert (program.by, formula.by) == ("performance estimation", "closed form")
+    assert program.value == pytest.approx(formula.value, rel=2e-4)
+
+
+@solved
+def test_strongly_convex_gradient_descent_is_worst_on_a_quadratic_or_a_huber_function() -> None:
+    """With 1/L the worst of f_n − f* is attained in one dimension: never below a run on a quadratic of either curvature."""
+    L, mu, steps = 1.0, 0.1, 4
+    value = worst_case("gradient_descent", "convex", steps, smoothness=L, curvature=mu).value
+    runs = [c / 2 * (1 - c / L) ** (2 * steps) for c in np.linspace(mu, L, 50)]
+    assert max(runs) <= value <= worst_case("gradient_descent", "convex", steps, smoothness=L, closed_form=True).value
+
+
+@solved
+def test_a_method_of_ones_own_and_no_run_beats_it() -> None:
+    """Heavy ball on random convex quadratics and Huber functions ends below its worst case, the same function of points in both."""
+    step, momentum, steps = 0.7, 0.4, 5
+    method = heavy_ball(step, momentum)
+    value = worst_case(method, "convex", steps).value
+    rng = np.random.default_rng(0)
+    ends = []
+    for _ in range(200):
+        curvatures, x0 = rng.uniform(0, 1, 4), rng.standard_normal(4)
+        end = method(lambda x, c=curvatures: c * x, x0 / np.linalg.norm(x0), steps)[-1]
+        ends.append(0.5 * (curvatures * end**2).sum())
+    for tau in np.linspace(0.01, 1, 100):
+        end = method(lambda x, tau=tau: np.clip(x, -tau, tau), np.array([1.0]), steps)[-1]
+        ends.append(float(np.where(abs(end) <= tau, end**2 / 2, tau * abs(end) - tau**2 / 2)[0]))
+    assert max(ends) <= value * (1 + 1e-4)
+    assert max(ends) > 0.8 * value  # and a Huber function comes near
+
+
+@solved
+def test_the_pl_rate_bounds_the_program() -> None:
+    assert worst_case("gradient_descent", "pl", 3, curvature=0.2).value <= (1 - 0.2) ** 3
+
+
+def test_the_named_methods_run_on_points_of_any_kind() -> None:
+    steps, tau = 6, gd_worst_threshold(6)
+
+    def huber(x: Any) -> Any:
+        return np.clip(x, -tau, tau)
+
+    end = gradient_descent(1.0)(huber, np.array([1.0]), steps)[-1]
+    assert tau * abs(float(end[0])) - tau**2 / 2 == pytest.approx(worst_case("gradient_descent", "convex", steps, closed_form=True).value)
+    assert len(optimized_gradient(1.0)(huber, np.array([1.0]), steps)) == steps + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("gradient_descent", "convex", 0), {}, "steps must be at least 1"),
+        (("gradient_descent", "convex", 2), {"smoothness": -1.0}, "smoothness must be positive"),
+        (("gradient_descent", "convex", 2), {"curvature": 2.0}, "curvature must lie in"),
+        (("gradient_descent", "pl", 2), {}, "curvature must be positive for the class 'pl'"),
+        (("gradient_descent", "concave", 2), {}, "function_class must be"),
+        (("adam", "convex", 2), {}, "method must be one of gradient_descent"),
+        (("ogm", "convex", 2), {"step": 0.1}, "step must be positive, and left out"),
+        (("accelerated", "convex", 2), {"closed_form": True}, "no closed form is known"),
+    ],
+)
+def test_bad_input(arguments: tuple, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        worst_case(*arguments, **options)
+
+
+def test_without_pepit_closed_forms_serve_and_others_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available", lambda: False)
+    assert worst_case("gradient_descent", "convex", 2).by == "closed form"
+    with pytest.raises(ModuleNotFoundError, match=r"theorylab\[pep\]"):
+        worst_case("accelerated", "convex", 2)
+    with pytest.raises(ModuleNotFoundError, match=r"theorylab\[pep\]"):
+        worst_case("gradient_descent", "convex", 2, closed_form=False)
