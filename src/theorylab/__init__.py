@@ -34,6 +34,7 @@ _PUBLIC = {
     "hessian": "instruments.curvature",
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
+    "sharpness_along": "instruments.sharpness_along",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
     "gradient_noise": "instruments.gradient_noise",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -251,13 +252,19 @@ def adam_preconditioner(problem: Problem, optimizer: torch.optim.Optimizer) -> P
 
     Source: Cohen et al. 2022, arXiv:2207.14484, Section 2 (the preconditioner of Adam with bias correction).
     """
+    tensors = dict(problem.model.named_parameters())
+    return adam_diagonal(optimizer, {name: tensors[name] for name in problem.params})
+
+
+def adam_diagonal(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> Params:
+    """The preconditioner of `adam_preconditioner` for parameters by name, as ``optimizer`` holds them."""
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    tensors, found = dict(problem.model.named_parameters()), {}
-    for name in problem.params:
-        state = optimizer.state.get(tensors[name], {})
+    found = {}
+    for name, p in tensors.items():
+        state = optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
             raise ValueError(f"optimizer keeps no second moment of {name}: it must be an Adam that trains this model and has made a step.")
-        group, t = settings[id(tensors[name])], float(state["step"])
+        group, t = settings[id(p)], float(state["step"])
         second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
         corrected = (second / (1 - group["betas"][1] ** t)).sqrt() + group["eps"]
         found[name] = (1 - group["betas"][0] ** t) * corrected

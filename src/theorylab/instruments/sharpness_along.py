@@ -1,0 +1,145 @@
+"""Sharpness along the path of a full-batch optimizer, and how near it is to the edge of stability."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from theorylab.core.estimate import Estimate
+from theorylab.core.problem import Params, Problem
+from theorylab.instruments.curvature import adam_diagonal, sharpness
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class SharpnessPath:
+    """Sharpness on the way.
+
+    Attributes:
+        steps: Where it was measured, (t,).
+        sharpness: λ₁ there, (t,); of the preconditioned Hessian where the optimizer is an Adam.
+        losses: The risk there, (t,).
+        edge: The stability threshold that it is compared with.
+        ratio: Mean of λ₁ / edge over the late part. Neighbouring measurements are alike, so the standard error is that of the means of
+            at most eight blocks.
+        params: The parameters at the end, by name.
+    """
+
+    steps: Tensor
+    sharpness: Tensor
+    losses: Tensor
+    edge: float
+    ratio: Estimate
+    params: Params
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """λ₁ over the edge against steps, with the loss on an axis of its own."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots()[1]
+        ax.axhline(1, color="0.5", linestyle="--", linewidth=1)
+        ax.plot(self.steps, self.sharpness / self.edge, marker=".", color="C0", label="λ₁ / edge")
+        ax.set(xlabel="step", ylabel="λ₁ / edge of stability", ylim=(0, None))
+        other = ax.twinx()
+        other.plot(self.steps, self.losses, color="C1", label="loss")
+        other.set(ylabel="loss", yscale="log" if bool((self.losses > 0).all()) else "linear")
+        return ax
+
+
+def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
+    if edge is not None:
+        if not (edge > 0 and math.isfinite(edge)):
+            raise ValueError(f"edge must be positive and finite, got {edge}.")
+        return edge
+    groups = optimizer.param_groups
+    if isinstance(optimizer, torch.optim.SGD) and len({g["lr"] for g in groups}) == 1 and not any(g["momentum"] for g in groups):
+        return 2 / float(groups[0]["lr"])
+    raise ValueError(
+        "edge must be given for an optimizer other than torch.optim.SGD without momentum and with one step size, got "
+        f"{type(optimizer).__name__}: its stability threshold, e.g. stability_threshold(lr, momentum) of theorylab.theory.optimization."
+    )
+
+
+def sharpness_along(
+    problem: Problem,
+    optimizer: MakeOptimizer,
+    *,
+    steps: int = 1000,
+    every: int | None = None,
+    edge: float | None = None,
+    late: float = 0.5,
+    tol: float = 1e-2,
+    seed: int = 0,
+) -> SharpnessPath:
+    r"""Train a copy on the whole of the data, and follow the largest eigenvalue λ₁ of its Hessian.
+
+    Full-batch gradient descent with step η sharpens until :math:`\lambda_1 = 2/\eta` and stays there; a ratio near 1 late in training says
+    that the step size, not the loss, decides how curved the solution is. Every step uses all rows of the problem, for with minibatches
+    λ₁ settles lower and obeys no such law. The problem and its model are left as they are.
+
+    Args:
+        problem: The risk and the point at which training starts.
+        optimizer: ``optimizer(parameters)`` makes the `torch.optim.Optimizer`: ``lambda p: torch.optim.SGD(p, lr=0.1)``. For Adam and
+            AdamW the Hessian is preconditioned as the optimizer does.
+        steps: Optimizer steps, at least 2.
+        every: Steps between measurements; by default a fortieth. One costs some twelve Hessian products, fewer where λ₁ moves slowly.
+        edge: The stability threshold; by default 2/η, for plain SGD.
+        late: Part of training, counted from its end, over which the ratio is taken, in (0, 1].
+        tol: Relative residual of the eigenvector; the eigenvalue's error is of the order of its square.
+        seed: Of the first search.
+
+    Raises:
+        ValueError: an argument out of range; an ``edge`` that must be given; or the loss is not finite, as where training diverges.
+
+    Example:
+        >>> x = torch.diag(torch.tensor([1.0, 2.0]))
+        >>> quadratic = Problem(torch.nn.Linear(2, 1, bias=False), torch.nn.functional.mse_loss, (x, torch.ones(2, 1)))
+        >>> path = sharpness_along(quadratic, lambda p: torch.optim.SGD(p, lr=0.1), steps=8)
+        >>> round(path.ratio.value, 4)  # a quadratic stays as curved as it is: λ₁ = 4 of 2/0.1
+        0.2
+
+    Source: Cohen et al. 2021, arXiv:2103.00065, Section 3; adaptive optimizers: Cohen et al. 2022, arXiv:2207.14484, Section 2.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}.")
+    every = max(1, steps // 40) if every is None else every
+    if not 1 <= every <= steps:
+        raise ValueError(f"every must lie in 1..{steps} (steps), got {every}.")
+    if not 0 < late <= 1:
+        raise ValueError(f"late must lie in (0, 1], got {late}.")
+    leaves = {k: torch.nn.Parameter(p.clone()) for k, p in problem.params.items()}
+    chosen = optimizer(list(leaves.values()))
+    threshold = _plain_edge(chosen, edge)
+    adaptive = isinstance(chosen, torch.optim.Adam | torch.optim.AdamW)
+    at, values, losses, start = [], [], [], None
+    for t in range(steps + 1):
+        here = problem.at({k: p.detach() for k, p in leaves.items()})
+        if (t % every == 0 or t == steps) and not (adaptive and t == 0):  # Adam has no second moment before its first step
+            precondition = adam_diagonal(chosen, leaves) if adaptive else None
+            found = sharpness(here, precondition=precondition, tol=tol, seed=seed, start=start)
+            at.append(t)
+            values.append(found.value)
+            losses.append(float(here.loss()))
+            start = found.vector
+        if t < steps:
+            for name, g in here.unflatten(here.gradient()).items():
+                leaves[name].grad = g.reshape(leaves[name].shape)
+            chosen.step()
+    when, path = torch.tensor(at), torch.tensor(values, dtype=torch.float64)
+    tail = path[when >= (1 - late) * steps] / threshold
+    blocks = tail.tensor_split(min(BLOCKS, len(tail)))
+    ratio = Estimate.over([float(b.mean()) for b in blocks]) if len(blocks) > 1 else Estimate(float(tail.mean()), 0.0, 1)
+    return SharpnessPath(
+        when, path, torch.tensor(losses, dtype=torch.float64), threshold, ratio, {k: p.detach() for k, p in leaves.items()}
+    )

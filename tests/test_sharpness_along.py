@@ -1,0 +1,83 @@
+"""Sharpness along training: the path of torch.optim, the eigenvalues of dense Hessians, and the known edge of a quadratic and a network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from zoo import make
+
+from theorylab.core.problem import Problem
+from theorylab.instruments.curvature import adam_preconditioner, dense_sharpness
+from theorylab.instruments.sharpness_along import sharpness_along
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_it_follows_torch_optim_and_the_dense_hessian(adaptive: bool) -> None:
+    problem = make("mlp")
+    before = copy.deepcopy(problem.model.state_dict())
+
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=0.01) if adaptive else torch.optim.SGD(params, lr=0.1, momentum=0.5)
+
+    path = sharpness_along(problem, optimizer, steps=6, every=2, edge=10.0, tol=1e-6)
+    model = copy.deepcopy(problem.model).double()
+    trained = optimizer(list(model.parameters()))
+    seen = []
+    for t in range(7):
+        here = Problem(model, problem.criterion, problem.batches[0].content)
+        if t % 2 == 0 and not (adaptive and t == 0):
+            scaling = adam_preconditioner(here, trained) if adaptive else None
+            seen.append((t, dense_sharpness(here, precondition=scaling).value, float(here.loss())))
+        trained.zero_grad()
+        here.batch_loss(0, dict(model.named_parameters())).backward()
+        trained.step()
+    at, values, losses = zip(*seen, strict=True)
+    assert path.steps.tolist() == list(at)
+    assert torch.allclose(path.sharpness, torch.tensor(values, dtype=torch.float64), rtol=1e-8)
+    assert torch.allclose(path.losses, torch.tensor(losses, dtype=torch.float64), rtol=1e-10)
+    assert all(torch.equal(p, problem.model.state_dict()[k]) for k, p in before.items())
+
+
+def test_a_step_too_long_for_a_sharp_minimum_ends_in_a_flatter_one() -> None:
+    """f(x) = w₁w₂x beside a minimum with λ₁ = w₁² + w₂² = 6.9 > 2/η: gradient descent leaves it for one below the edge."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    x = torch.ones(1, 1, dtype=torch.float64)
+    problem = Problem(net, lambda f, y: (f - y).square().mean() / 2, (x, x))
+    w = torch.tensor([[2.6]], dtype=torch.float64)
+    problem = problem.at({"0.weight": w, "1.weight": 0.9 / w})
+    path = sharpness_along(problem, lambda p: torch.optim.SGD(p, lr=0.4), steps=400, every=10)
+    w1, w2 = (float(p) for p in path.params.values())
+    assert path.edge == 5.0
+    assert float(path.sharpness[0]) > path.edge > float(path.sharpness[-1])
+    assert float(path.sharpness[-1]) == pytest.approx(w1**2 + w2**2, rel=1e-6)
+    assert path.ratio.value == pytest.approx(float(path.sharpness[-1]) / 5.0, rel=1e-6)  # long settled in the late half
+    assert path.ratio.n == 8
+    assert path.plot().get_xlabel() == "step"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 1}, "steps must be at least 2"),
+        ({"every": 0}, "every must lie in"),
+        ({"late": 0.0}, "late must lie in"),
+        ({"edge": -1.0}, "edge must be positive"),
+        ({"optimizer": lambda p: torch.optim.Adam(p)}, "edge must be given for an optimizer other than"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}, "edge must be given"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)} | options
+    with pytest.raises(ValueError, match=message):
+        sharpness_along(make("mlp"), **options)
+
+
+def test_divergence_is_named() -> None:
+    x = torch.eye(3, dtype=torch.float64)
+    problem = Problem(nn.Linear(3, 1).double(), nn.functional.mse_loss, (x, x.sum(1, keepdim=True)))
+    with pytest.raises(ValueError, match="finite"):
+        sharpness_along(problem, lambda p: torch.optim.SGD(p, lr=1e9), steps=100)
