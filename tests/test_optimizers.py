@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 import theorylab.learning.optimizers as package
+from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.adam import adam
-from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.optimizers.base import Optimizer, take
+from theorylab.learning.optimizers.sam import sam
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.population import Population
+from theorylab.models.seeded import seeded
 
 K = 3
 SPREAD = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
@@ -82,7 +90,7 @@ def gradient(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def run(optimizer: Optimizer, params: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
     state = optimizer.init(params)
     for _ in range(steps):
-        params, state = optimizer.update(gradient(params), state, params)
+        params, state = take(optimizer, gradient, state, params)
     return params
 
 
@@ -184,3 +192,66 @@ def test_equals_torch_optim(name):
             theirs.step()
         for n, p in params.items():
             torch.testing.assert_close(ours[n][k], p.detach(), rtol=1e-10, atol=1e-10)
+
+
+def published_sam(parameters: list[torch.Tensor], base: torch.optim.Optimizer, rho: float, closure: Callable[[], torch.Tensor]) -> None:
+    """Algorithm 1 of Foret et al., word by word: up to the worst neighbour, its gradient, back, and a step."""
+    base.zero_grad()
+    closure().backward()
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    ups = [rho * p.grad / norm for p in parameters]
+    with torch.no_grad():
+        for p, up in zip(parameters, ups, strict=True):
+            p.add_(up)
+    base.zero_grad()
+    closure().backward()
+    with torch.no_grad():
+        for p, up in zip(parameters, ups, strict=True):
+            p.sub_(up)
+    base.step()
+
+
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_sam_in_a_population_equals_the_published_algorithm(mode: Literal["vmap", "loop"], batch_size: int | None) -> None:
+    """Each replica with its own ρ, momentum and weight decay of the base seeing the second gradient."""
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = x.sin().sum(1, keepdim=True)
+    rhos = torch.tensor([0.0, 0.05, 0.3], dtype=torch.float64)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    base = sgd(0.1, momentum=0.9, weight_decay=1e-2)
+    population = Population(
+        net, nn.functional.mse_loss, (x, y), optimizer=sam(base, rhos), seeds=range(3), batch_size=batch_size, mode=mode
+    )
+    population.train(50)
+    for k in range(3):
+        model = seeded(net, k)
+        torch_sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+        order = minibatches(12, batch_size, k) if batch_size else itertools.repeat(torch.arange(12))
+
+        def closure(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+            return nn.functional.mse_loss(model(x[rows]), y[rows])
+
+        for rows in itertools.islice(order, 50):
+            published_sam(list(model.parameters()), torch_sgd, float(rhos[k]), functools.partial(closure, model, rows))
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(population.params[name][k], p.detach(), rtol=1e-8, atol=1e-10)
+
+
+def test_sam_leaves_running_statistics_to_the_first_pass() -> None:
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    runs = [
+        Population(net, nn.functional.mse_loss, (x, x[:, :1]), optimizer=method, seeds=[0, 1], mode="vmap")
+        for method in (sgd(0.1), sam(sgd(0.1), 0.1))
+    ]
+    for run in runs:
+        run.train(1)
+    assert all(torch.equal(runs[0].buffers[k], b) for k, b in runs[1].buffers.items())
+    assert not torch.equal(runs[0].params["0.weight"], runs[1].params["0.weight"])

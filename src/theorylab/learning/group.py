@@ -145,15 +145,38 @@ class Group:
     def steps(self, count: int, recorded: TracedGradient | None = None) -> Iterator[Tensor]:
         """Take ``count`` optimizer steps; yields the losses (replica,) that each step saw, before it."""
         gradient = recorded or self.gradient()
-        update = self.optimizer.update
-        for x, y, weights, shared in self.rows.batches(count):
-            if self.noise is None:
-                losses, grads = gradient(self.params, self.frozen, self.buffers, x, y, weights, shared)
-            else:
-                losses, grads = self._noisy_gradient(gradient, x, y, weights, shared)
+        update, probe = self.optimizer.update, self.optimizer.probe
+        for rows in self.rows.batches(count):
+            noise = self.noise and list(self.noise)
+            losses, grads = self._gradient(gradient, self.params, self.buffers, self.noise, *rows)
+            if probe is not None:  # the same rows and noise again; running statistics are those of the first pass
+                with torch.no_grad():
+                    there = probe(grads, self.state, self.params)
+                _, grads = self._gradient(gradient, there, tree_map(torch.clone, self.buffers), noise, *rows)
             with torch.no_grad():
                 self.params, self.state = update(grads, self.state, self.params)
             yield losses
+
+    def _gradient(
+        self,
+        gradient: Any,
+        params: Params,
+        buffers: Params,
+        noise: list[Tensor] | None,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor | None,
+        shared: bool,
+    ) -> tuple[Tensor, Params]:
+        if noise is None:
+            return gradient(params, self.frozen, buffers, x, y, weights, shared)
+        each = []
+        for k in range(self.size):
+            with random_stream(noise, k, self.device):
+                own = (x if shared else x[k], y if shared else y[k], None if weights is None else weights[k])
+                each.append(gradient.one(params, self.frozen, buffers, k, *own))
+        grads = zip(*(g for _, g in each), strict=True)
+        return torch.stack([loss for loss, _ in each]), {k: torch.stack(g) for k, g in zip(self.params, grads, strict=True)}
 
     def losses(self) -> Tensor:
         """Risks (replica,) over all rows; leaves buffers and random streams as they are."""
@@ -191,15 +214,6 @@ class Group:
                 raise ValueError("a problem has no row weights: those of a replica must be equal where they are positive.")
             x, y = x[w > 0], y[w > 0]
         return module, x, y
-
-    def _noisy_gradient(self, gradient: Any, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> tuple[Tensor, Params]:
-        each = []
-        for k in range(self.size):
-            with random_stream(self.noise, k, self.device):
-                own = (x if shared else x[k], y if shared else y[k], None if weights is None else weights[k])
-                each.append(gradient.one(self.params, self.frozen, self.buffers, k, *own))
-        grads = zip(*(g for _, g in each), strict=True)
-        return torch.stack([loss for loss, _ in each]), {k: torch.stack(g) for k, g in zip(self.params, grads, strict=True)}
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.optimizers.base import Optimizer, take
 from theorylab.models.objectives import Objective
 
 
 def iterates(method: Optimizer, f: Objective, start: Tensor, steps: int) -> Tensor:
-    """The points at which ``method`` takes gradients of ``f``, from the start on.
+    """The points from which ``method`` steps on ``f``, from the start on.
 
     Args:
         method: From `theorylab.learning.optimizers`.
@@ -31,6 +31,6 @@ def iterates(method: Optimizer, f: Objective, start: Tensor, steps: int) -> Tens
     params, points = {"x": start}, [start]
     state = method.init(params)
     for _ in range(steps):
-        params, state = method.update({"x": f.gradient(params["x"])}, state, params)
+        params, state = take(method, lambda p: {"x": f.gradient(p["x"])}, state, params)
         points.append(params["x"])
     return torch.stack(points)

@@ -25,23 +25,39 @@ class Optimizer:
 
     ``select(index)`` is the same optimizer for some of the replicas only, its (replica,) hyper-parameters indexed; `selectable` adds it.
     Without it a population can only update all replicas together, which a loop over replicas pays for.
+
+    ``probe(grads, state, params) -> params`` says where the gradient of a step is taken instead: from the gradient at the parameters, the
+    point at which it is taken again, on the same rows. ``update`` then sees that gradient, and the parameters themselves.
     """
 
     name: str
     init: Callable[[Params], Any]
     update: Callable[[Params, Any, Params], tuple[Params, Any]]
     select: Callable[[slice], Optimizer] | None = None
+    probe: Callable[[Params, Any, Params], Params] | None = None
+
+
+def take(optimizer: Optimizer, gradient: Callable[[Params], Params], state: Any, params: Params) -> tuple[Params, Any]:
+    """One step on a function that is known by its gradient: new parameters and state."""
+    grads = gradient(params)
+    if optimizer.probe is not None:
+        grads = gradient(optimizer.probe(grads, state, params))
+    return optimizer.update(grads, state, params)
 
 
 def selectable(factory: Callable[Arguments, Optimizer]) -> Callable[Arguments, Optimizer]:
-    """Give the optimizers of a factory their `Optimizer.select`: the factory again, its (replica,) arguments indexed."""
+    """Give the optimizers of a factory their `Optimizer.select`: the factory again, its (replica,) arguments indexed.
+
+    One that is made of another optimizer which has none gets none.
+    """
 
     @wraps(factory)
     def make(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Optimizer:
         def select(index: slice) -> Optimizer:
             return make(*(_pick(a, index) for a in args), **{k: _pick(v, index) for k, v in kwargs.items()})  # type: ignore[arg-type]
 
-        return replace(factory(*args, **kwargs), select=select)
+        parts = [a for a in (*args, *kwargs.values()) if isinstance(a, Optimizer)]
+        return replace(factory(*args, **kwargs), select=None if any(a.select is None for a in parts) else select)
 
     return make
 
@@ -49,6 +65,8 @@ def selectable(factory: Callable[Arguments, Optimizer]) -> Callable[Arguments, O
 def _pick(argument: Any, index: slice) -> Any:
     if isinstance(argument, tuple):
         return tuple(_pick(a, index) for a in argument)
+    if isinstance(argument, Optimizer) and argument.select is not None:
+        return argument.select(index)
     return argument[index] if isinstance(argument, Tensor) and argument.ndim == 1 else argument
 
 

@@ -58,9 +58,13 @@ def observed(optimizer: Optimizer, observe: Observe = step_geometry) -> Optimize
         last = observe(grads, params, new)
         return new, {"optimizer": inner, "last": last, "total": {k: state["total"][k] + v for k, v in last.items()}}
 
-    select = optimizer.select
+    select, inner_probe = optimizer.select, optimizer.probe
     return Optimizer(
-        f"observed({optimizer.name})", init, update, None if select is None else lambda index: observed(select(index), observe)
+        f"observed({optimizer.name})",
+        init,
+        update,
+        select=None if select is None else lambda index: observed(select(index), observe),
+        probe=None if inner_probe is None else lambda grads, state, params: inner_probe(grads, state["optimizer"], params),
     )
 
 

@@ -1,0 +1,41 @@
+"""Sharpness-aware minimization: steps by the gradient at a point uphill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable, spread
+
+
+@selectable
+def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
+    r"""Steps of ``base`` by the gradient at :math:`\theta + \rho\, g/\|g\|`, the norm taken over all parameters of a replica together.
+
+    The gradient is taken twice a step, on the same batch; weight decay and momentum of ``base`` see the second one, at θ itself.
+
+    Args:
+        base: The optimizer that steps.
+        rho: ρ ≥ 0.
+
+    Example:
+        >>> from theorylab.learning.optimizers.base import take
+        >>> from theorylab.learning.optimizers.sgd import sgd
+        >>> quartic = lambda p: {"x": p["x"] ** 3}
+        >>> method, x = sam(sgd(lr=1.0), rho=1.0), {"x": torch.ones(1, 1)}
+        >>> take(method, quartic, method.init(x), x)[0]["x"].item()  # 1 − (1 + 1)³
+        -7.0
+
+    Source: Foret et al. 2021, arXiv:2010.01412, Section 2, Equations 2 and 3, and Algorithm 1 (p = 2).
+    """
+
+    def probe(grads: Params, state: Any, params: Params) -> Params:
+        squares: list[Tensor] = [g.reshape(len(g), -1).square().sum(1) for g in grads.values()]
+        norm = torch.stack(squares).sum(0).sqrt()
+        # where the gradient is zero there is no uphill, and none is needed
+        reach = torch.where(norm > 0, spread(rho, norm) / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
+        return {k: add_scaled(p, reach, grads[k]) for k, p in params.items()}
+
+    return Optimizer(f"sam {base.name}", base.init, base.update, probe=probe)
