@@ -17,6 +17,8 @@ from theorylab.instruments.curvature import adam_diagonal, sharpness
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from theorylab.learning.population import Population
+
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 BLOCKS = 8
 
@@ -55,6 +57,33 @@ class SharpnessPath:
         other.plot(self.steps, self.losses, color="C1", label="loss")
         other.set(ylabel="loss", yscale="log" if bool((self.losses > 0).all()) else "linear")
         return ax
+
+
+def replica_sharpness(
+    *, tol: float = 3e-2, precondition: Callable[[Population], Params] | None = None
+) -> Callable[[Population], dict[str, Tensor]]:
+    """A measure for `Population.train`: ``"sharpness"`` λ₁ and ``"loss"`` of every replica, (replica,) each.
+
+    Each search starts from the eigenvector that it found before.
+
+    Args:
+        tol: Relative residual at which to stop; the eigenvalue's error is of the order of its square.
+        precondition: ``precondition(population)`` returns the diagonals d > 0 by parameter name, (replica, ...), as of `sharpness`.
+    """
+    vectors: dict[int, Tensor] = {}
+
+    def measure(population: Population) -> dict[str, Tensor]:
+        values, params, one = [], population.params, population.problem(0)
+        diagonals = None if precondition is None else precondition(population)
+        for k in range(population.size):
+            problem = one.at({name: p[k] for name, p in params.items()})
+            diagonal = None if diagonals is None else {name: d[k] for name, d in diagonals.items()}
+            found = sharpness(problem, tol=tol, start=vectors.get(k), precondition=diagonal)
+            vectors[k] = found.vector
+            values.append(found.value)
+        return {"sharpness": torch.tensor(values, dtype=torch.float64), "loss": population.losses().double()}
+
+    return measure
 
 
 def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:

@@ -15,6 +15,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Risk = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+def squared_distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared distance from the target, Σ over outputs, one a row (rows,); `nn.functional.mse_loss` divides it by the outputs."""
+    return ((outputs - targets) ** 2).sum(-1)
+
+
 def row_risk(loss: Loss) -> Risk:
     """``(outputs, targets, weights) -> scalar``: the mean over rows of the loss, times ``weights`` (rows,) where given.
 

@@ -17,7 +17,7 @@ Measured on real data: a tanh network on the handwritten digits of scikit-learn,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +29,11 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
-from theorylab.instruments.curvature import sharpness
+from theorylab.instruments.sharpness_along import replica_sharpness
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
+from theorylab.learning.risk import squared_distance
 from theorylab.learning.trajectory import Trajectory
 from theorylab.models.mlp import mlp
 from theorylab.theory.optimization import stability_threshold
@@ -95,27 +96,6 @@ class EdgeConfig(Config):
     small_step: float = setting(0.1, "step size η below the edge", low=1e-4)
 
 
-def squared(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared distance from the target, one a row."""
-    return ((outputs - targets) ** 2).sum(-1)
-
-
-def sharpness_of_all() -> Callable[[Population], dict[str, Tensor]]:
-    """A measure of λ₁ and the loss of every replica; each search starts from the eigenvector that it found before."""
-    vectors: dict[int, Tensor] = {}
-
-    def measure(population: Population) -> dict[str, Tensor]:
-        values, params, one = [], population.params, population.problem(0)
-        for k in range(population.size):
-            problem = one.at({name: p[k] for name, p in params.items()})
-            found = sharpness(problem, tol=3e-2, start=vectors.get(k))  # the eigenvalue's error is of the order of tol²
-            vectors[k] = found.vector
-            values.append(found.value)
-        return {"sharpness": torch.tensor(values, dtype=torch.float64), "loss": population.losses().double()}
-
-    return measure
-
-
 def late(run: Trajectory) -> Tensor:
     """Mean λ₁ in the second half of training, (replica,)."""
     return run.values["sharpness"][run.steps >= run.steps[-1] / 2].mean(0)
@@ -153,7 +133,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
     ) -> Trajectory:
         population = Population(
             lambda: mlp([64, *widths, 10], activation="tanh"),
-            squared,
+            squared_distance,
             data,
             optimizer=optimizer,
             seeds=config.replica_seeds,
@@ -161,7 +141,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
             dtype=config.torch_dtype,
             device=config.device,
         )
-        return population.train(steps, every=max(1, steps // measurements), measure=sharpness_of_all())
+        return population.train(steps, every=max(1, steps // measurements), measure=replica_sharpness())
 
     figure = Series("gd", "Gradient descent finds the edge of stability", x="step", y="λ₁ · η / 2", claim=GD.key)
     for eta in config.gd_steps:
