@@ -35,6 +35,8 @@ _PUBLIC = {
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
     "sharpness_along": "instruments.sharpness_along",
+    "coordinate_check": "instruments.coordinate_check",
+    "mup": "learning.parametrization",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
     "gradient_noise": "instruments.gradient_noise",

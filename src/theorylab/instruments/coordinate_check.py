@@ -1,0 +1,145 @@
+"""Does a step of training change features by an amount that does not depend on width? The coordinate check of a parametrization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from theorylab.core.estimate import Estimate
+from theorylab.models.seeded import seeded
+from theorylab.stats.fits import power_law
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """How much activations changed in some steps, by width.
+
+    Attributes:
+        widths: In increasing order.
+        changes: By module name: root mean square over rows and coordinates of h_T − h_0, (width, seed).
+        slopes: By module name: exponent of the change in the width, a mean over seeds. 0 in muP; above 0 activations blow up as the
+            network gets wider, below 0 the layer stops learning.
+    """
+
+    widths: tuple[int, ...]
+    changes: Mapping[str, Tensor]
+    slopes: Mapping[str, Estimate]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Change against width on logarithmic axes, a line a module."""
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots()[1]
+        for name, change in self.changes.items():
+            mean = change.log().mean(1).exp()
+            ax.plot(self.widths, mean, marker="o", label=f"{name}: {self.slopes[name].value:+.2f}")
+            ax.fill_between(self.widths, change.amin(1), change.amax(1), alpha=0.15, linewidth=0)
+        ax.set(xscale="log", yscale="log", xlabel="width", ylabel="change of the activation")
+        ax.legend(title="slope")
+        return ax
+
+
+def _activations(model: nn.Module, x: Any) -> dict[str, Tensor]:
+    """Outputs of all modules without children of their own, by name, in the order of the pass; a module's last use counts."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                seen.pop(name, None)
+                seen[name] = output.detach().clone()
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(name or "model")) for name, m in model.named_modules() if not any(m.children())]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def coordinate_check(
+    make_model: Callable[[int], nn.Module],
+    widths: Sequence[int],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    data: tuple[Any, Tensor],
+    *,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-3),
+    steps: int = 5,
+    seeds: int | Sequence[int] = 4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> CoordinateCheck:
+    r"""How the change of every activation in a few steps of training scales with width.
+
+    Models of all widths take the same steps on the same batch. In the maximal-update parametrization every activation changes by
+    :math:`\Theta(1)` in each coordinate, so that the slope of :math:`\log \|\Delta h\|_{\mathrm{rms}}` in the logarithm of the width is 0;
+    in the standard one, hidden activations and outputs blow up under Adam with slopes of about 1/2 and 1.
+
+    Args:
+        make_model: ``make_model(width)``, any module; its leaf modules' outputs are what is followed.
+        widths: At least three, different.
+        loss: ``loss(outputs, targets)``, a scalar.
+        data: One batch (x, y), of the same ``dtype`` as the models.
+        optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths.
+        steps: At least 1. A few: after many the loss is fitted and the slopes say something else.
+        seeds: How many initial networks a width, at least 2; or which.
+        seed: Added to the numbers of the seeds.
+        dtype: Of the models.
+
+    Raises:
+        ValueError: an argument out of range, models whose modules differ by name, or an activation that is not finite.
+
+    Example:
+        >>> net = lambda width: nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        >>> x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+        >>> found = coordinate_check(net, [64, 128, 256], nn.functional.mse_loss, (x, x[:, :1]))
+        >>> found.slopes["4"].value > 0.6  # standard parametrization: the outputs of wider networks change more
+        True
+
+    Source: Yang et al. 2022, arXiv:2203.03466, Section D.1 (the coordinate check); Yang and Hu 2021, arXiv:2011.14522.
+    """
+    if len(set(widths)) != len(widths) or len(widths) < 3 or min(widths) < 1:
+        raise ValueError(f"widths must be at least three different positive numbers, got {tuple(widths)}.")
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if len(chosen) < 2:
+        raise ValueError(f"seeds must be at least 2 to give an interval, got {len(chosen)}.")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    widths, (x, y) = tuple(sorted(widths)), data
+    rows: list[list[dict[str, float]]] = []
+    for width in widths:
+        rows.append([])
+        for s in chosen:
+            model = seeded(lambda width=width: make_model(width), seed + s, dtype=dtype)
+            before, trained = _activations(model, x), optimizer(list(model.parameters()))
+            for _ in range(steps):
+                trained.zero_grad(set_to_none=True)
+                loss(model(x), y).backward()
+                trained.step()
+            after = _activations(model, x)
+            rows[-1].append({k: float((after[k] - h).double().square().mean().sqrt()) for k, h in before.items()})
+    names = list(rows[0][0])
+    if any(list(r) != names for row in rows for r in row):
+        raise ValueError("make_model must give the same modules at every width, got different names.")
+    changes = {k: torch.tensor([[r[k] for r in row] for row in rows], dtype=torch.float64) for k in names}
+    bad = [k for k, change in changes.items() if not bool(change.isfinite().all())]
+    if bad:
+        raise ValueError(f"the change of activation {bad[0]} is not finite: lower the step size.")
+    moved = {k: change for k, change in changes.items() if bool((change > 0).all())}  # what only reshapes the input never changes
+    slopes = {k: Estimate.over([power_law(np.array(widths), column) for column in change.T]) for k, change in moved.items()}
+    assert all(math.isfinite(s.value) for s in slopes.values())
+    return CoordinateCheck(widths, moved, slopes)

@@ -1,0 +1,210 @@
+"""How initial sizes and step sizes of a module's parameters change with its width: standard, tangent-kernel and maximal-update (muP).
+
+A parametrization writes every parameter as p = a·v, with v trained. That changes the size of a step (for an optimizer whose step does not
+depend on the gradient's scale, such as Adam, by the factor a; for gradient descent by a²), and with the initial v anything else that a
+parametrization asks for. So one step size serves all parameters, with any optimizer and in any population.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+MakeModel = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What a width asks of one parameter, relative to the base width, at which both are 1.
+
+    Attributes:
+        init: Factor of its initial value, as its module draws it.
+        step: Factor of its step size.
+    """
+
+    init: float = 1.0
+    step: float = 1.0
+
+
+class Parametrized(nn.Module):
+    """A model whose parameters are a·v, the v being parameters of this module, under the model's own names within ``model``.
+
+    Args:
+        model: Taken over; its parameters are divided by their factors.
+        factors: a > 0 by parameter name; 1 where it is missing.
+
+    Example:
+        >>> line = nn.Linear(2, 1, bias=False)
+        >>> before = line.weight.detach().clone()
+        >>> half = Parametrized(line, {"weight": 0.5})
+        >>> bool((half.model.weight == 2 * before).all()), bool(torch.allclose(half(torch.eye(2)), before.T))
+        (True, True)
+    """
+
+    def __init__(self, model: nn.Module, factors: Mapping[str, float]) -> None:
+        super().__init__()
+        self.model = model
+        self.factors = {k: a for k, a in factors.items() if a != 1.0}
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.div_(self.factors.get(name, 1.0))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model at a·v."""
+        held = dict(self.model.named_parameters())
+        return functional_call(self.model, {k: a * held[k] for k, a in self.factors.items()}, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How a parameter grows: its fan-in over that at the base width, and likewise its fan-out; None where that axis does not grow."""
+
+    fan_in: float | None
+    fan_out: float | None
+    bias_of: float | None = None  # for the bias of a layer, growth of that layer's fan-in
+
+
+def _kinds(make_model: MakeModel, base: int, width: int) -> dict[str, _Kind]:
+    narrow, wide = (_skeleton(make_model, w) for w in (base, width))
+    before, after = ({k: p.shape for k, p in m.named_parameters()} for m in (narrow, wide))
+    if before.keys() != after.keys():
+        raise ValueError(
+            f"make_model must give the same parameters at every width; {sorted(before.keys() ^ after.keys())[0]} is not in both."
+        )
+    kinds = {}
+    for name, shape in after.items():
+        ratio = {axis: b / a for axis, (a, b) in enumerate(zip(before[name], shape, strict=True)) if a != b}
+        if len(before[name]) != len(shape) or len(ratio) > 2:
+            raise ValueError(
+                f"parameter {name} grows along {len(ratio)} axes from {tuple(before[name])} to {tuple(shape)}: at most two are known."
+            )
+        owner = wide.get_submodule(name.rpartition(".")[0])
+        if len(shape) == 1 or isinstance(owner, nn.Embedding | nn.EmbeddingBag):  # a vector, or one a row of a table
+            weight = getattr(owner, "weight", None)
+            first = getattr(narrow.get_submodule(name.rpartition(".")[0]), "weight", None)
+            fed = None
+            if name.endswith("bias") and weight is not None and weight.ndim > 1 and first is not None and weight.shape[1] != first.shape[1]:
+                fed = weight.shape[1] / first.shape[1]
+            kinds[name] = _Kind(None, next(iter(ratio.values()), None), fed)
+        elif ratio.keys() - {0, 1}:
+            raise ValueError(f"parameter {name} grows along an axis that is neither its outputs nor its inputs: {tuple(shape)}.")
+        else:
+            kinds[name] = _Kind(ratio.get(1), ratio.get(0))
+    if width != base and all(k.fan_in is None and k.fan_out is None for k in kinds.values()):
+        raise ValueError(f"make_model must use its width: no parameter's shape differs between widths {base} and {width}.")
+    return kinds
+
+
+def _skeleton(make_model: MakeModel, width: int) -> nn.Module:
+    with torch.device("meta"):
+        return make_model(width)
+
+
+def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Literal["adam", "sgd"] = "adam") -> dict[str, Multipliers]:
+    r"""Multipliers of muP for each parameter of a model of ``width``, relative to ``base``.
+
+    With :math:`m` the growth of a parameter's fan-in (or, in the first row, of its fan-out):
+
+    ===================================== ============= ============== =============
+    parameter                             initial value step, Adam     step, SGD
+    ===================================== ============= ============== =============
+    inputs, biases, gains, embeddings     1             1              m (fan-out)
+    both axes grow (hidden)               1             1/m            1
+    fan-in alone grows (outputs)          1/√m          1/m            1/m
+    ===================================== ============= ============== =============
+
+    Initial values are those of modules that draw weights of variance proportional to 1/fan-in, as PyTorch's do; a bias that they draw with
+    the same bound is multiplied by √m, so that it does not vanish.
+
+    Args:
+        make_model: ``make_model(width)``, any module; built on the meta device, so that its size costs nothing.
+        base: The width at which all multipliers are 1.
+        width: Another.
+        optimizer: ``"adam"`` for optimizers whose step does not depend on the gradient's scale (Adam, sign descent), ``"sgd"`` for gradient
+            descent, with momentum or without.
+
+    Raises:
+        ValueError: parameters that differ by name, no shape that changes, or one that changes in other axes than outputs and inputs.
+
+    Example:
+        >>> net = lambda width: nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        >>> found = base_shapes(net, 64, 256)
+        >>> found["0.weight"], found["2.weight"], found["4.weight"]
+        (Multipliers(init=1.0, step=1.0), Multipliers(init=1.0, step=0.25), Multipliers(init=0.5, step=0.25))
+
+    Source: Yang et al. 2022, arXiv:2203.03466, Table 3.
+    """
+    if optimizer not in ("adam", "sgd"):
+        raise ValueError(f"optimizer must be 'adam' or 'sgd', got {optimizer!r}.")
+    found = {}
+    for name, kind in _kinds(make_model, base, width).items():
+        m, out = kind.fan_in or 1.0, kind.fan_out or 1.0
+        if kind.fan_in is None:
+            found[name] = Multipliers((kind.bias_of or 1.0) ** 0.5, out if optimizer == "sgd" else 1.0)
+        elif kind.fan_out is not None:
+            found[name] = Multipliers(1.0, 1 / m if optimizer == "adam" else 1.0)
+        else:
+            found[name] = Multipliers(m**-0.5, 1 / m)
+    return found
+
+
+def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] = "adam") -> MakeModel:
+    """The same model in the maximal-update parametrization: at the base width as it is, at others with the multipliers of `base_shapes`.
+
+    Features of every layer then change by an amount that does not depend on width, and a step size found at one width serves at all.
+
+    Args:
+        make_model: ``make_model(width)``.
+        base: The width at which nothing is changed.
+        optimizer: As in `base_shapes`.
+
+    Returns:
+        ``make(width)``, a `Parametrized` model.
+
+    Example:
+        >>> wide = mup(lambda width: nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)), base=32)(128)
+        >>> wide.factors
+        {'2.weight': 0.25}
+
+    Source: Yang and Hu 2021, arXiv:2011.14522, Section 5; Yang et al. 2022, arXiv:2203.03466, Table 3.
+    """
+
+    def make(width: int) -> nn.Module:
+        multipliers = base_shapes(make_model, base, width, optimizer=optimizer) if width != base else {}
+        model = make_model(width)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.mul_(multipliers.get(name, Multipliers()).init)
+        power = 1.0 if optimizer == "adam" else 0.5
+        return Parametrized(model, {k: m.step**power for k, m in multipliers.items()})
+
+    return make
+
+
+def tangent_kernel(make_model: MakeModel, base: int) -> MakeModel:
+    """The same model in the tangent-kernel parametrization: weights whose fan-in grows by m are v/√m, initial values as before.
+
+    Under gradient descent with one step size the kernel then has a limit, and training is lazy in it.
+
+    Args:
+        make_model: ``make_model(width)``.
+        base: The width at which nothing is changed.
+
+    Example:
+        >>> wide = tangent_kernel(lambda width: nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)), base=32)(128)
+        >>> wide.factors
+        {'2.weight': 0.5}
+
+    Source: Jacot et al. 2018, arXiv:1806.07572, Section 2; as one of a family: Yang and Hu 2021, arXiv:2011.14522, Section 3.
+    """
+
+    def make(width: int) -> nn.Module:
+        kinds = _kinds(make_model, base, width) if width != base else {}
+        return Parametrized(make_model(width), {k: kind.fan_in**-0.5 for k, kind in kinds.items() if kind.fan_in is not None})
+
+    return make

@@ -1,0 +1,189 @@
+"""Parametrizations: the multipliers of the tables, training that is the table's, and coordinate checks whose slopes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+
+from theorylab.instruments.coordinate_check import coordinate_check
+from theorylab.learning.optimizers.adam import adam
+from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.parametrization import Parametrized, base_shapes, mup, tangent_kernel
+from theorylab.learning.population import Population
+from theorylab.models.seeded import seeded
+
+BASE, WIDE = 8, 32
+M = WIDE / BASE
+
+
+class Zoo(nn.Module):
+    """Embedding, attention-like projections, a convolution, a norm, and a head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, width)
+        self.hidden = nn.Linear(width, width)
+        self.mix = nn.Conv1d(width, 2 * width, 3, padding=1)
+        self.norm = nn.LayerNorm(2 * width)
+        self.head = nn.Linear(2 * width, 5)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.hidden(self.table(tokens)))
+        h = self.norm(self.mix(h.mT).mT)
+        return self.head(h).mean(1) * self.scale
+
+
+TABLE = {  # name: (init, step with Adam, step with SGD), from Table 3 of Yang et al., by hand
+    "table.weight": (1, 1, M),
+    "hidden.weight": (1, 1 / M, 1),
+    "hidden.bias": (M**0.5, 1, M),
+    "mix.weight": (1, 1 / M, 1),
+    "mix.bias": (M**0.5, 1, M),
+    "norm.weight": (1, 1, M),
+    "norm.bias": (1, 1, M),
+    "head.weight": (M**-0.5, 1 / M, 1 / M),
+    "head.bias": (M**0.5, 1, 1),
+    "scale": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_multipliers_are_those_of_the_table(optimizer: Literal["adam", "sgd"]) -> None:
+    found = base_shapes(Zoo, BASE, WIDE, optimizer=optimizer)
+    assert {k: (m.init, m.step) for k, m in found.items()} == {
+        k: (init, a if optimizer == "adam" else b) for k, (init, a, b) in TABLE.items()
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_is_the_tables_with_a_step_size_a_parameter(optimizer: Literal["adam", "sgd"]) -> None:
+    """p = a·v with one step size equals p with its own: torch.optim with parameter groups, as muP is usually written."""
+    tokens = torch.randint(0, 7, (6, 4), generator=torch.Generator().manual_seed(0))
+    y = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = seeded(lambda: mup(Zoo, BASE, optimizer=optimizer)(WIDE), 3)
+    theirs = seeded(lambda: Zoo(WIDE), 3)
+    multipliers = base_shapes(Zoo, BASE, WIDE, optimizer=optimizer)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            p.mul_(multipliers[name].init)
+    lr = 1e-2
+    groups = [{"params": [p], "lr": lr * multipliers[k].step} for k, p in theirs.named_parameters()]
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
+    options: dict[str, Any] = {"eps": 1e-30} if optimizer == "adam" else {"momentum": 0.9}
+    pairs = [(ours, make(ours.parameters(), lr=lr, **options)), (theirs, make(groups, lr=lr, **options))]
+    for _ in range(20):
+        for model, step in pairs:
+            step.zero_grad()
+            nn.functional.mse_loss(model(tokens), y).backward()
+            step.step()
+        assert torch.allclose(ours(tokens), theirs(tokens), rtol=1e-8, atol=1e-10)
+
+
+def test_at_the_base_width_nothing_changes_and_populations_train_it() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    runs = []
+    for make in (mup(net, BASE), net):
+        run = Population(
+            lambda make=make: make(BASE), nn.functional.mse_loss, (x, x[:, :1]), optimizer=adam(1e-2), seeds=[0, 1], mode="vmap"
+        )
+        run.train(5)
+        runs.append(run.losses())
+    assert torch.equal(*runs)
+    wide = Population(lambda: mup(net, BASE)(WIDE), nn.functional.mse_loss, (x, x[:, :1]), optimizer=sgd(0.1), seeds=[0, 1], mode="vmap")
+    alone = Population(lambda: mup(net, BASE)(WIDE), nn.functional.mse_loss, (x, x[:, :1]), optimizer=sgd(0.1), seeds=[0, 1], mode="loop")
+    before = wide.losses()
+    wide.train(20)
+    alone.train(20)
+    assert torch.allclose(wide.losses(), alone.losses(), rtol=1e-10)
+    assert bool((wide.losses() < before).all())
+
+
+def test_the_tangent_kernel_parametrization_keeps_the_network_and_divides_its_steps() -> None:
+    ours, theirs = seeded(lambda: tangent_kernel(Zoo, BASE)(WIDE), 3), seeded(lambda: Zoo(WIDE), 3)
+    tokens = torch.randint(0, 7, (6, 4), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(ours(tokens), theirs(tokens), rtol=1e-12)
+    assert ours.factors == {"hidden.weight": M**-0.5, "mix.weight": M**-0.5, "head.weight": M**-0.5}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda width: nn.Linear(3, 2), "must use its width"),
+        (lambda width: nn.Sequential(*(nn.Linear(2, 2) for _ in range(width))), "same parameters at every width"),
+        (lambda width: nn.Conv1d(width, width, width), "grows along 3 axes"),
+        (lambda width: nn.Conv1d(2, 2, width), "neither its outputs nor its inputs"),
+    ],
+)
+def test_modules_that_do_not_fit_are_refused(make: Callable[[int], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        base_shapes(make, BASE, WIDE)
+    with pytest.raises(ValueError, match="optimizer must be"):
+        base_shapes(Zoo, BASE, WIDE, optimizer="muon")  # type: ignore[arg-type]
+
+
+def test_a_coordinate_check_of_one_linear_layer_is_known_in_closed_form() -> None:
+    """h = w·x with x = 1 in d coordinates: sign steps move h by η·d·steps, so the slope is 1; with steps divided by d, 0."""
+
+    class Sum(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.line = nn.Linear(width, 1, bias=False)
+            self.width = width
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.line(x.expand(-1, self.width))
+
+    batch = torch.ones(1, 1), torch.full((1, 1), 100.0)
+    free = coordinate_check(Sum, [4, 8, 16], nn.functional.mse_loss, batch, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, eps=0.0))
+    assert free.slopes["line"].value == pytest.approx(1.0, abs=1e-3)
+    tamed = coordinate_check(
+        mup(Sum, 4), [4, 8, 16], nn.functional.mse_loss, batch, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3, eps=0.0)
+    )
+    assert tamed.slopes["model.line"].value == pytest.approx(0.0, abs=1e-3)
+    assert tamed.changes["model.line"].shape == (3, 4)
+    assert tamed.plot().get_xscale() == "log"
+
+
+def test_the_check_leaves_the_global_generator_alone_and_repeats_itself() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    first, second = (coordinate_check(net, [4, 6, 8], nn.functional.mse_loss, (x, x[:, :1]), seeds=2) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.slopes == second.slopes
+    assert set(first.slopes) == {"1", "2", "3"}  # a reshaped input does not change
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": [4, 8]}, "at least three different"),
+        ({"widths": [4, 8, 8]}, "at least three different"),
+        ({"seeds": 1}, "seeds must be at least 2"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e30), "steps": 4}, "is not finite"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], message: str) -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1))
+
+    arguments = {"widths": [4, 6, 8]} | options
+    with pytest.raises(ValueError, match=message):
+        coordinate_check(net, arguments.pop("widths"), nn.functional.mse_loss, (torch.ones(2, 3), torch.ones(2, 1)), **arguments)
+
+
+def test_factors_divide_the_parameters_that_are_trained() -> None:
+    net = Parametrized(nn.Linear(2, 2), {"weight": 4.0, "bias": 1.0})
+    assert net.factors == {"weight": 4.0}
+    assert [n for n, _ in net.named_parameters()] == ["model.weight", "model.bias"]
