@@ -13,13 +13,17 @@ import torch
 import theorylab.learning.optimizers as package
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.optimizers.rmsprop import rmsprop
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.optimizers.svag import svag
 
 K = 3
 SPREAD = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
 LR = 0.05 * SPREAD
 REQUIRED = {"lr": 0.05}
 """Values for arguments without a default; other factories' own are looked up by annotation and name."""
+AT_LEAST_ONE = {"amplification"}
+"""Arguments whose values below one are refused."""
 
 
 def factories() -> Iterator[Callable[..., Optimizer]]:
@@ -52,9 +56,9 @@ def per_replica(factory: Callable[..., Optimizer]) -> dict:
     for p in inspect.signature(factory).parameters.values():
         if "Hyper" not in str(p.annotation) or "tuple" in str(p.annotation):
             continue
-        value = out.get(p.name, p.default)
+        value = 2.0 if p.name in AT_LEAST_ONE else out.get(p.name, p.default)
         if isinstance(value, float) and value > 0:
-            out[p.name] = value * SPREAD if value < 0.8 else value * SPREAD.clamp(max=1.0)
+            out[p.name] = value * SPREAD if value < 0.8 or p.name in AT_LEAST_ONE else value * SPREAD.clamp(max=1.0)
     return out
 
 
@@ -164,6 +168,16 @@ AGAINST_TORCH = {
         lambda p, k: torch.optim.Adam(p, lr=float(LR[k]), betas=(0.8 * min(1.0, float(SPREAD[k])), 0.99), weight_decay=0.1),
     ),
     "amsgrad": (adam(LR, betas=(0.8, 0.9), amsgrad=True), lambda p, k: torch.optim.Adam(p, float(LR[k]), betas=(0.8, 0.9), amsgrad=True)),
+    "rmsprop": (
+        rmsprop(LR, alpha=0.9 * SPREAD.clamp(max=1.0), eps=1e-6 * SPREAD, weight_decay=0.1 * SPREAD),
+        lambda p, k: torch.optim.RMSprop(
+            p, float(LR[k]), alpha=0.9 * min(1.0, float(SPREAD[k])), eps=1e-6 * float(SPREAD[k]), weight_decay=0.1 * float(SPREAD[k])
+        ),
+    ),
+    "rmsprop, centered, with momentum": (
+        rmsprop(LR, alpha=0.95, momentum=0.5 * SPREAD, centered=True),
+        lambda p, k: torch.optim.RMSprop(p, float(LR[k]), alpha=0.95, momentum=0.5 * float(SPREAD[k]), centered=True),
+    ),
     "adamw": (
         adam(LR, weight_decay=0.1 * SPREAD, eps=1e-6 * SPREAD, decoupled=True),
         lambda p, k: torch.optim.AdamW(p, lr=float(LR[k]), weight_decay=0.1 * float(SPREAD[k]), eps=1e-6 * float(SPREAD[k])),
@@ -184,3 +198,25 @@ def test_equals_torch_optim(name):
             theirs.step()
         for n, p in params.items():
             torch.testing.assert_close(ours[n][k], p.detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_svag_is_sgd_on_the_combination_of_each_pair_of_gradients():
+    amplification = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    method, x = svag(LR, amplification=amplification), start(0)
+    state, reference = method.init(x), start(0)
+    for t in range(5):
+        first, second = gradient(start(2 * t + 1)), gradient(start(2 * t + 2))
+        held, state = method.update(first, state, x)
+        assert all(torch.equal(held[n], x[n]) for n in x)
+        x, state = method.update(second, state, held)
+        for n, p in reference.items():
+            for k in range(K):
+                root = (2 * amplification[k] - 1).sqrt()
+                p[k] -= LR[k] / amplification[k] * ((1 + root) * first[n][k] + (1 - root) * second[n][k]) / 2
+    for n, p in reference.items():
+        torch.testing.assert_close(x[n], p, rtol=1e-12, atol=1e-12)
+
+
+def test_svag_refuses_a_combination_with_less_variance():
+    with pytest.raises(ValueError, match="amplification must be at least 1"):
+        svag(0.1, amplification=torch.tensor([2.0, 0.9]))
