@@ -85,13 +85,16 @@ def test_svags_variance_is_that_of_many_walks(amplification: float) -> None:
         first, second = (curvature * x + noise * random.standard_normal(x.shape) for _ in range(2))
         x = x - step / amplification * ((1 + root) / 2 * first + (1 - root) / 2 * second)
     # a variance of n normal numbers has relative standard error √(2/n)
-    assert theory.svag_stationary_variance(step, curvature, noise, amplification) == pytest.approx((x**2).mean(), rel=4 * (2 / len(x)) ** 0.5)
+    assert theory.svag_stationary_variance(step, curvature, noise, amplification) == pytest.approx(
+        (x**2).mean(), rel=4 * (2 / len(x)) ** 0.5
+    )
 
 
 def test_svag_tends_to_the_differential_equation() -> None:
     limit = sde_stationary_variance(0.9, 1.4, 0.7)
-    gaps = [theory.svag_stationary_variance(0.9, 1.4, 0.7, l) / limit - 1 for l in (10, 100, 1000)]  # noqa: E741
-    assert gaps == pytest.approx([0.9 * 1.4 / (2 * l) for l in (10, 100, 1000)], rel=0.1)
+    levels = (10, 100, 1000)
+    gaps = [theory.svag_stationary_variance(0.9, 1.4, 0.7, level) / limit - 1 for level in levels]
+    assert gaps == pytest.approx([0.9 * 1.4 / (2 * level) for level in levels], rel=0.1)
 
 
 def test_the_linear_rule_drifts_as_two_simulations_do() -> None:

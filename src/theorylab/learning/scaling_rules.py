@@ -75,7 +75,9 @@ def linear_rule(recipe: Recipe, k: int) -> Recipe:
 
 
 def square_root_rule(recipe: Recipe, k: int) -> Recipe:
-    r"""Of Adam and RMSProp: :math:`B \to kB, \ \eta \to \sqrt k\,\eta, \ 1-\beta_i \to k(1-\beta_i), \ \epsilon \to \epsilon/\sqrt k, \ T \to T/k`.
+    r"""Of Adam and RMSProp: the step grows as √k, and memories are as long in rows as before.
+
+    .. math:: B \to kB, \quad \eta \to \sqrt k\,\eta, \quad 1-\beta_i \to k(1-\beta_i), \quad \epsilon \to \epsilon/\sqrt k, \quad T \to T/k
 
     Where noise dominates the gradient, an adaptive step divides by the noise's standard deviation σ/√B. So the step's length does not
     depend on B, and its direction carries √B times more signal: √k larger steps, k times fewer, go equally far, with equal noise.

@@ -286,7 +286,9 @@ def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_sca
 
 
 def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_scale: float) -> float:
-    r"""Expected decrease of a quadratic by `best_step`: :math:`\Delta L_{\max}/(1 + B_n/B)`, :math:`\Delta L_{\max} = \frac{\|g\|^4}{2 g^\top H g}`.
+    r"""Expected decrease of a quadratic by `best_step`: :math:`\Delta L_{\max}/(1 + B_n/B)`.
+
+    :math:`\Delta L_{\max} = \|g\|^4/(2 g^\top H g)` is that of the exact gradient.
 
     Args:
         hessian: H, (d, d).
