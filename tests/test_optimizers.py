@@ -12,10 +12,11 @@ import torch
 
 import theorylab.learning.optimizers as package
 from theorylab.learning.optimizers.adam import adam
-from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.optimizers.base import Hyper, Optimizer
 from theorylab.learning.optimizers.rmsprop import rmsprop
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.optimizers.svag import svag
+from theorylab.learning.schedule import constant, cosine, exponential_decay, power_decay, scheduled, warmup_stable_decay
 
 K = 3
 SPREAD = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
@@ -36,7 +37,29 @@ def factories() -> Iterator[Callable[..., Optimizer]]:
                 yield value
 
 
-FACTORIES = list(factories())
+def constant_sgd(lr: Hyper) -> Optimizer:
+    return scheduled(sgd, lr, constant())
+
+
+def cosine_momentum(lr: Hyper, momentum: Hyper = 0.5) -> Optimizer:
+    return scheduled(lambda rate: sgd(rate, momentum=momentum), lr, cosine(20, floor=0.1))
+
+
+def warmup_stable_decay_adam(lr: Hyper, eps: Hyper = 1e-3) -> Optimizer:
+    return scheduled(lambda rate: adam(rate, eps=eps), lr, warmup_stable_decay(15, warmup=3, decay=5, floor=0.1))
+
+
+def exponential_sgd_by_schedule(lr: Hyper, factor: Hyper = 0.9, weight_decay: Hyper = 0.1) -> Optimizer:
+    return scheduled(lambda rate: sgd(rate, weight_decay=weight_decay), lr, exponential_decay(factor))
+
+
+def power_rmsprop(lr: Hyper, power: Hyper = 0.5) -> Optimizer:
+    return scheduled(rmsprop, lr, power_decay(power))
+
+
+SCHEDULED = [constant_sgd, cosine_momentum, warmup_stable_decay_adam, exponential_sgd_by_schedule, power_rmsprop]
+"""Each schedule around an optimizer, with hyper-parameters of the replicas in all three places: step size, optimizer, schedule."""
+FACTORIES = [*factories(), *SCHEDULED]
 PARTIAL = {"greedy_coordinate": "moves one coordinate of one tensor"}
 every_factory = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
 
@@ -100,7 +123,7 @@ def tensors(tree: object) -> Iterator[torch.Tensor]:
 
 
 def test_the_battery_discovers_the_optimizers():
-    assert {"sgd", "adam"} <= {f.__name__ for f in FACTORIES}
+    assert {"sgd", "adam", "rmsprop", "svag", "shampoo", "soap", "muon", "exponentiated_gradient"} <= {f.__name__ for f in FACTORIES}
 
 
 @every_factory
@@ -147,6 +170,11 @@ def test_select_indexes_the_hypers(factory):
     part = run(optimizer.select(slice(1, 3)), {n: p[1:3] for n, p in start(0).items()}, 3)
     whole = run(optimizer, start(0), 3)
     assert all(torch.equal(p, whole[n][1:3]) for n, p in part.items())
+    twice = optimizer.select(slice(1, 3)).select
+    assert twice is not None
+    last = run(twice(slice(1, 2)), {n: p[2:3] for n, p in start(0).items()}, 3)
+    for n, p in last.items():
+        torch.testing.assert_close(p, whole[n][2:3], rtol=1e-12, atol=1e-12)
 
 
 @every_factory

@@ -6,11 +6,11 @@ deviation, so that its step must grow as √k, and its memories must shrink. SVA
 noise of large steps kept, and what then changes, the stochastic differential equation does not describe. And a quadratic tells how much a
 larger batch is worth in one step: at the noise scale, half of what the exact gradient would gain.
 
-The two rules are equivalence claims: the interval of the relative change of the final loss must lie within a margin. Runs of one seed
-see the same rows in the same order, in batches of different size, so that intervals are narrow and the drift shows: at k = 16 some half a
-percent for Adam, and one percent for SGD. Settings and margins were chosen on other seeds than those reported. At five times SGD's step the
-mean loss at k = 16 is a third higher, but seeds scatter so widely that no verdict is reached; so the control that breaks the linear rule
-is a larger k at the same step. Adam runs for a time after which the decay of the start and the floor of the noise both contribute, so that a
+The two rules are equivalence claims: the interval of the relative change of the final loss must lie within a margin. Runs of one seed see
+the same rows in the same order, in batches of different size, so that intervals are narrow and the drift shows: at k = 16 some half a
+percent for Adam, and one for SGD. Settings and margins were chosen on other seeds than those reported. At five times SGD's step the mean
+loss at k = 16 is a third higher, but seeds scatter so widely that no verdict is reached; so the control that breaks the linear rule is a
+larger k at the same step. Adam runs for a time after which the decay of the start and the floor of the noise both contribute, so that a
 wrong exponent cannot cancel.
 """
 
