@@ -179,7 +179,7 @@ def svag_stationary_variance(step: float, curvature: float, noise: float, amplif
         >>> [round(svag_stationary_variance(1.0, 1.0, 1.0, l), 4) for l in (1, 2, 1e9)]
         [1.0, 0.6667, 0.5]
 
-    Source: Li, Malladi and Arora 2021, arXiv:2102.12470, Section 4, for the algorithm; the variance is that of an AR(1) process.
+    Source: Li, Malladi and Arora 2021, arXiv:2102.12470, Equation 5, for the algorithm; the variance is that of an AR(1) process.
     """
     if not amplification >= 1:
         raise ValueError(f"amplification must be at least 1, got {amplification}.")

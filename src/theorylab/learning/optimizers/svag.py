@@ -37,7 +37,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
         >>> held, round(x["x"].item(), 4)
         (0.0, 0.2)
 
-    Source: Li, Malladi and Arora 2021, arXiv:2102.12470, Section 4 (the SVAG algorithm).
+    Source: Li, Malladi and Arora 2021, arXiv:2102.12470, Equation 5 (the algorithm) and Theorem 4.3 (its limit).
     """
     least = torch.as_tensor(amplification).min()
     if not least >= 1:

@@ -53,7 +53,7 @@ SVAG = Claim(
     "SVAG, steps η/l along two gradients with weights (1±√(2l−1))/2, fluctuates at curvature λ with 1/(1 − ηλ/(2l)) times the variance of "
     "the stochastic differential equation.",
     formula=r"\frac{\mathrm{Var}_{\mathrm{SVAG}}}{\mathrm{Var}_{\mathrm{SDE}}} = \frac{1}{1 - \eta\lambda/(2l)}",
-    source=Source("Li et al. 2021", "Section 4 (the algorithm), on a quadratic", "arXiv:2102.12470"),
+    source=Source("Li et al. 2021", "Equation 5 and Theorem 4.3 (the algorithm and its limit), on a quadratic", "arXiv:2102.12470"),
     kind="statistical",
     relation=Within(0.96, 1.04),
     control="equal weights ½, ½, whose variance vanishes as 1/(2l)",
