@@ -73,6 +73,14 @@ def test_the_sample_errs_as_it_says_and_its_oracle_takes_the_same_rows() -> None
     assert some.trace.value != noise_scale(problem, rows=5, seed=4).trace.value
 
 
+def test_the_size_of_all_rows_makes_the_estimate_from_some_more_exact() -> None:
+    """With equal curvature the size tells all: twenty rows are as good as sixty."""
+    equal = torch.full_like(CURVATURE, 2.0)
+    some, every = (noise_scale(bowl(60, 0, 1.0, equal), rows=rows).trace for rows in (20, 60))
+    assert some.value == pytest.approx(every.value, rel=1e-9)
+    assert some.stderr == pytest.approx(every.stderr, rel=1e-6)
+
+
 def test_it_is_the_theorys_on_the_matrices_of_least_squares_up_to_the_bias_of_a_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 5, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.5, 0.2, 0.1])

@@ -103,8 +103,8 @@ def dense_noise_scale(problem: Problem, *, rows: int = ROWS, seed: int = 0, memo
     centred = g - g.mean(0)
     bent = centred[chosen] @ H @ centred[chosen].T
     sigma = n / (n - 1) * centred[chosen].T @ centred[chosen] / len(chosen)
-    slopes = centred @ H @ g.mean(0)
-    return _result(n, chosen, (H * sigma).sum(), bent, slopes, g.mean(0) @ H @ g.mean(0), dense_gradient_noise(problem))
+    slopes, sizes = centred @ H @ g.mean(0), (centred @ centred.T).diagonal()
+    return _result(n, chosen, (H * sigma).sum(), bent, slopes, sizes, g.mean(0) @ H @ g.mean(0), dense_gradient_noise(problem))
 
 
 @instrument(
@@ -125,8 +125,10 @@ def noise_scale(problem: Problem, *, rows: int = ROWS, seed: int = 0, memory: in
     .. math:: \mathrm{tr}(H\Sigma) = \frac{n}{n-1}\,\overline{(g_i-\bar g)^\top H (g_i-\bar g)}, \qquad
         G^\top H G = \bar g^\top H \bar g - \mathrm{tr}(H\Sigma)/n
 
-    with the first mean over ``rows`` of them; both are unbiased given H, which is that of all rows. Errors follow from the spread of the
-    two terms over rows; that of :math:`\bar g^\top H\bar g` has a part that remains where G is zero.
+    both unbiased given H, which is that of all rows. Where ``rows`` are fewer than all, the first mean is over these and corrected by
+    regression on :math:`\|g_i-\bar g\|^2`, whose mean over all rows is known; its bias is of the order of 1/``rows``. Errors follow from
+    the spread of the terms over rows, and are too small where a few rows that the sample misses rule the mean; that of
+    :math:`\bar g^\top H\bar g` has a part that remains where G is zero.
 
     Args:
         problem: The risk and the point.
@@ -156,33 +158,43 @@ def noise_scale(problem: Problem, *, rows: int = ROWS, seed: int = 0, memory: in
     chosen, proxy = _sample(problem, rows, seed), gradient_noise(problem)
     H, mean = hessian(problem, memory=memory), problem.gradient()
     push = H @ mean
-    parts = torch.arange(problem.n).split(max(1, ENTRIES // problem.P))
-    slopes = torch.cat([(per_example_grads(problem, rows=part) - mean) @ push for part in parts])
+    slopes, sizes = [], []
+    for part in torch.arange(problem.n).split(max(1, ENTRIES // problem.P)):
+        apart = per_example_grads(problem, rows=part) - mean
+        slopes.append((apart @ push).double())
+        sizes.append(apart.square().sum(1).double())
     centred = per_example_grads(problem, rows=chosen) - mean  # (m, p)
     bent = torch.cat([centred @ (H @ block.T) for block in centred.split(COLUMNS)], 1)
     trace = problem.n / (problem.n - 1) * bent.double().diagonal().mean()
-    return _result(problem.n, chosen, trace, bent.double(), slopes.double(), (mean @ push).double(), proxy)
+    return _result(problem.n, chosen, trace, bent.double(), torch.cat(slopes), torch.cat(sizes), (mean @ push).double(), proxy)
 
 
-def _result(n: int, chosen: Tensor, trace: Tensor, bent: Tensor, slopes: Tensor, raw: Tensor, proxy: GradientNoise) -> NoiseScale:
+def _result(
+    n: int, chosen: Tensor, trace: Tensor, bent: Tensor, slopes: Tensor, sizes: Tensor, raw: Tensor, proxy: GradientNoise
+) -> NoiseScale:
     """Estimates and their errors.
 
     Args:
         n: All rows.
         chosen: Those of the sample, (m,).
-        trace: Estimate of tr(HΣ).
+        trace: tr(HΣ), from the sample alone.
         bent: (g_i − ḡ)ᵀH(g_j − ḡ) for rows of the sample, (m, m).
         slopes: (g_i − ḡ)ᵀHḡ of all rows, (n,).
+        sizes: ‖g_i − ḡ‖² of all rows, (n,).
         raw: ḡᵀHḡ.
         proxy: Beside it.
     """
-    m, bends = len(chosen), bent.diagonal()
-    var_trace = float(bends.var()) / m
+    m, bent, slopes, sizes = len(chosen), bent.cpu(), slopes.cpu(), sizes.cpu()
+    bends, known = bent.diagonal(), sizes[chosen]
+    weight = float(torch.cov(torch.stack([bends, known]))[0, 1] / known.var()) if float(known.var()) > 0 else 0.0
+    rest = bends - weight * known  # what the sizes do not tell; in the sample it is not correlated with them
+    T = float(trace) + n / (n - 1) * weight * float(sizes.mean() - known.mean())
+    var_trace = float(rest.var()) * (m - 1) / (m - 2) / m + weight**2 * float(sizes.var()) / n
     # 2 tr((HΣ)²)/n², from pairs of different rows: the variance of ḡᵀHḡ where G = 0; twice that is in the slopes', whose ḡ errs, too
     pairs = 2 * float(bent.square().sum() - bends.square().sum()) / (m * (m - 1)) / n**2
     var_raw = max(4 * float(slopes.var()) / n - pairs, pairs)
-    paired = torch.stack([bends, slopes.to(bends.device)[chosen.to(bends.device)]])
-    shared = 2 * float(torch.cov(paired)[0, 1]) / n
-    T, S = float(trace), float(raw) - float(trace) / n
+    paired = [torch.cov(torch.stack(both))[0, 1] for both in ((rest, slopes[chosen]), (sizes, slopes))]
+    shared = 2 * float(paired[0] + weight * paired[1]) / n
+    S = float(raw) - T / n
     var_along = max(var_raw - 2 * shared / n + var_trace / n**2, 0.0)
     return NoiseScale(Estimate(T, math.sqrt(var_trace), m), Estimate(S, math.sqrt(var_along), n), shared - var_trace / n, proxy)
