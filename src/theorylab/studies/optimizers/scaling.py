@@ -151,11 +151,13 @@ def variances(config: ScalingConfig, averaged: bool) -> Tensor:
 def trained(config: ScalingConfig, recipes: Sequence[Recipe]) -> list[Tensor]:
     """Final losses of SGD on the digits, one a seed. Seeds fix the order of the rows, whatever the size of the batch."""
 
+    rows = digits(dtype=config.torch_dtype)
+
     def make(recipe: Recipe) -> Population:
         return Population(
             lambda: mlp([64, config.width, 10], activation="relu"),
             cross_entropy,
-            digits(dtype=config.torch_dtype),
+            rows,
             optimizer=sgd(recipe.lr),
             seeds=config.replica_seeds,
             batch_size=recipe.batch_size,
