@@ -17,10 +17,13 @@ from torch import nn
 import theorylab.learning.optimizers as package
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.adam import adam
-from theorylab.learning.optimizers.base import Optimizer, take
+from theorylab.learning.optimizers.base import Hyper, Optimizer, take
+from theorylab.learning.optimizers.rmsprop import rmsprop
 from theorylab.learning.optimizers.sam import sam
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.optimizers.svag import svag
 from theorylab.learning.population import Population
+from theorylab.learning.schedule import constant, cosine, exponential_decay, power_decay, scheduled, warmup_stable_decay
 from theorylab.models.seeded import seeded
 
 K = 3
@@ -28,6 +31,8 @@ SPREAD = torch.tensor([0.8, 1.0, 1.2], dtype=torch.float64)
 LR = 0.05 * SPREAD
 REQUIRED = {"lr": 0.05}
 """Values for arguments without a default; other factories' own are looked up by annotation and name."""
+AT_LEAST_ONE = {"amplification"}
+"""Arguments whose values below one are refused."""
 
 
 def factories() -> Iterator[Callable[..., Optimizer]]:
@@ -40,7 +45,29 @@ def factories() -> Iterator[Callable[..., Optimizer]]:
                 yield value
 
 
-FACTORIES = list(factories())
+def constant_sgd(lr: Hyper) -> Optimizer:
+    return scheduled(sgd, lr, constant())
+
+
+def cosine_momentum(lr: Hyper, momentum: Hyper = 0.5) -> Optimizer:
+    return scheduled(lambda rate: sgd(rate, momentum=momentum), lr, cosine(20, floor=0.1))
+
+
+def warmup_stable_decay_adam(lr: Hyper, eps: Hyper = 1e-3) -> Optimizer:
+    return scheduled(lambda rate: adam(rate, eps=eps), lr, warmup_stable_decay(15, warmup=3, decay=5, floor=0.1))
+
+
+def exponential_sgd_by_schedule(lr: Hyper, factor: Hyper = 0.9, weight_decay: Hyper = 0.1) -> Optimizer:
+    return scheduled(lambda rate: sgd(rate, weight_decay=weight_decay), lr, exponential_decay(factor))
+
+
+def power_rmsprop(lr: Hyper, power: Hyper = 0.5) -> Optimizer:
+    return scheduled(rmsprop, lr, power_decay(power))
+
+
+SCHEDULED = [constant_sgd, cosine_momentum, warmup_stable_decay_adam, exponential_sgd_by_schedule, power_rmsprop]
+"""Each schedule around an optimizer, with hyper-parameters of the replicas in all three places: step size, optimizer, schedule."""
+FACTORIES = [*factories(), *SCHEDULED]
 PARTIAL = {"greedy_coordinate": "moves one coordinate of one tensor"}
 every_factory = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: f.__name__)
 
@@ -60,9 +87,9 @@ def per_replica(factory: Callable[..., Optimizer]) -> dict:
     for p in inspect.signature(factory).parameters.values():
         if "Hyper" not in str(p.annotation) or "tuple" in str(p.annotation):
             continue
-        value = out.get(p.name, p.default)
+        value = 2.0 if p.name in AT_LEAST_ONE else out.get(p.name, p.default)
         if isinstance(value, float) and value > 0:
-            out[p.name] = value * SPREAD if value < 0.8 else value * SPREAD.clamp(max=1.0)
+            out[p.name] = value * SPREAD if value < 0.8 or p.name in AT_LEAST_ONE else value * SPREAD.clamp(max=1.0)
     return out
 
 
@@ -104,7 +131,7 @@ def tensors(tree: object) -> Iterator[torch.Tensor]:
 
 
 def test_the_battery_discovers_the_optimizers():
-    assert {"sgd", "adam"} <= {f.__name__ for f in FACTORIES}
+    assert {"sgd", "adam", "rmsprop", "svag", "shampoo", "soap", "muon", "exponentiated_gradient"} <= {f.__name__ for f in FACTORIES}
 
 
 @every_factory
@@ -151,6 +178,11 @@ def test_select_indexes_the_hypers(factory):
     part = run(optimizer.select(slice(1, 3)), {n: p[1:3] for n, p in start(0).items()}, 3)
     whole = run(optimizer, start(0), 3)
     assert all(torch.equal(p, whole[n][1:3]) for n, p in part.items())
+    twice = optimizer.select(slice(1, 3)).select
+    assert twice is not None
+    last = run(twice(slice(1, 2)), {n: p[2:3] for n, p in start(0).items()}, 3)
+    for n, p in last.items():
+        torch.testing.assert_close(p, whole[n][2:3], rtol=1e-12, atol=1e-12)
 
 
 @every_factory
@@ -172,6 +204,16 @@ AGAINST_TORCH = {
         lambda p, k: torch.optim.Adam(p, lr=float(LR[k]), betas=(0.8 * min(1.0, float(SPREAD[k])), 0.99), weight_decay=0.1),
     ),
     "amsgrad": (adam(LR, betas=(0.8, 0.9), amsgrad=True), lambda p, k: torch.optim.Adam(p, float(LR[k]), betas=(0.8, 0.9), amsgrad=True)),
+    "rmsprop": (
+        rmsprop(LR, alpha=0.9 * SPREAD.clamp(max=1.0), eps=1e-6 * SPREAD, weight_decay=0.1 * SPREAD),
+        lambda p, k: torch.optim.RMSprop(
+            p, float(LR[k]), alpha=0.9 * min(1.0, float(SPREAD[k])), eps=1e-6 * float(SPREAD[k]), weight_decay=0.1 * float(SPREAD[k])
+        ),
+    ),
+    "rmsprop, centered, with momentum": (
+        rmsprop(LR, alpha=0.95, momentum=0.5 * SPREAD, centered=True),
+        lambda p, k: torch.optim.RMSprop(p, float(LR[k]), alpha=0.95, momentum=0.5 * float(SPREAD[k]), centered=True),
+    ),
     "adamw": (
         adam(LR, weight_decay=0.1 * SPREAD, eps=1e-6 * SPREAD, decoupled=True),
         lambda p, k: torch.optim.AdamW(p, lr=float(LR[k]), weight_decay=0.1 * float(SPREAD[k]), eps=1e-6 * float(SPREAD[k])),
@@ -255,3 +297,34 @@ def test_sam_leaves_running_statistics_to_the_first_pass() -> None:
         run.train(1)
     assert all(torch.equal(runs[0].buffers[k], b) for k, b in runs[1].buffers.items())
     assert not torch.equal(runs[0].params["0.weight"], runs[1].params["0.weight"])
+
+
+def test_svag_is_sgd_on_the_combination_of_each_pair_of_gradients():
+    amplification = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    method, x = svag(LR, amplification=amplification), start(0)
+    state, reference = method.init(x), start(0)
+    for t in range(5):
+        first, second = gradient(start(2 * t + 1)), gradient(start(2 * t + 2))
+        held, state = method.update(first, state, x)
+        assert all(torch.equal(held[n], x[n]) for n in x)
+        x, state = method.update(second, state, held)
+        for n, p in reference.items():
+            for k in range(K):
+                root = (2 * amplification[k] - 1).sqrt()
+                p[k] -= LR[k] / amplification[k] * ((1 + root) * first[n][k] + (1 - root) * second[n][k]) / 2
+    for n, p in reference.items():
+        torch.testing.assert_close(x[n], p, rtol=1e-12, atol=1e-12)
+
+
+def test_svag_refuses_a_combination_with_less_variance():
+    with pytest.raises(ValueError, match="amplification must be at least 1"):
+        svag(0.1, amplification=torch.tensor([2.0, 0.9]))
+
+
+def test_sam_takes_a_schedule_inside_and_outside() -> None:
+    inside = sam(scheduled(sgd, LR, cosine(10)), 0.1)
+    outside = scheduled(lambda lr: sam(sgd(lr), 0.1), LR, cosine(10))
+    ours, theirs = run(inside, start(0), 8), run(outside, start(0), 8)
+    assert all(torch.equal(p, theirs[k]) for k, p in ours.items())
+    plain = run(scheduled(sgd, LR, cosine(10)), start(0), 8)
+    assert not torch.allclose(plain["w"], ours["w"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from theorylab.theory import optimizers as theory
+from theorylab.theory.optimization import sde_stationary_variance
 
 
 def unit(direction: np.ndarray, norm: str) -> np.ndarray:
@@ -72,5 +73,87 @@ def test_weight_decay_moves_the_minimum_where_it_is_said_to() -> None:
     ],
 )
 def test_wrong_input_is_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("amplification", [1.0, 3.0])
+def test_svags_variance_is_that_of_many_walks(amplification: float) -> None:
+    random, step, curvature, noise = np.random.default_rng(1), 0.9, 1.4, 0.7
+    root, x = np.sqrt(2 * amplification - 1), np.zeros(200_000)
+    for _ in range(40):
+        first, second = (curvature * x + noise * random.standard_normal(x.shape) for _ in range(2))
+        x = x - step / amplification * ((1 + root) / 2 * first + (1 - root) / 2 * second)
+    # a variance of n normal numbers has relative standard error √(2/n)
+    assert theory.svag_stationary_variance(step, curvature, noise, amplification) == pytest.approx(
+        (x**2).mean(), rel=4 * (2 / len(x)) ** 0.5
+    )
+
+
+def test_svag_tends_to_the_differential_equation() -> None:
+    limit = sde_stationary_variance(0.9, 1.4, 0.7)
+    levels = (10, 100, 1000)
+    gaps = [theory.svag_stationary_variance(0.9, 1.4, 0.7, level) / limit - 1 for level in levels]
+    assert gaps == pytest.approx([0.9 * 1.4 / (2 * level) for level in levels], rel=0.1)
+
+
+def test_the_linear_rule_drifts_as_two_simulations_do() -> None:
+    random, step, curvature, k = np.random.default_rng(2), 0.1, 1.2, 8
+    spreads = []
+    for eta, sigma in ((step, 1.0), (k * step, k**-0.5)):
+        x = np.zeros(200_000)
+        for _ in range(100):
+            x = x - eta * (curvature * x + sigma * random.standard_normal(x.shape))
+        spreads.append((x**2).mean())
+    assert theory.linear_rule_drift(step, curvature, k) == pytest.approx(spreads[1] / spreads[0], rel=0.02)
+
+
+def test_adams_loss_under_dominating_noise_is_that_of_a_simulation() -> None:
+    """Corrections are of the orders of step·memory·curvature/noise and of (curvature·start/noise)², one percent each here."""
+    random, curvature, start, noise, step, steps = np.random.default_rng(3), np.array([1.0, 0.2]), np.ones(2), 20.0, 0.02, 1000
+    x, m, v = np.ones((4000, 2)) * start, 0.0, 0.0
+    beta1, beta2 = 0.9, 0.999
+    for t in range(1, steps + 1):
+        g = curvature * x + noise * random.standard_normal(x.shape)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        x = x - step * (m / (1 - beta1**t)) / np.sqrt(v / (1 - beta2**t))
+    losses = 0.5 * (x**2 @ curvature)
+    predicted = theory.adam_noisy_quadratic_loss(curvature, start, noise, step, steps)
+    assert predicted == pytest.approx(losses.mean(), abs=4 * losses.std() / np.sqrt(len(losses)) + 0.03 * predicted)
+    quarter = theory.adam_noisy_quadratic_loss(curvature, start, noise / 2, 2 * step, steps // 4)
+    assert quarter == pytest.approx(predicted, rel=1e-12)  # the square root rule
+
+
+def test_the_noise_scale_gives_the_best_of_all_steps_and_its_decrease() -> None:
+    random, batch = np.random.default_rng(4), 3
+    rows = random.standard_normal((50, 4)) @ np.diag([1.0, 2.0, 0.5, 1.0]) + 0.7
+    root = random.standard_normal((4, 4))
+    H, g = root @ root.T, rows.mean(0)
+    scale = theory.gradient_noise_scale(H, np.cov(rows.T, bias=True), g)
+    drawn = rows[random.integers(len(rows), size=(400_000, batch))].mean(1)
+    along, bend = drawn @ g, 0.5 * np.einsum("mi,ij,mj->m", drawn, H, drawn)
+    steps = np.linspace(0, 2, 2001) * theory.best_step(H, g, np.inf, scale)
+    decreases = steps * along.mean() - steps**2 * bend.mean()
+    assert theory.best_step(H, g, batch, scale) == pytest.approx(steps[decreases.argmax()], rel=0.02)
+    assert theory.expected_decrease(H, g, batch, scale) == pytest.approx(decreases.max(), rel=0.01)
+
+
+def test_half_of_the_progress_is_made_at_the_noise_scale() -> None:
+    H, g, scale = np.diag([1.0, 4.0]), np.array([1.0, -0.5]), 7.0
+    assert theory.expected_decrease(H, g, scale, scale) == pytest.approx(theory.expected_decrease(H, g, np.inf, scale) / 2)
+    assert theory.best_step(H, g, np.inf, scale) == pytest.approx(1.25 / 2.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.svag_stationary_variance(1.0, 1.0, 1.0, 0.5), "amplification must be at least 1"),
+        (lambda: theory.linear_rule_drift(0.1, 1.0, 0.5), "k must be at least 1"),
+        (lambda: theory.linear_rule_drift(0.1, 1.0, 20), "must lie below 2"),
+        (lambda: theory.gradient_noise_scale(-np.eye(2), np.eye(2), np.ones(2)), "curvature along the gradient must be positive"),
+        (lambda: theory.best_step(np.eye(2), np.ones(2), 0.0, 1.0), "batch must be positive"),
+    ],
+)
+def test_noise_outside_of_the_laws_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

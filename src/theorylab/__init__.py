@@ -40,6 +40,7 @@ _PUBLIC = {
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
     "gradient_noise": "instruments.gradient_noise",
+    "noise_scale": "instruments.noise_scale",
     "landscape": "instruments.landscape",
     "mode_connectivity": "instruments.mode_connectivity",
     "adam_preconditioner": "instruments.curvature",
@@ -76,6 +77,9 @@ _PUBLIC = {
     "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
+    "Recipe": "learning.scaling_rules",
+    "scaling_check": "learning.scaling_check",
+    "scaling_plan": "learning.scaling_check",
     "measure": "measuring.measure",
     "ReportCard": "report.card",
 }

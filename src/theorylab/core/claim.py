@@ -28,6 +28,13 @@ class Verdict(StrEnum):
         """The verdict of a conjunction: one failure fails it, else one doubt leaves it open."""
         return max(verdicts, key=[cls.HOLDS, cls.INCONCLUSIVE, cls.FAILS].index)
 
+    @classmethod
+    def of(cls, interval: tuple[float, float], region: tuple[float, float]) -> Verdict:
+        """The equivalence test: the measured interval inside the claimed region, outside of it, or across its border."""
+        if region[0] <= interval[0] and interval[1] <= region[1]:
+            return cls.HOLDS
+        return cls.FAILS if interval[1] < region[0] or interval[0] > region[1] else cls.INCONCLUSIVE
+
 
 class Relation(ABC):
     """What a claim says of a measurement: the region in which it must lie, given the prediction."""
@@ -258,13 +265,7 @@ class Claim:
         if targets.size != 1:
             raise ValueError(f"claim {self.key}: predicted must be one number for a claim about a mean, got {targets.size}.")
         region = self.relation.region(float(targets[0]))
-        if region[0] <= low and high <= region[1]:
-            verdict = Verdict.HOLDS
-        elif high < region[0] or low > region[1]:
-            verdict = Verdict.FAILS
-        else:
-            verdict = Verdict.INCONCLUSIVE
-        value = float(samples.mean())
+        verdict, value = Verdict.of((low, high), region), float(samples.mean())
         kept = tuple(map(float, samples)) if n == samples.size else ()
         return Finding(self.key, role, setting, float(targets[0]), value, low, high, region, n, level, verdict, kept, note)
 

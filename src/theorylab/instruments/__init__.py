@@ -12,6 +12,7 @@ from theorylab.instruments import kernel_learning as kernel_learning
 from theorylab.instruments import kernels as kernels
 from theorylab.instruments import kfac as kfac
 from theorylab.instruments import landscape as landscape
+from theorylab.instruments import noise_scale as noise_scale
 from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam
 from theorylab.instruments import rows as rows

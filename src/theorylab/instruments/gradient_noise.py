@@ -43,15 +43,12 @@ class GradientNoise:
         Raises:
             ValueError: the estimate of ‖G‖² is not positive: the gradient drowns in the noise of the rows at hand.
         """
-        T, S = self.trace, self.squared_norm
-        if not S.value > 0:
+        if not self.squared_norm.value > 0:
             raise ValueError(
-                f"the squared norm of the gradient must be positive for a noise scale, its estimate is {S}: measure more rows, or a point "
-                "farther from a minimum. interval() gives a lower bound."
+                f"the squared norm of the gradient must be positive for a noise scale, its estimate is {self.squared_norm}: measure more "
+                "rows, or a point farther from a minimum. interval() gives a lower bound."
             )
-        scale = T.value / S.value
-        variance = T.stderr**2 - 2 * scale * self.covariance + scale**2 * S.stderr**2
-        return Estimate(scale, math.sqrt(max(variance, 0.0)) / S.value, T.n)
+        return ratio(self.trace, self.squared_norm, self.covariance)
 
     @property
     def critical_batch_size(self) -> Estimate:
@@ -59,24 +56,35 @@ class GradientNoise:
         return self.noise_scale
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Confidence interval of the noise scale, without an upper end where ‖G‖² may be 0.
+        """Confidence interval of the noise scale, without an upper end where ‖G‖² may be 0."""
+        return ratio_interval(self.trace, self.squared_norm, self.covariance, level)
 
-        The values r for which tr Σ − r‖G‖² = 0 is not rejected (Fieller 1954), which is honest also where the ratio is not normal.
-        """
-        from scipy.special import stdtrit
 
-        T, S = self.trace, self.squared_norm
-        t = float(stdtrit(T.n - 1, 0.5 + level / 2))
-        # (T − rS)² ≤ t² Var(T − rS) is a r² − 2 b r + c ≤ 0
-        a = S.value**2 - t**2 * S.stderr**2
-        b = T.value * S.value - t**2 * self.covariance
-        c = T.value**2 - t**2 * T.stderr**2
-        root = math.sqrt(max(b**2 - a * c, 0.0))
-        if S.value > 0 and a > 0:
-            return max(0.0, (b - root) / a), (b + root) / a
-        if a == 0 or c <= 0:
-            return 0.0, math.inf
-        return c / (b + root) if b + root > 0 else 0.0, math.inf
+def ratio(T: Estimate, S: Estimate, covariance: float) -> Estimate:
+    """T/S with the standard error of a ratio, to first order; ``covariance`` is that of their errors."""
+    scale = T.value / S.value
+    variance = T.stderr**2 - 2 * scale * covariance + scale**2 * S.stderr**2
+    return Estimate(scale, math.sqrt(max(variance, 0.0)) / S.value, T.n)
+
+
+def ratio_interval(T: Estimate, S: Estimate, covariance: float, level: float) -> tuple[float, float]:
+    """Confidence interval of a ratio of quantities that are not negative, without an upper end where S may be 0.
+
+    The values r for which T − rS = 0 is not rejected (Fieller 1954), which is honest also where the ratio is not normal.
+    """
+    from scipy.special import stdtrit
+
+    t = float(stdtrit(T.n - 1, 0.5 + level / 2))
+    # (T − rS)² ≤ t² Var(T − rS) is a r² − 2 b r + c ≤ 0
+    a = S.value**2 - t**2 * S.stderr**2
+    b = T.value * S.value - t**2 * covariance
+    c = T.value**2 - t**2 * T.stderr**2
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    if S.value > 0 and a > 0:
+        return max(0.0, (b - root) / a), (b + root) / a
+    if a == 0 or c <= 0:
+        return 0.0, math.inf
+    return c / (b + root) if b + root > 0 else 0.0, math.inf
 
 
 def _minibatches(problem: Problem, size: int) -> Problem:
@@ -146,7 +154,9 @@ def dense_gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNo
 def gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNoise:
     r"""Gradient noise scale :math:`\mathcal B = \mathrm{tr}(\Sigma) / \|G\|^2`, the critical batch size of stochastic gradient descent.
 
-    Below :math:`\mathcal B` rows a batch, doubling the batch nearly halves the steps that are needed; above, it hardly saves any.
+    Below :math:`\mathcal B` rows a batch, doubling the batch nearly halves the steps that are needed; above, it hardly saves any. It is a
+    proxy, exact where the curvature is the same in all directions; `noise_scale` takes the curvature into account, at the price of Hessian
+    products.
 
     The rows are taken as a sample: from K minibatches of b rows with gradients g_k and their mean ḡ,
     :math:`\mathrm{tr}\,\Sigma = \frac{b}{K-1}\sum_k \|g_k - \bar g\|^2` and :math:`\|G\|^2 = \|\bar g\|^2 - \mathrm{tr}(\Sigma)/n`, both

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, pick, spread
 
 Schedule = Callable[[Tensor], Tensor]
 """Steps already taken t = 0, 1, ... → the factor of the step size in the next one, of the same shape (replica,)."""
+
+
+@dataclass(frozen=True)
+class OfReplicas:
+    """A schedule with a hyper-parameter that may differ between replicas: ``factor(t, hyper)``, both of one shape."""
+
+    factor: Callable[[Tensor, Hyper], Tensor]
+    hyper: Hyper
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Factors (replica,) after so many steps."""
+        return self.factor(t, spread(self.hyper, t))
+
+    def select(self, index: slice) -> OfReplicas:
+        """The same for some of the replicas only."""
+        return OfReplicas(self.factor, pick(self.hyper, index))
 
 
 def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule) -> Optimizer:
@@ -21,10 +38,11 @@ def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule)
     Args:
         make: Step size → optimizer; its state must not depend on the step size.
         lr: η, a number or one a replica.
-        schedule: s, one of this file's or any function of the same kind.
+        schedule: s, one of this file's or any function that is the same for all replicas.
 
     Returns:
-        An optimizer over tensors with a leading replica axis, whose state holds the time and the inner state.
+        An optimizer over tensors with a leading replica axis, whose state holds the time and the inner state. It can be cut by
+        `Optimizer.select` where what ``make`` builds can.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -39,13 +57,43 @@ def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule)
 
     def init(params: Params) -> Any:
         first = next(iter(params.values()))
+        spread(lr, first)  # refuses a wrong number of step sizes
         return {"time": first.new_zeros(first.shape[:1]), "inner": make(lr).init(params)}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         params, inner = make(lr * schedule(state["time"])).update(grads, state["inner"], params)
         return params, {"time": state["time"] + 1, "inner": inner}
 
-    return Optimizer(f"scheduled {make(lr).name}", init, update)
+    def part(rate: Hyper, index: slice) -> Optimizer:
+        # ``make`` may hold hyper-parameters of all replicas: it is given as many step sizes as reach to this part, which is then cut out
+        whole = torch.cat([rate.new_ones(index.start or 0), rate]) if isinstance(rate, Tensor) and rate.ndim else rate
+        select = make(whole).select
+        assert select is not None
+        return select(index)
+
+    def select(index: slice) -> Optimizer:
+        ours = schedule.select(index) if isinstance(schedule, OfReplicas) else schedule
+        return scheduled(lambda rate: part(rate, index), pick(lr, index), ours)
+
+    def probe(grads: Params, state: Any, params: Params) -> Params:
+        inner = make(lr * schedule(state["time"])).probe
+        assert inner is not None
+        return inner(grads, state["inner"], params)
+
+    whole = make(lr)
+    return Optimizer(
+        f"scheduled {whole.name}", init, update, None if whole.select is None else select, None if whole.probe is None else probe
+    )
+
+
+def constant() -> Schedule:
+    """:math:`s(t) = 1`.
+
+    Example:
+        >>> constant()(torch.tensor([0.0, 3.0])).tolist()
+        [1.0, 1.0]
+    """
+    return torch.ones_like
 
 
 def power_decay(power: Hyper) -> Schedule:
@@ -58,7 +106,7 @@ def power_decay(power: Hyper) -> Schedule:
         >>> power_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
         [1.0, 0.5]
     """
-    return lambda t: (t + 1) ** -power
+    return OfReplicas(lambda t, a: (t + 1) ** -a, power)
 
 
 def exponential_decay(factor: Hyper) -> Schedule:
@@ -71,7 +119,7 @@ def exponential_decay(factor: Hyper) -> Schedule:
         >>> exponential_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
         [1.0, 0.125]
     """
-    return lambda t: torch.as_tensor(factor, dtype=t.dtype, device=t.device) ** t
+    return OfReplicas(lambda t, rho: torch.as_tensor(rho, dtype=t.dtype, device=t.device) ** t, factor)
 
 
 def cosine(steps: int, floor: float = 0.0) -> Schedule:

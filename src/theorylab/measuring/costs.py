@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from theorylab.core.instrument import Instrument
 from theorylab.core.problem import Problem
 from theorylab.instruments.certify import certify
-from theorylab.instruments.products import BATCHABLE
+from theorylab.instruments.noise_scale import ROWS
+from theorylab.instruments.products import BATCHABLE, COLUMNS
 from theorylab.measuring import operators
 from theorylab.measuring.tailored import KERNEL_ROWS
 from theorylab.runners.plan import Cost
@@ -201,6 +202,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "kernel_alignment": _kernel,
     "kernel_regression": _kernel,
     "gradient_noise": lambda problem: Work(12),
+    "noise_scale": lambda problem: Work(24 + PRODUCT * (min(ROWS, problem.n) + 1), ROWS**2, 1.5 * ROWS, columns=COLUMNS),
     "certify": _certify,
     "landscape": lambda problem: Work(0.6 * 11**2, 11**2, 3),  # losses alone, on a plane of points
     "norms": lambda problem: Work(4, 10, 2),

@@ -1,10 +1,12 @@
-"""Closed-form predictions on deep-learning optimizers: dual norms, Muon's band, Adam's failure and its fixed points under weight decay."""
+"""Closed-form predictions on deep-learning optimizers: dual norms, Muon's band, Adam's fixed points, and what noise does to their steps."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import numpy as np
+
+from theorylab.theory.optimization import sgd_stationary_variance
 
 Norm = Literal["l1", "l2", "linf", "frobenius", "spectral", "nuclear"]
 
@@ -156,3 +158,157 @@ def ridge_minimizer(minimizer: np.ndarray, curvature: np.ndarray, decay: float) 
     Source: elementary; the contrast with decoupled decay is Loshchilov and Hutter 2019, arXiv:1711.05101, Section 2.
     """
     return curvature * minimizer / (curvature + decay)
+
+
+def svag_stationary_variance(step: float, curvature: float, noise: float, amplification: float = 1.0) -> float:
+    r"""Stationary variance of SVAG on λx²/2: :math:`\frac{\eta\sigma^2}{2\lambda}\Big/\Bigl(1 - \frac{\eta\lambda}{2l}\Bigr)`.
+
+    The step is η/l and the variance of the combined gradient lσ², so that their product, which rules the limit of small steps, is SGD's.
+    At l = 1 it is SGD's own variance, and as l → ∞ that of the stochastic differential equation.
+
+    Args:
+        step: η > 0 of the SGD that is imitated.
+        curvature: λ > 0.
+        noise: σ > 0, the standard deviation of one gradient.
+        amplification: l ≥ 1.
+
+    Raises:
+        ValueError: an argument out of its range, or ηλ/l ≥ 2.
+
+    Example:
+        >>> [round(svag_stationary_variance(1.0, 1.0, 1.0, l), 4) for l in (1, 2, 1e9)]
+        [1.0, 0.6667, 0.5]
+
+    Source: Li, Malladi and Arora 2021, arXiv:2102.12470, Equation 5, for the algorithm; the variance is that of an AR(1) process.
+    """
+    if not amplification >= 1:
+        raise ValueError(f"amplification must be at least 1, got {amplification}.")
+    return sgd_stationary_variance(step / amplification, curvature, noise * amplification**0.5)
+
+
+def linear_rule_drift(step: float, curvature: float, k: float) -> float:
+    r"""By what factor the linear rule changes SGD's stationary variance on λx²/2: :math:`\frac{2 - \eta\lambda}{2 - k\eta\lambda}`.
+
+    Steps kη with noise σ²/k against steps η with noise σ². The rule is exact for kηλ ≪ 2, drifts before it breaks, and diverges at
+    kηλ = 2.
+
+    Args:
+        step: η > 0 at the smaller batch.
+        curvature: λ > 0.
+        k: By what the batch grows, at least 1, with kηλ < 2.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> linear_rule_drift(0.1, 1.0, 10)
+        1.9
+
+    Source: elementary, from the variance of an AR(1) process; the rule is Goyal et al. 2017, arXiv:1706.02677, Section 2.1.
+    """
+    if not k >= 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    return sgd_stationary_variance(k * step, curvature, k**-0.5) / sgd_stationary_variance(step, curvature, 1.0)
+
+
+def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: float, step: float, steps: int) -> float:
+    r"""Expected loss of Adam on :math:`\frac12\sum_i \lambda_i x_i^2` where noise dominates its gradients, in the limit of small steps.
+
+    .. math:: \mathbb E f = \frac12\sum_i \lambda_i \Bigl[x_i(0)^2\rho_i + \frac{\eta\sigma}{2\lambda_i}(1 - \rho_i)\Bigr], \qquad
+        \rho_i = e^{-2\eta\lambda_i T/\sigma}
+
+    Adam divides by the noise's σ, so it is SGD with step η/σ, whose stochastic differential equation is solved here. Memories shorter than
+    the run do not enter. σ = σ₁/√B and T = n/B, so ησ and ηT/σ, and with them the loss, stay as they are where η grows as √B.
+
+    Args:
+        curvature: λ > 0, (d,).
+        start: x(0), (d,), small against σ/λ.
+        noise: σ, the standard deviation of a minibatch gradient's entry.
+        step: η.
+        steps: T.
+
+    Example:
+        >>> float(round(adam_noisy_quadratic_loss(np.ones(1), np.zeros(1), 2.0, 0.1, 10**6), 9))
+        0.05
+
+    Source: Malladi et al. 2022, arXiv:2205.10287, Section 4 (the equation of Adam), on a quadratic in the limit of dominating noise.
+    """
+    decay = np.exp(-2 * step * curvature * steps / noise)
+    return float(0.5 * (curvature * start**2 * decay + step * noise / 2 * (1 - decay)).sum())
+
+
+def gradient_noise_scale(hessian: np.ndarray, covariance: np.ndarray, gradient: np.ndarray) -> float:
+    r"""The batch size at which the best step makes half of the largest progress, :math:`B_n = \mathrm{tr}(H\Sigma)/(g^\top H g)`.
+
+    With H the identity this is the simple noise scale :math:`\mathrm{tr}\,\Sigma/\|g\|^2`.
+
+    Args:
+        hessian: H, (d, d).
+        covariance: Σ of the gradient of one row, (d, d).
+        gradient: g, (d,), along which the curvature is positive.
+
+    Raises:
+        ValueError: gᵀHg is not positive, so that no step along g is best.
+
+    Example:
+        >>> gradient_noise_scale(np.diag([1.0, 3.0]), np.eye(2), np.array([1.0, 0.0]))
+        4.0
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.8; the simple scale is equation 2.9.
+    """
+    along = float(gradient @ hessian @ gradient)
+    if not along > 0:
+        raise ValueError(f"the curvature along the gradient must be positive for a best step, got gᵀHg = {along:g}.")
+    return float(np.sum(hessian * covariance)) / along
+
+
+def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_scale: float) -> float:
+    r"""The step along a minibatch's gradient with the largest expected decrease of a quadratic: :math:`\eta_{\max}/(1 + B_n/B)`.
+
+    :math:`\eta_{\max} = \|g\|^2/(g^\top H g)` is that of the exact gradient.
+
+    Args:
+        hessian: H, (d, d).
+        gradient: g, (d,), along which the curvature is positive.
+        batch: B > 0, rows; infinite for the exact gradient.
+        noise_scale: B_n, from `gradient_noise_scale`.
+
+    Raises:
+        ValueError: ``batch`` is not positive.
+
+    Example:
+        >>> best_step(np.eye(2), np.array([2.0, 0.0]), 3.0, 1.0)
+        0.75
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.6.
+    """
+    return float(gradient @ gradient / (gradient @ hessian @ gradient)) * _efficiency(batch, noise_scale)
+
+
+def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_scale: float) -> float:
+    r"""Expected decrease of a quadratic by `best_step`: :math:`\Delta L_{\max}/(1 + B_n/B)`.
+
+    :math:`\Delta L_{\max} = \|g\|^4/(2 g^\top H g)` is that of the exact gradient.
+
+    Args:
+        hessian: H, (d, d).
+        gradient: g, (d,), along which the curvature is positive.
+        batch: B > 0, rows; infinite for the exact gradient.
+        noise_scale: B_n, from `gradient_noise_scale`.
+
+    Raises:
+        ValueError: ``batch`` is not positive.
+
+    Example:
+        >>> expected_decrease(np.eye(2), np.array([2.0, 0.0]), np.inf, 1.0), expected_decrease(np.eye(2), np.array([2.0, 0.0]), 1.0, 1.0)
+        (2.0, 1.0)
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.7.
+    """
+    return float((gradient @ gradient) ** 2 / (2 * gradient @ hessian @ gradient)) * _efficiency(batch, noise_scale)
+
+
+def _efficiency(batch: float, noise_scale: float) -> float:
+    if not batch > 0:
+        raise ValueError(f"batch must be positive, got {batch}.")
+    return 1 / (1 + noise_scale / batch)

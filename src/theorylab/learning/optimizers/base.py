@@ -54,7 +54,7 @@ def selectable(factory: Callable[Arguments, Optimizer]) -> Callable[Arguments, O
     @wraps(factory)
     def make(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Optimizer:
         def select(index: slice) -> Optimizer:
-            return make(*(_pick(a, index) for a in args), **{k: _pick(v, index) for k, v in kwargs.items()})  # type: ignore[arg-type]
+            return make(*(pick(a, index) for a in args), **{k: pick(v, index) for k, v in kwargs.items()})  # type: ignore[arg-type]
 
         parts = [a for a in (*args, *kwargs.values()) if isinstance(a, Optimizer)]
         return replace(factory(*args, **kwargs), select=None if any(a.select is None for a in parts) else select)
@@ -62,9 +62,10 @@ def selectable(factory: Callable[Arguments, Optimizer]) -> Callable[Arguments, O
     return make
 
 
-def _pick(argument: Any, index: slice) -> Any:
+def pick(argument: Any, index: slice) -> Any:
+    """A (replica,) argument, alone or in a tuple, for some of the replicas; anything else as it is."""
     if isinstance(argument, tuple):
-        return tuple(_pick(a, index) for a in argument)
+        return tuple(pick(a, index) for a in argument)
     if isinstance(argument, Optimizer) and argument.select is not None:
         return argument.select(index)
     return argument[index] if isinstance(argument, Tensor) and argument.ndim == 1 else argument
