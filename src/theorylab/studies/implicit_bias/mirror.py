@@ -156,8 +156,8 @@ def mirror(config: MirrorConfig) -> Iterator[Finding | Series | Stage]:
     yield LEAST_DIVERGENCE.control_check(predicted=0.0, measured=distance[-1], setting="gradient descent", note=fit(weights[-1], x, y))
     together = int(alive.min())  # records at which all replicas are positive
     residual = row_space_residual(potential.mirror, weights[1:together], x, weights[:1].expand_as(weights[1:together]))
-    band = {"low": residual.amin(1), "high": residual.amax(1)}
-    residuals.line("gradient descent", record[: together - 1], residual.mean(1), **band, role="control")
+    low, high = residual.amin(1), residual.amax(1)
+    residuals.line("gradient descent", record[: together - 1], residual.mean(1), low=low, high=high, role="control")
     distances.line("gradient descent", record, distance.mean(1), low=distance.amin(1), high=distance.amax(1), role="control")
     yield residuals
     yield distances
