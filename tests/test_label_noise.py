@@ -118,10 +118,8 @@ def test_only_training_sees_the_noise():
 
 
 def test_no_noise_is_the_population_without_it():
-    quiet, plain = (
-        population(label_noise=torch.zeros(4), mode="vmap"),
-        Population(make, mse_loss, data(), optimizer=sgd(0.05), seeds=SEEDS, mode="vmap"),
-    )
+    quiet = population(label_noise=torch.zeros(4), mode="vmap")
+    plain = Population(make, mse_loss, data(), optimizer=sgd(0.05), seeds=SEEDS, mode="vmap")
     for pop in (quiet, plain):
         pop.train(30)
     assert all(torch.equal(p, plain.params[name]) for name, p in quiet.params.items())

@@ -207,7 +207,7 @@ class Population:
 
         orders = None if first.orders is None else [order for p in parts for order in p.orders or []]
         x, y = (first.x, first.y) if first.shared else (cat("x"), cat("y"))
-        noise = None if first.label_noise is None else LabelNoise.merged([p.label_noise for p in parts])
+        noise = None if first.label_noise is None else LabelNoise.merged([p.label_noise for p in parts if p.label_noise is not None])
         return type(first)(x, y, first.shared, cat("weights"), cat("batch_weights"), orders, noise)  # type: ignore[arg-type]
 
     def shard(self, devices: Iterable[str | torch.device]) -> Population:
