@@ -22,7 +22,7 @@ class DiagonalLinear(nn.Module):
 
     Example:
         >>> net = DiagonalLinear(3, init=0.5)
-        >>> net(torch.ones(4, 3)).shape, float(net.coefficients().abs().max())
+        >>> net(torch.ones(4, 3)).shape, float(net.coefficients().detach().abs().max())
         (torch.Size([4]), 0.0)
 
     Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (depth 2) and Section 5 (depth D).
