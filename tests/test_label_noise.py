@@ -13,6 +13,7 @@ from theorylab.learning.label_noise import BLOCK, LabelNoise
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
+from theorylab.models.diagonal import DiagonalLinear
 from theorylab.models.mlp import mlp
 
 SEEDS = [3, 1, 4, 1]
@@ -124,6 +125,22 @@ def test_no_noise_is_the_population_without_it():
         pop.train(30)
     assert all(torch.equal(p, plain.params[name]) for name, p in quiet.params.items())
     assert group_module.Rows.label_noise is None
+
+
+def test_noise_too_large_for_the_step_is_noticed():
+    """On u² − v² the noise multiplies the parameters: large steps times noise diverge, and the replica is named."""
+    x = data()[0]
+    pop = Population(
+        lambda: DiagonalLinear(5, 0.3),
+        mse_loss,
+        (x, x[:, 0]),
+        optimizer=sgd(0.05),
+        seeds=[0, 1],
+        label_noise=torch.tensor([0.1, 100.0]),
+    )
+    with pytest.raises(FloatingPointError, match=r"replica 1 \(seed 1\) diverged"):
+        pop.train(2000)
+    assert bool(torch.isfinite(pop.losses()[0]))  # the other one did not
 
 
 @pytest.mark.parametrize(
