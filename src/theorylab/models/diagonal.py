@@ -25,7 +25,7 @@ class DiagonalLinear(nn.Module):
         >>> net(torch.ones(4, 3)).shape, float(net.coefficients().detach().abs().max())
         (torch.Size([4]), 0.0)
 
-    Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (depth 2) and Section 5 (depth D).
+    Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (two layers) and the section on higher order models.
     """
 
     def __init__(self, d: int, init: float = 1.0, depth: int = 2):

@@ -62,7 +62,7 @@ def hyperbolic_entropy(alpha: float) -> Potential:
         >>> bool(torch.isclose(potential.inverse(potential.mirror(beta)), beta).all()), potential.value(beta[:1]).item()
         (True, 0.0)
 
-    Source: Woodworth et al. 2020, arXiv:2002.09277, Theorem 1.
+    Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (the potential Q_α).
     """
     if alpha <= 0:
         raise ValueError(f"alpha must be positive, got {alpha}.")

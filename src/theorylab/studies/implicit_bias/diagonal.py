@@ -49,7 +49,9 @@ HYPERBOLIC_ROW_SPACE = Claim(
     formula=r"\mathrm{arcsinh}\frac{\beta}{2\alpha^2} \in \mathrm{row}(X) + O(\eta), \qquad "
     r"\beta_\infty \to \arg\min_{X\beta = y} \sum_i q\left(\frac{\beta_i}{\alpha^2}\right), \quad "
     r"q(z) = 2 - \sqrt{4 + z^2} + z\,\mathrm{arcsinh}\frac{z}{2}",
-    source=Source("Woodworth et al. 2020", "Theorem 1 (gradient flow; the step's error is of first order)", "arXiv:2002.09277"),
+    source=Source(
+        "Woodworth et al. 2020", "Section 4 (the potential Q_α of gradient flow; the step's error is of first order)", "arXiv:2002.09277"
+    ),
     kind="asymptotic",
     relation=Scales(1.0, 0.1),
     control="Adam in place of gradient descent",

@@ -3,8 +3,8 @@
 Let f = α(h − h₀) be a network h less its initial output, multiplied by α, and be trained on the squared loss divided by α². The factor
 cancels: that is the training of h itself on the targets h₀ + y/α, and so it is done here. Large α asks h for a small change, in which it
 is linear: parameters, tangent kernel and the share of the change that the linearization misses all move by amounts of order 1/α, while f
-fits y. Small α asks for a large one, and the network learns features: there the kernel moves by several times its size, and no power law
-holds.
+fits y. Small α asks for a large one, and the network learns features: on the way there the kernel's change grows faster than 1/α, until it
+is of the kernel's own size.
 
 It is the subtraction that makes the network lazy, not the factor. Without it f = αh starts at αh₀; to undo that, h must change by h₀
 however large α is.
@@ -43,7 +43,9 @@ KERNEL_CHANGE = Claim(
     formula=r"\frac{\lVert\Theta_t - \Theta_0\rVert_F}{\lVert\Theta_0\rVert_F} \propto \alpha^{-1}, \qquad "
     r"f = \alpha\,(h_\theta - h_{\theta_0}), \quad L = \frac{1}{\alpha^2}\,R(f)",
     source=Source(
-        "Chizat et al. 2019", "Section 2 (finite horizon: parameters move by O(1/α), and so does the differential)", "arXiv:1812.07956"
+        "Chizat et al. 2019",
+        "Theorem 2.2 (finite horizon: the parameters move by O(1/α), and with them the differential)",
+        "arXiv:1812.07956",
     ),
     kind="asymptotic",
     relation=Scales(-1.0, 0.2),
