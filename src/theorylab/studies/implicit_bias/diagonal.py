@@ -50,7 +50,7 @@ HYPERBOLIC_ROW_SPACE = Claim(
     r"\beta_\infty \to \arg\min_{X\beta = y} \sum_i q\left(\frac{\beta_i}{\alpha^2}\right), \quad "
     r"q(z) = 2 - \sqrt{4 + z^2} + z\,\mathrm{arcsinh}\frac{z}{2}",
     source=Source(
-        "Woodworth et al. 2020", "Section 4 (the potential Q_α of gradient flow; the step's error is of first order)", "arXiv:2002.09277"
+        "Woodworth et al. 2020", "Section 4 (the potential Q_α of gradient flow; a step errs in first order)", "arXiv:2002.09277"
     ),
     kind="asymptotic",
     relation=Scales(1.0, 0.1),

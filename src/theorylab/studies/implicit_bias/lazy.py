@@ -44,7 +44,7 @@ KERNEL_CHANGE = Claim(
     r"f = \alpha\,(h_\theta - h_{\theta_0}), \quad L = \frac{1}{\alpha^2}\,R(f)",
     source=Source(
         "Chizat et al. 2019",
-        "Theorem 2.2 (finite horizon: the parameters move by O(1/α), and with them the differential)",
+        "Theorem 2.2 (at a fixed time parameters have moved by O(1/α), and so the differential)",
         "arXiv:1812.07956",
     ),
     kind="asymptotic",
