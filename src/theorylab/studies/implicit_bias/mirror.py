@@ -8,7 +8,9 @@ the weights themselves, and it ends at the interpolant nearest in the Euclidean 
 
 How long that takes depends on the weights at the end, for a small one hardly moves any more: with few planted entries or a small start some
 problems keep fewer sizeable weights than they have rows, and are not fitted within tens of thousands of steps. So the start is as large as
-the planted entries, these are a third of all, and the rows are orthogonal, which changes neither the row space nor the interpolants.
+the planted entries, these are a third of all, and the rows are orthogonal, which changes neither the row space nor the interpolants. These
+settings were chosen on other seeds, from the rate of convergence at the projection, after one of eight problems with normal rows had been
+left unfitted at the base seed of the report.
 """
 
 from __future__ import annotations
