@@ -10,6 +10,7 @@ from torch import nn
 
 from theorylab.models.cnn import cnn
 from theorylab.models.deep_linear import DeepLinear, balanced, end_to_end, imbalance
+from theorylab.models.diagonal import DiagonalLinear, coefficients
 from theorylab.models.mlp import ACTIVATIONS, mlp
 
 
@@ -111,3 +112,36 @@ def test_random_factors_are_not_balanced():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_diagonal_linear_is_its_coefficients_and_starts_at_zero(depth):
+    net = DiagonalLinear(4, init=0.3, depth=depth).double()
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(net(x).detach().abs().max()) == 0
+    with torch.no_grad():
+        net.u.copy_(torch.arange(4.0))
+        net.v.copy_(torch.tensor([1.0, 0.5, 3.0, 0.0]))
+    expected = torch.stack([net.u[i] ** depth - net.v[i] ** depth for i in range(4)])
+    torch.testing.assert_close(net(x), (x * expected).sum(1))
+    both = coefficients(net.u.expand(2, 4), net.v.expand(2, 4), depth)  # with a replica axis
+    torch.testing.assert_close(both, expected.expand(2, 4))
+
+
+def test_gradient_descent_on_two_diagonal_layers_conserves_uv_to_second_order():
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drifts = []
+    for lr in (1e-2, 1e-3):
+        net = DiagonalLinear(4, init=0.7).double()
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        start = (net.u * net.v).detach()
+        (net(x) - 1).square().mean().backward()
+        optimizer.step()
+        drifts.append(float(((net.u * net.v).detach() - start).norm()))
+    assert drifts[0] / drifts[1] == pytest.approx(100, rel=1e-6)  # u − 2ηgu and v + 2ηgv: uv changes by −4η²g²uv, and by no more
+
+
+@pytest.mark.parametrize("kwargs", [{"d": 0}, {"init": 0.0}, {"depth": 0}])
+def test_diagonal_linear_refuses_bad_arguments(kwargs):
+    with pytest.raises(ValueError, match=f"{next(iter(kwargs))} must be"):
+        DiagonalLinear(**{"d": 3, **kwargs})

@@ -62,6 +62,36 @@ def test_min_norm_refuses_what_it_cannot_solve():
         theory.min_norm_solution(repeated, normal(2))
 
 
+# minimum ℓ1 norm
+
+
+def test_min_l1_has_a_dual_certificate():
+    """Strong duality: ⟨y, ν⟩ ≤ ‖w‖₁ for every ν with ‖Xᵀν‖_∞ ≤ 1 and every interpolant w; equal at one ν only where w is the least."""
+    x, y = normal(5, 14), normal(5, seed=1)
+    w = theory.min_l1_solution(x, y)
+    torch.testing.assert_close(x @ w, y, rtol=0, atol=1e-9)
+    support = w.abs() > 1e-9
+    assert int(support.sum()) == 5  # as many as rows, in general position
+    nu = torch.linalg.solve(x[:, support].T, w[support].sign())
+    assert float((x.T @ nu).abs().max()) <= 1 + 1e-9
+    assert float(y @ nu) == pytest.approx(float(w.abs().sum()), rel=1e-9)
+
+
+def test_min_l1_finds_a_planted_sparse_vector_and_no_smaller_interpolant():
+    x, planted = normal(12, 30), torch.zeros(30, dtype=torch.float64)
+    planted[:2] = torch.tensor([1.0, -2.0])
+    w = theory.min_l1_solution(x, x @ planted)
+    torch.testing.assert_close(w, planted, rtol=0, atol=1e-8)
+    null = torch.linalg.svd(x).Vh[12:]
+    for seed in range(20):
+        assert (w + 0.1 * normal(18, seed=seed) @ null).abs().sum() > w.abs().sum()
+
+
+def test_min_l1_refuses_a_system_without_solution():
+    with pytest.raises(ValueError, match="interpolant"):
+        theory.min_l1_solution(torch.ones(2, 3), torch.tensor([0.0, 1.0]))
+
+
 # margins
 
 

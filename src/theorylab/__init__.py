@@ -54,6 +54,7 @@ _PUBLIC = {
     "invariances": "instruments.invariances",
     "balancedness": "instruments.invariances",
     "angular_update": "instruments.invariances",
+    "row_space_residual": "instruments.row_space",
     "audit": "instruments.audit",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",

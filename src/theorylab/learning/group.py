@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.risk import LoopGradient, Risk, StackedGradient
@@ -38,7 +39,8 @@ class Rows:
     """The data of some replicas: tensors shared by all (n, ...), or one set each (replica, n, ...), and what each row weighs.
 
     ``weights`` (replica, n) multiply the rows of a full batch and have mean 1 over all n; ``batch_weights`` multiply those of a minibatch
-    and have mean 1 over the rows of positive weight (None where that makes them 1); ``orders`` is None for full batches.
+    and have mean 1 over the rows of positive weight (None where that makes them 1); ``orders`` is None for full batches. ``label_noise``
+    is added to the targets of each step, and to nothing else.
     """
 
     x: Tensor
@@ -47,6 +49,7 @@ class Rows:
     weights: Tensor | None
     batch_weights: Tensor | None
     orders: list[DataOrder] | None
+    label_noise: LabelNoise | None = None
 
     def part(self, index: slice, device: torch.device) -> Rows:
         """The data of some of the replicas, on a device."""
@@ -58,10 +61,21 @@ class Rows:
             weights=None if self.weights is None else self.weights[index].to(device),
             batch_weights=None if self.batch_weights is None else self.batch_weights[index].to(device),
             orders=None if self.orders is None else self.orders[index],
+            label_noise=None if self.label_noise is None else self.label_noise.part(index),
         )
 
     def batches(self, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, bool]]:
         """``steps`` times ``(x, y, weights, shared)``: the rows of one step, with a replica axis unless shared."""
+        if self.label_noise is None:
+            yield from self._clean(steps)
+            return
+        size = len(self.label_noise.generators)
+        for x, y, w, shared in self._clean(steps):
+            if shared:
+                x, y = x.expand(size, *x.shape), y.expand(size, *y.shape)
+            yield x, y + self.label_noise.take(y[0]), w, False
+
+    def _clean(self, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, bool]]:
         if self.orders is None:
             for _ in range(steps):
                 yield self.x, self.y, self.weights, self.shared
@@ -132,6 +146,8 @@ class Group:
         copied.buffers = tree_map(torch.clone, self.buffers)
         if self.rows.orders is not None:
             copied.rows.orders = [DataOrder(order.rows, order.batch_size, 0) for order in self.rows.orders]
+        if self.rows.label_noise is not None:
+            copied.rows.label_noise = LabelNoise(self.rows.label_noise.scale, [0] * self.size)
         return copied
 
     def recorded(self) -> TracedGradient | None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
 from theorylab.learning.group import Group, tree_cat
-from theorylab.learning.optimizers.base import Optimizer, Params
+from theorylab.learning.label_noise import LabelNoise
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.replicas import check_batch, initialize, make_rows
 from theorylab.learning.risk import Loss, row_risk
 from theorylab.learning.traced import TracedGradient
@@ -46,6 +47,8 @@ class Population:
             positive weight, and a drawn row counts wᵢ·m/Σw in the batch mean, so that the batch gradient is unbiased; weights of 0 and 1
             train on a subset, exactly.
         data_per_replica: Whether ``data`` has a leading replica axis.
+        label_noise: Standard deviation of normal noise added to the targets of every step, drawn afresh each time from a generator of the
+            replica's seed; a number or one a replica. `losses`, `gradients` and `problem` know the clean targets only.
         dtype: Of parameters and of floating-point data.
         device: Where to train; `shard` spreads over several.
         mode: ``"vmap"``, ``"loop"`` (one replica after another), or ``"auto"``, which times both for a few steps at the first `train`,
@@ -82,6 +85,7 @@ class Population:
         batch_size: int | None = None,
         row_weights: Tensor | None = None,
         data_per_replica: bool = False,
+        label_noise: Hyper = 0.0,
         dtype: torch.dtype = torch.float64,
         device: str | torch.device = "cpu",
         mode: Literal["auto", "vmap", "loop"] = "auto",
@@ -94,7 +98,7 @@ class Population:
         self.mode: str = mode
         self.device = torch.empty(0, device=device).device  # with its index
         self.step_count = 0
-        rows = make_rows(data, self.seeds, batch_size, row_weights, data_per_replica, dtype, self.device)
+        rows = make_rows(data, self.seeds, batch_size, row_weights, data_per_replica, label_noise, dtype, self.device)
         module, params, buffers, noise = initialize(make_model, self.seeds, dtype, self.device)
         trained = {k: params[k] for k, p in module.named_parameters() if (p.requires_grad if trainable is None else trainable(k))}
         if not trained:
@@ -203,7 +207,8 @@ class Population:
 
         orders = None if first.orders is None else [order for p in parts for order in p.orders or []]
         x, y = (first.x, first.y) if first.shared else (cat("x"), cat("y"))
-        return type(first)(x, y, first.shared, cat("weights"), cat("batch_weights"), orders)  # type: ignore[arg-type]
+        noise = None if first.label_noise is None else LabelNoise.merged([p.label_noise for p in parts if p.label_noise is not None])
+        return type(first)(x, y, first.shared, cat("weights"), cat("batch_weights"), orders, noise)  # type: ignore[arg-type]
 
     def shard(self, devices: Iterable[str | torch.device]) -> Population:
         """Spread the replicas over devices in equal parts, in order; returns the population itself.
@@ -235,6 +240,7 @@ class Population:
         rows = self.batch_size or whole.rows.x.shape[0 if whole.rows.shared else 1]
         name = getattr(self.loss, "__qualname__", repr(self.loss))
         kind = (repr(whole.module), name, self.optimizer.name, str(whole.device), whole.rows.shared, whole.rows.weights is None)
+        kind = (*kind, whole.rows.label_noise is None)
         key = (*kind, shapes, rows, tuple(whole.rows.x.shape), next(iter(whole.params.values())).dtype, torch.get_num_threads())
         chunk = fastest_chunk(key, whole.size, make, record)
         self.mode = "vmap" if chunk else "loop"

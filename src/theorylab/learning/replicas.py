@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
+from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
-from theorylab.learning.optimizers.base import Params
+from theorylab.learning.optimizers.base import Hyper, Params
 from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
 
 
@@ -57,13 +58,14 @@ def make_rows(
     batch_size: int | None,
     row_weights: Tensor | None,
     data_per_replica: bool,
+    label_noise: Hyper,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Rows:
     """The rows of each replica, checked.
 
     Raises:
-        ValueError: shapes, weights or ``batch_size`` that do not fit; the message says which.
+        ValueError: shapes, weights, ``batch_size`` or ``label_noise`` that do not fit; the message says which.
     """
     size = len(seeds)
     if size == 0:
@@ -95,7 +97,18 @@ def make_rows(
     if batch_size is not None and not 1 <= batch_size <= fewest:
         raise ValueError(f"batch_size must be in 1..{fewest} (the rows that every replica has), got {batch_size}; None for full batches.")
     orders = None if batch_size is None else [DataOrder(rows, batch_size, s) for rows, s in zip(available, seeds, strict=True)]
-    return Rows(x, y, not data_per_replica, weights, batch_weights, orders)
+    return Rows(x, y, not data_per_replica, weights, batch_weights, orders, _label_noise(label_noise, y, seeds))
+
+
+def _label_noise(scale: Hyper, y: Tensor, seeds: Sequence[int]) -> LabelNoise | None:
+    each = torch.as_tensor(scale, dtype=torch.float64)
+    if each.shape not in ((), (len(seeds),)) or not bool((each.isfinite() & (each >= 0)).all()):
+        raise ValueError(f"label_noise must be a number or one a replica ({len(seeds)},), finite and at least 0, got {scale}.")
+    if not bool(each.any()):
+        return None
+    if not y.is_floating_point():
+        raise ValueError(f"label_noise is added to the targets, which must be floating-point numbers, got {y.dtype}.")
+    return LabelNoise(each.expand(len(seeds)), seeds)
 
 
 def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[bool, str]:

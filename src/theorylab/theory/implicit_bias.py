@@ -47,6 +47,37 @@ def min_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tens
     return step if start is None else start + step
 
 
+def min_l1_solution(x: Tensor, y: Tensor) -> Tensor:
+    r"""The interpolant of an underdetermined linear system with the least ℓ1 norm (basis pursuit), by linear programming.
+
+    .. math:: \min \|w\|_1 \quad\text{subject to}\quad Xw = y
+
+    It has at most n entries that are not zero. Training whose geometry favours sparsity, such as gradient flow on u² − v² from a start near
+    0, tends to it where it is unique.
+
+    Args:
+        x: (n, d), n ≤ d, of full row rank.
+        y: (n,).
+
+    Returns:
+        (d,), in the dtype of ``x``.
+
+    Raises:
+        ValueError: no interpolant.
+
+    Example:
+        >>> min_l1_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([20.0])).tolist()
+        [0.0, 5.0]
+
+    Source: Chen, Donoho and Saunders 1998, doi:10.1137/S1064827596304010, Section 2 (basis pursuit as a linear program).
+    """
+    rows, d = x.double().cpu().numpy(), x.shape[-1]
+    found = linprog(np.ones(2 * d), A_eq=np.hstack([rows, -rows]), b_eq=y.double().cpu().numpy())  # w = u − v with u, v ≥ 0
+    if not found.success:
+        raise ValueError(f"x and y must have an interpolant, and the linear program found none: {found.message}")
+    return torch.as_tensor(found.x[:d] - found.x[d:]).to(x)
+
+
 def max_margin(x: Tensor, y: Tensor, p: float) -> tuple[float, Tensor]:
     r"""The largest margin that a linear classifier through 0 can have, in the geometry of the p-norm, and the classifier that has it.
 

@@ -1,0 +1,53 @@
+"""Fresh noise on the labels of every step, from one generator a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 128
+"""Steps whose noise is drawn at a time. Always the same, for what a generator gives depends on how many numbers are asked of it at once."""
+STREAM = 0x1ABE1
+"""Sets the noise apart from what else is drawn from the seed of a replica, its data for one."""
+
+
+class LabelNoise:
+    """Normal noise for the labels of replicas that step together; neither their number nor how steps are cut into calls changes it.
+
+    Args:
+        scale: Standard deviation of each replica, (replica,), at least 0.
+        seeds: One a replica.
+    """
+
+    def __init__(self, scale: Tensor, seeds: Sequence[int]):
+        self.scale = scale.cpu().double()
+        streams = [np.random.SeedSequence([STREAM, seed]).generate_state(1)[0] for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(int(stream)) for stream in streams]
+        self.left: Tensor | None = None  # drawn and not yet taken, (step, replica, ...)
+
+    def part(self, index: slice) -> LabelNoise:
+        """The noise of some of the replicas, which goes on where it is."""
+        part = LabelNoise(self.scale[index], [])
+        part.generators = self.generators[index]
+        part.left = None if self.left is None else self.left[:, index]
+        return part
+
+    @staticmethod
+    def merged(parts: Sequence[LabelNoise]) -> LabelNoise:
+        """The noise of several groups that have taken equally many steps."""
+        whole = LabelNoise(torch.cat([part.scale for part in parts]), [])
+        whole.generators = [generator for part in parts for generator in part.generators]
+        left = [part.left.cpu() for part in parts if part.left is not None]
+        whole.left = torch.cat(left, 1) if left else None
+        return whole
+
+    def take(self, like: Tensor) -> Tensor:
+        """The noise of the next step, (replica, *like.shape), for labels of one replica shaped, typed and placed as ``like``."""
+        if self.left is None or len(self.left) == 0:
+            drawn = [torch.randn(BLOCK, *like.shape, generator=generator, dtype=torch.float64) for generator in self.generators]
+            self.left = (torch.stack(drawn, 1) * self.scale.reshape(-1, *[1] * like.ndim)).to(like)
+        now, self.left = self.left[0], self.left[1:]
+        return now.to(like)
