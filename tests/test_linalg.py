@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from zoo import make
 from theorylab.core.operator import Operator
 from theorylab.instruments.curvature import dense_hessian, hessian
 from theorylab.linalg.diagonal import diag
-from theorylab.linalg.lanczos import eigs, lanczos, length, products
+from theorylab.linalg.lanczos import Krylov, eigs, lanczos, length, products
 from theorylab.linalg.logdet import logdet
 from theorylab.linalg.solve import solve
 from theorylab.linalg.spectrum import spectrum
@@ -142,6 +143,59 @@ def test_a_start_saves_products_and_does_not_hide_a_larger_eigenvalue() -> None:
     assert warm.n_matvecs <= cold.n_matvecs
     second = eigs(A, k=2, which="LA", tol=1e-10).vectors[:, 1]
     assert float(eigs(A, k=1, which="LA", tol=1e-3, start=second).values[0]) == pytest.approx(100, rel=1e-4)
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_a_restarted_basis_finds_the_same_pairs_in_little_memory(which: Literal["LM", "LA", "SA"], k: int) -> None:
+    M = symmetric(300, seed=7)
+    values, vectors = torch.linalg.eigh(M)
+    key = {"LM": values.abs(), "LA": values, "SA": -values}[which]
+    wanted = key.argsort(descending=True)[:k]
+    found = eigs(operator(M), k=k, which=which, tol=1e-9, max_matvecs=5000, memory=0)  # the fewest vectors that it takes
+    assert found.converged
+    assert torch.allclose(found.values, values[wanted], rtol=1e-12)
+    overlap = (found.vectors * vectors[:, wanted]).sum(0).abs()
+    assert torch.allclose(overlap, torch.ones(k, dtype=torch.float64), atol=1e-12)
+    residuals = (M @ found.vectors - found.vectors * found.values).norm(dim=0)
+    assert bool((residuals <= found.residuals).all())
+    assert torch.allclose(found.vectors.T @ found.vectors, torch.eye(k, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_basis_keeps_to_its_size_and_restarts_in_place() -> None:
+    M = symmetric(200)
+    krylov = Krylov(operator(M), torch.ones(200, dtype=torch.float64), torch.Generator().manual_seed(0), most=9)
+    for _ in range(4):
+        while len(krylov) < 9:
+            krylov.step()
+        storage = krylov._basis.data_ptr()
+        T, Q = krylov.matrix(), krylov.tridiagonal().basis
+        assert torch.allclose(Q.T @ M @ Q, T, atol=1e-13)
+        values, coefficients = torch.linalg.eigh(T)
+        krylov.restart(values[-4:], coefficients[:, -4:])
+        assert (len(krylov), len(krylov._basis), krylov._basis.data_ptr()) == (4, 10, storage)
+    assert krylov.products == 9 + 3 * 5
+
+
+def test_asymmetry_is_found_after_a_restart_too() -> None:
+    M = symmetric(60)
+    calls = 0
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return (M + (torch.triu(M, 1) if calls > 12 else 0)) @ v
+
+    with pytest.raises(ValueError, match="must be symmetric"):
+        eigs(Operator((60, 60), product, symmetric=True, dtype=torch.float64), k=2, tol=1e-12, max_matvecs=200, memory=0)
+
+
+@pytest.mark.parametrize("memory", [0, 2**32])
+def test_low_rank_and_zero_operators_in_a_small_basis(memory: int) -> None:
+    low = with_spectrum(torch.cat([torch.tensor([3.0, 3.0, -2.0]), torch.zeros(97)]))
+    found = eigs(operator(low), k=2, which="LA", tol=1e-8, memory=memory)
+    assert found.values.tolist() == pytest.approx([3.0, 3.0])
+    assert eigs(operator(torch.zeros(50, 50, dtype=torch.float64)), k=2, memory=memory).values.tolist() == [0.0, 0.0]
 
 
 def test_all_eigenvalues_of_a_small_operator() -> None:

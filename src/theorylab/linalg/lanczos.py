@@ -12,6 +12,10 @@ from torch import Tensor
 from theorylab.core.operator import Operator
 
 Which = Literal["LM", "LA", "SA"]
+MEMORY = 2**32
+"""Bytes that a basis may take by default."""
+SPARE = 6
+"""Vectors beyond the wanted ones that a restarted basis has at least."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,30 @@ class Krylov:
     """A growing orthonormal basis of a Krylov space, and the operator's tridiagonal matrix in it.
 
     Each `step` costs one product. Where the space turns out invariant, a new random direction continues it, with ``beta`` exactly 0 there.
+    After `restart` the basis begins with Ritz vectors, on which the matrix is diagonal, and all of them are coupled to the vector that
+    follows.
+
+    Args:
+        A: Symmetric map on R^p.
+        start: Vector (p,), not zero.
+        generator: Of new directions.
+        reorthogonalize: Against the whole basis at every step.
+        most: Vectors that the basis may hold, the one to be multiplied next left out.
     """
 
-    def __init__(self, A: Operator, start: Tensor, generator: torch.Generator, *, reorthogonalize: bool = True) -> None:
+    def __init__(
+        self, A: Operator, start: Tensor, generator: torch.Generator, *, reorthogonalize: bool = True, most: int | None = None
+    ) -> None:
         self.A, self.generator, self.reorthogonalize = A, generator, reorthogonalize
+        self.most = A.shape[0] if most is None else most
+        self.products = 0
+        self.coupling = torch.zeros(0, dtype=torch.float64)  # of the Ritz vectors kept by a restart to the vector after them
         self.alpha: list[float] = []
         self.beta: list[float] = []
         self.blocks = [0]  # where each invariant space begins
         self.scale = 0.0  # largest entry of T, a lower estimate of ‖A‖
-        self._basis = start.new_empty(16, A.shape[1])  # rows are the basis vectors: products with Q and Qᵀ then read it once
+        # rows are the basis vectors: products with Q and Qᵀ then read it once
+        self._basis = start.new_empty(min(16, self.most + 1), A.shape[1])
         self._basis[0] = start / length(start)
 
     def __len__(self) -> int:
@@ -95,6 +114,7 @@ class Krylov:
             w = w - products(Q, w).to(w) @ Q  # twice is enough (Giraud et al. 2005)
         else:
             w = w - h[-1].to(w) * q - (self.beta[-1] * self._basis[j - 1] if j else 0.0)
+        self.products += 1
         self.alpha.append(float(h[-1]))
         beta = length(w)
         self.scale = max(self.scale, abs(self.alpha[-1]), beta)
@@ -102,7 +122,8 @@ class Krylov:
             self.beta.append(0.0)
             return
         if j + 2 > len(self._basis):
-            self._basis = torch.cat([self._basis, torch.empty_like(self._basis)])
+            more = min(len(self._basis), self.most + 1 - len(self._basis))
+            self._basis = torch.cat([self._basis, self._basis.new_empty(more, self.A.shape[1])])
         if beta <= 100 * torch.finfo(w.dtype).eps * max(self.scale, size):
             beta = 0.0
             self.blocks.append(j + 1)
@@ -116,7 +137,10 @@ class Krylov:
     def _check(self, h: Tensor, size: float) -> None:
         # For a symmetric operator Qᵀ A q_j is (0, …, 0, β_{j−1}, α_j): what lies elsewhere is asymmetry, found without another product.
         surplus = h[:-1].clone()
-        surplus[-1:] -= self.beta[-1] if self.beta else 0.0
+        if len(self.coupling) == len(surplus):
+            surplus -= self.coupling.to(surplus)
+        else:
+            surplus[-1:] -= self.beta[-1] if self.beta else 0.0
         gap = length(surplus)
         if gap > torch.finfo(self._basis.dtype).eps ** 0.5 * max(size, self.scale):
             raise ValueError(
@@ -124,8 +148,29 @@ class Krylov:
                 f"{max(size, self.scale):.2g}."
             )
 
+    def restart(self, values: Tensor, coefficients: Tensor) -> None:
+        """Keep some Ritz vectors, and the vector that was to be multiplied next, and forget the rest of the basis.
+
+        Args:
+            values: Ritz values, (r,), r at least 1 and less than the basis holds.
+            coefficients: Their vectors in the basis, (m, r): eigenvectors of `matrix`.
+        """
+        m, r = coefficients.shape
+        self.coupling = self.beta[-1] * coefficients[-1].clone()
+        for block in self._basis[:m].split(SUMMED, dim=1):  # in place, a few columns at a time
+            block[:r] = coefficients.T.to(block) @ block
+        self._basis[r] = self._basis[m]
+        self.alpha, self.beta, self.blocks = values.tolist(), [0.0] * r, [0]
+
+    def matrix(self) -> Tensor:
+        """The operator in the basis, (m, m): tridiagonal, but for the Ritz vectors that a restart kept."""
+        T, r = self.tridiagonal().matrix(), len(self.coupling)
+        if 0 < r < len(T):
+            T[r, :r] = T[:r, r] = self.coupling
+        return T
+
     def tridiagonal(self) -> Tridiagonal:
-        """What has been built so far."""
+        """What has been built so far, without a restart."""
         m = len(self)
         alpha, beta = (torch.tensor(c, dtype=torch.float64) for c in (self.alpha, self.beta))
         return Tridiagonal(alpha, beta, self._basis[:m].T)
@@ -133,7 +178,7 @@ class Krylov:
     @property
     def rounding(self) -> float:
         """What rounding may add to a residual: ε‖A‖ for each of the products that made the basis."""
-        return float(torch.finfo(self._basis.dtype).eps) * self.scale * len(self)
+        return float(torch.finfo(self._basis.dtype).eps) * self.scale * max(len(self), self.products)
 
 
 SUMMED = 2**16  # entries that are summed in the vectors' own precision
@@ -225,6 +270,7 @@ def eigs(
     max_matvecs: int | None = None,
     seed: int = 0,
     start: Tensor | None = None,
+    memory: int = MEMORY,
 ) -> Eigs:
     r"""The ``k`` extreme eigenpairs of a symmetric operator, each with a bound of its error.
 
@@ -236,15 +282,19 @@ def eigs(
     of a multiple eigenvalue are found. Without invariance, exact copies amid many other eigenvalues may be counted once: a Krylov space
     from one vector sees one direction of each eigenspace.
 
+    Where the basis would exceed ``memory``, it is restarted from the Ritz vectors of the wanted pairs and some more (thick restart), which
+    costs more products and no accuracy.
+
     Args:
-        A: Symmetric map on R^p; memory is one vector a product.
+        A: Symmetric map on R^p.
         k: How many pairs, 1 … p.
         which: "LM" largest magnitude, "LA" largest, "SA" smallest; the values come in that order.
         tol: Relative residual at which to stop.
-        max_matvecs: Products allowed; default: the least of p and 300 + 4k.
+        max_matvecs: Products allowed; default: 300 + 4k, or p where that is less and the whole basis fits.
         seed: Of the starting vector.
         start: A guess of the wanted vector (p,), or several (p, j), e.g. those of a nearby operator. A tenth of a random vector is
             added, so that a pair that has meanwhile overtaken the guess is still seen.
+        memory: Bytes that the basis may take, one vector a product; at least k + 6 vectors are kept.
 
     Raises:
         ValueError: an operator that is not symmetric (also if it only claims to be), k outside 1 … p, or a start of the wrong shape.
@@ -255,7 +305,8 @@ def eigs(
         >>> [round(v, 6) for v in found.values.tolist()], found.converged
         ([5.0, 5.0], True)
 
-    Source: Parlett 1998, "The Symmetric Eigenvalue Problem", Chapter 13; the residual bound is its Theorem 4.5.1.
+    Source: Parlett 1998, "The Symmetric Eigenvalue Problem", Chapter 13; the residual bound is its Theorem 4.5.1. Restarts: Wu and Simon
+    2000, doi:10.1137/S0895479898334605, Section 2 (thick-restart Lanczos).
     """
     check_symmetric(A)
     p = A.shape[0]
@@ -265,7 +316,9 @@ def eigs(
         raise ValueError(f'which must be "LM", "LA" or "SA", got {which!r}.')
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}.")
-    limit = min(p, 300 + 4 * k if max_matvecs is None else max_matvecs)
+    most = min(p, max(k + SPARE, memory // (p * torch.empty(0, dtype=A.dtype).element_size())))
+    limit = 300 + 4 * k if max_matvecs is None else max_matvecs
+    limit = min(limit, p) if most == p else limit  # a restarted basis forgets, and may take more products than there are dimensions
     if limit < k:
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}.")
     generator = torch.Generator().manual_seed(seed)
@@ -277,27 +330,33 @@ def eigs(
         if float(guess.norm()) > 0:
             first = guess / guess.norm() + 0.1 * first / first.norm()
 
-    krylov = Krylov(A, first, generator)
+    krylov = Krylov(A, first, generator, most=most)
     values = residuals = order = coefficients = torch.empty(0)
     done = False
     m, earlier = min(limit, k + k // 2), None  # k pairs do not converge in hardly more products
     while True:
-        while len(krylov) < m:
+        while krylov.products < m and len(krylov) < most:
             krylov.step()
-        T = krylov.tridiagonal().matrix()
+        T = krylov.matrix()
         values, coefficients = torch.linalg.eigh(T)
-        order = _order(values, which)[:k]
+        ranked = _order(values, which)
+        order = ranked[:k]
         residuals = krylov.beta[-1] * coefficients[-1].abs()
         allowed = tol * values[order].abs().clamp(min=torch.finfo(A.dtype).eps ** 0.5 * krylov.scale)
         small = residuals[order] <= allowed
-        done = bool(small.all()) and (m == p or _nothing_beyond(T, krylov, k, which, tol))
-        if done or m >= limit:
+        done = len(order) == k and bool(small.all()) and (len(krylov) == p or _nothing_beyond(T, krylov, k, which, tol))
+        if done or krylov.products >= limit:
             break
-        excess = float((residuals[order] / allowed).max()) if krylov.scale else math.inf
-        m, earlier = min(limit, m + _pause(m, excess, earlier)), (m, excess)
-    vectors = krylov.tridiagonal().basis @ coefficients[:, order].to(krylov.tridiagonal().basis)
+        if len(krylov) == most:
+            keep = ranked[: k + (most - k) // 2]
+            krylov.restart(values[keep], coefficients[:, keep])
+        if krylov.products >= m:
+            excess = float((residuals[order] / allowed).max()) if krylov.scale else math.inf
+            m, earlier = min(limit, m + _pause(m, excess, earlier)), (m, excess)
+    basis = krylov.tridiagonal().basis
+    vectors = basis @ coefficients[:, order].to(basis)
     bounds = (residuals[order] + krylov.rounding).to(vectors)
-    return Eigs(values[order].to(vectors), vectors, bounds, done, len(krylov))
+    return Eigs(values[order].to(vectors), vectors, bounds, done, krylov.products)
 
 
 def _nothing_beyond(T: Tensor, krylov: Krylov, k: int, which: Which, tol: float) -> bool:
