@@ -42,7 +42,7 @@ def test_iterating_the_maps_from_anywhere_leads_to_the_fixed_points_at_the_rate_
 ) -> None:
     fixed, end, scale = (f(weight, bias, name) for f in (theory.fixed_length, theory.fixed_correlation, theory.depth_scale))
     for q, c in ((0.3, 0.1), (2.0, 0.9)):
-        lengths, correlations = theory.signal_path(150, weight, bias, name, q=q, c=c)
+        lengths, correlations = theory.signal_path(300, weight, bias, name, q=q, c=c)
         assert lengths[-1] == pytest.approx(fixed, rel=1e-9)
         assert correlations[-1] == pytest.approx(end, abs=1e-9)
         far = [abs(value - end) for value in correlations]

@@ -15,3 +15,4 @@ from theorylab.instruments import landscape as landscape
 from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam
 from theorylab.instruments import rows as rows
+from theorylab.instruments import signal as signal

@@ -9,6 +9,7 @@ A layer is :math:`h_{l+1} = W\phi(h_l) + \beta` with independent normal entries 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from scipy.optimize import brentq
@@ -110,7 +111,7 @@ def fixed_length(weight_variance: float, bias_variance: float = 0.0, activation:
         low /= 2
         if low < 1e-12:
             return 0.0
-    return float(brentq(excess, low, 2 * low, xtol=1e-15, rtol=1e-14))
+    return _root(excess, low, 2 * low)
 
 
 def chi(q: float, weight_variance: float, activation: str = "tanh", c: float = 1.0) -> float:
@@ -152,7 +153,7 @@ def fixed_correlation(weight_variance: float, bias_variance: float = 0.0, activa
         return correlation_map(c, q, weight_variance, bias_variance, activation) - c
 
     near = 1 - 1e-6  # the map is convex on [0, 1], and below the diagonal between its root and 1
-    return 1.0 if excess(near) >= 0 else float(brentq(excess, 0.0, near, xtol=1e-14))
+    return 1.0 if excess(near) >= 0 else _root(excess, 0.0, near)
 
 
 def depth_scale(weight_variance: float, bias_variance: float = 0.0, activation: str = "tanh") -> float:
@@ -203,7 +204,7 @@ def critical_weight_variance(bias_variance: float = 0.0, activation: str = "tanh
     top = 1.0
     while excess(top) < 0:
         top *= 2
-    return 1 / _expectations(activation, float(brentq(excess, 0.0, top, xtol=1e-14)))[1]
+    return 1 / _expectations(activation, _root(excess, 0.0, top))[1]
 
 
 def signal_path(
@@ -250,6 +251,10 @@ def gaussian_product_exponents(width: int) -> list[float]:
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}.")
     return [0.5 * (math.log(2 / width) + float(digamma((width - i) / 2))) for i in range(width)]
+
+
+def _root(f: Callable[[float], float], low: float, high: float) -> float:
+    return float(brentq(f, low, high, xtol=1e-15, rtol=1e-14))  # pyright: ignore[reportArgumentType]  the stub's full_output
 
 
 def _positive_length(weight_variance: float, bias_variance: float, activation: str) -> float:
