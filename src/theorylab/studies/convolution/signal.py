@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
-from theorylab.core.estimate import mean_interval
+from theorylab.core.estimate import Estimate
 from theorylab.core.problem import Problem
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
@@ -209,7 +209,7 @@ def signal(config: SignalConfig) -> Iterator[Finding | Series | Stage]:
 
 def with_band(figure: Series, label: str, x: Tensor, y: Tensor) -> None:
     """Means over draws as points, with their intervals."""
-    ends = [mean_interval(column.cpu().numpy()) for column in y.T]
+    ends = [Estimate.over(column).interval() for column in y.T]
     low, high = zip(*ends, strict=True)
     figure.line(label, x, y.mean(0), low=low, high=high, mark="points")
 
