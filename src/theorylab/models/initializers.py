@@ -37,6 +37,6 @@ def delta_orthogonal_(weight: Tensor, gain: float = 1.0, generator: torch.Genera
     if any(size % 2 == 0 for size in weight.shape[2:]):
         raise ValueError(f"weight must have a centre, so odd sizes, got {tuple(weight.shape[2:])}.")
     with torch.no_grad():
-        centre = nn.init.orthogonal_(torch.empty_like(weight[..., 0].flatten(2)[..., 0]), gain, generator=generator)
+        centre = nn.init.orthogonal_(weight.new_empty(weight.shape[:2]), gain, generator=generator)
         weight.zero_()[(slice(None), slice(None), *(size // 2 for size in weight.shape[2:]))] = centre
     return weight
