@@ -98,6 +98,27 @@ def test_modules_can_be_chosen_and_then_all_count_as_layers() -> None:
         signal_profile(problem, modules="blocks.*")
 
 
+class Blocks(nn.Module):
+    """A residual stream whose blocks contain modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_a_star_stands_for_one_part_of_a_name() -> None:
+    problem = seeded(Blocks)
+    assert signal_profile(problem, modules="blocks.*").names == ("blocks.0", "blocks.1", "blocks.2")
+    assert signal_profile(problem, modules=["blocks.*.0", "head"]).names == ("blocks.0.0", "blocks.1.0", "blocks.2.0", "head")
+    assert signal_profile(problem).names == ("blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1", "head")
+
+
 def test_modules_with_tuples_and_containers_that_hide_their_children_are_seen() -> None:
     assert signal_profile(make("LSTM")).names == ("lstm", "head")
     names = signal_profile(make("TransformerEncoderLayer")).names

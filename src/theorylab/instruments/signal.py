@@ -108,6 +108,11 @@ class SignalProfile:
         return ax
 
 
+def _matches(name: str, pattern: str) -> bool:
+    parts, globs = name.split("."), pattern.split(".")
+    return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
+
+
 @contextmanager
 def _watched(problem: Problem, k: int, modules: str | Sequence[str] | None, see: See) -> Iterator[None]:
     """While batch ``k`` goes through, ``see`` is given every activation, and its value goes on; the hooks go when it ends."""
@@ -117,7 +122,7 @@ def _watched(problem: Problem, k: int, modules: str | Sequence[str] | None, see:
 
     def wanted(name: str) -> bool:
         if patterns is not None:
-            return any(name == p or fnmatchcase(name, p) for p in patterns)
+            return any(_matches(name, p) for p in patterns)
         return not any(other.startswith(f"{name}." if name else "") for other in calls)  # something within it was seen: a container
 
     def hook(name: str, output: Any) -> Any:
@@ -261,9 +266,9 @@ def signal_profile(problem: Problem, *, modules: str | Sequence[str] | None = No
 
     Args:
         problem: The risk and the point.
-        modules: Names or globs of modules ("blocks.*"); each counts as a layer. Default: all modules that contain no other that was called,
-            of which those with a weight matrix count as layers. Outputs of another first axis than rows are left out; of a tuple the first
-            tensor is taken.
+        modules: Names or globs of modules, in which * stands for one part between dots ("blocks.*"); each counts as a layer. Default: all
+            modules that contain no other that was called, of which those with a weight matrix count as layers. Outputs whose first axis is
+            not the rows are left out; of a tuple the first tensor is taken.
 
     Raises:
         ValueError: the loss is not finite, or activations differ in size between batches.

@@ -6,9 +6,9 @@ than their root mean square since outputs of ReLUs have a mean, and a gradient i
 gradients grow by π/(π − 1) a layer, a factor of ten every six layers. Networks with BatchNorm are trained deep with residual connections,
 whose branches dilute the factor.
 
-The constant is of infinite width and large batches. A batch of B rows gives more (the figure of batches), a finite width less, since the
-rate is the exponential of a mean logarithm; at the sizes here both are within the region and nearly cancel.
-Without ReLU the factor is (B − 2)/(B − 3) where the inputs are many more than the rows; of fewer inputs a linear network keeps the rank.
+The constant is of infinite width and large batches. A batch of B rows gives more (the figure of batches), and a width of few times the
+batch less; at the sizes here both are within the region and nearly cancel. Without ReLU the factor is (B − 2)/(B − 3) where the inputs are
+many more than the rows; of fewer inputs a linear network keeps the rank.
 """
 
 from __future__ import annotations
