@@ -11,6 +11,7 @@ from torch import nn
 from theorylab.models.cnn import cnn
 from theorylab.models.deep_linear import DeepLinear, balanced, end_to_end, imbalance
 from theorylab.models.diagonal import DiagonalLinear, coefficients
+from theorylab.models.initializers import delta_orthogonal_
 from theorylab.models.mlp import ACTIVATIONS, mlp
 
 
@@ -91,9 +92,28 @@ def test_random_factors_are_not_balanced():
     assert float(imbalance(list(DeepLinear([4, 4, 4]).factors))[0].detach().abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_a_delta_orthogonal_convolution_keeps_norms_and_is_the_generators(conv):
+    """With circular padding or zeros: beyond the border nothing is read."""
+    for padding in ("circular", "zeros"):
+        layer = conv(3, 5, 3, padding=1, padding_mode=padding, bias=False).double()
+        first = delta_orthogonal_(layer.weight, 2.0, generator=torch.Generator().manual_seed(0)).detach().clone()
+        x = torch.randn(4, 3, *(5,) * (layer.weight.ndim - 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        torch.testing.assert_close(layer(x).flatten(1).norm(dim=1), 2 * x.flatten(1).norm(dim=1))
+        assert torch.equal(delta_orthogonal_(layer.weight, 2.0, generator=torch.Generator().manual_seed(0)), first)
+    assert int((first != 0).sum()) == 15
+    torch.manual_seed(0)
+    a = delta_orthogonal_(torch.empty(4, 4, 3))[..., 1]
+    b = delta_orthogonal_(torch.empty(4, 4, 3))[..., 1]
+    assert not torch.allclose(a, b)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: delta_orthogonal_(torch.empty(3, 3)), "three to five axes"),
+        (lambda: delta_orthogonal_(torch.empty(2, 3, 3)), "as many outputs"),
+        (lambda: delta_orthogonal_(torch.empty(3, 3, 3, 2)), "odd sizes"),
         (lambda: mlp([3]), "widths"),
         (lambda: mlp([3, 0]), "widths"),
         (lambda: mlp([3, 2], activation="step"), "activation"),

@@ -18,7 +18,13 @@ from theorylab.theory.activations import DUALS
 from theorylab.theory.kernels import conv_kernel, dense_kernel, linearized_residual, residual_kernel
 from theorylab.theory.wide_layers import Kernel, activate, convolve, dense, flatten, images, inputs, pool
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "erf": torch.erf, "gelu": F.gelu, "identity": lambda x: x}
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "erf": torch.erf,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
 
 
 def by_quadrature(f: Callable[[Tensor], Tensor], a: float, b: float, c: float, nodes: int = 120) -> float:
@@ -99,7 +105,7 @@ def assert_mean(samples: Tensor, expected: Tensor, bias: float) -> None:
     assert bool(((samples.mean(0) - expected).abs() <= 4 * error + bias * size).all())
 
 
-@pytest.mark.parametrize(("activation", "depth"), [("relu", 1), ("relu", 3), ("erf", 2), ("gelu", 2)])
+@pytest.mark.parametrize(("activation", "depth"), [("relu", 1), ("relu", 3), ("erf", 2), ("gelu", 2), ("tanh", 2)])
 def test_dense_kernels_are_those_of_wide_nets(activation: str, depth: int) -> None:
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kind = {"depth": depth, "activation": activation, "weight_variance": 1.7, "bias_variance": 0.3}
@@ -181,7 +187,7 @@ def test_wrong_arguments_are_named() -> None:
     k = inputs(x)
     for wrong, words in (
         (lambda: dense_kernel(x, depth=-1), "depth must be at least 0, got -1"),
-        (lambda: dense_kernel(x, activation="tanh"), "activation must be one of erf, gelu, identity, relu, got 'tanh'"),
+        (lambda: dense_kernel(x, activation="step"), "activation must be one of erf, gelu, identity, relu, tanh, got 'step'"),
         (lambda: dense_kernel(x, weight_variance=0.0), "weight_variance must be positive"),
         (lambda: dense_kernel(x, bias_variance=-1.0), "bias_variance must be at least 0"),
         (lambda: inputs(x, torch.zeros(2, 4)), r"must be \(n, d\) and \(m, d\)"),

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from theorylab.theory.activations import DUALS
 from theorylab.theory.normalization import (
+    batch_norm_gradient_growth,
     equilibrium_angle,
     equilibrium_norm4,
     equilibrium_steps,
@@ -129,3 +131,44 @@ def test_blocks_cover_the_channels_once(name: str, groups: int, size: int) -> No
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("batch", [6, 16, 64])
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_gradients_through_batch_norm_grow_as_in_a_simulated_layer(activation: str, batch: int) -> None:
+    """White gradients sent back through φ and BatchNorm by hand, of many units with normal inputs."""
+    draw = torch.Generator().manual_seed(0)
+    h, u = torch.randn(2, 200_000, batch, generator=draw, dtype=torch.float64)
+    h, u = (t - t.mean(1, keepdim=True) for t in (h, u))
+    direction = h / h.norm(dim=1, keepdim=True)
+    y = math.sqrt(batch) * direction
+    active = (y > 0).double() if activation == "relu" else torch.ones_like(y)
+    after = active * y
+    variance = (after - after.mean(1, keepdim=True)).square().sum(1).mean() / (
+        batch - 1
+    )  # of the next layer's inputs, a weight variance of 1
+    back = active * u
+    back = back - back.mean(1, keepdim=True)
+    back = back - direction * (back * direction).sum(1, keepdim=True)
+    growth = batch / (variance * h.square().sum(1)) * back.square().sum(1) / (batch - 1)
+    error = float(growth.std()) / math.sqrt(len(growth))
+    assert abs(float(growth.mean()) - batch_norm_gradient_growth(activation, batch)) < 4 * error
+    assert error < 0.01
+
+
+def test_batch_norm_lets_gradients_grow_by_poincares_inequality() -> None:
+    factors = {name: batch_norm_gradient_growth(name) for name in DUALS}
+    assert factors["relu"] == pytest.approx(math.pi / (math.pi - 1), rel=1e-12)
+    assert factors["identity"] == 1
+    assert all(f > 1.1 for name, f in factors.items() if name != "identity")
+    for name in ("relu", "identity"):  # from above, as 1/B
+        gaps = [batch_norm_gradient_growth(name, b) - factors[name] for b in (1000, 2000)]
+        assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.01)
+    for wrong, message in (
+        (lambda: batch_norm_gradient_growth("step"), "one of"),
+        (lambda: batch_norm_gradient_growth("tanh", 8), "batch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    with pytest.raises(ValueError, match="at least 4"):
+        batch_norm_gradient_growth(batch=3)

@@ -71,6 +71,7 @@ _PUBLIC = {
     "distance_moved": "instruments.lazy",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
+    "signal_profile": "instruments.signal",
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",

@@ -210,6 +210,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "occam": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),
     "invariances": lambda problem: Work(6, 0, 2),
+    "signal_profile": lambda problem: Work(2),
     "per_example_grads": lambda problem: Work(10, problem.n, problem.n),
     "per_example_grad_norms": lambda problem: Work(2, 0, 1),
 }

@@ -22,7 +22,7 @@ class Erf(nn.Module):
         return torch.erf(x)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "erf": Erf, "gelu": nn.GELU, "identity": nn.Identity}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "erf": Erf, "gelu": nn.GELU, "tanh": nn.Tanh, "identity": nn.Identity}
 
 
 class WideLinear(nn.Module):

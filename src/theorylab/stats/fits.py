@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from theorylab.core.estimate import as_samples
+from theorylab.core.estimate import Estimate, as_samples
 
 
 def power_law(x: Any, y: Any) -> float:
@@ -32,3 +32,27 @@ def power_law(x: Any, y: Any) -> float:
     if np.unique(x).size < 2:
         raise ValueError("x must hold at least two distinct values.")
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def growth_rate(y: Any) -> Estimate:
+    r"""Rate r of growth y ∝ e^{rt} of a sequence, one unit of t an entry: the mean change of ln y, with its standard error.
+
+    For a sequence whose ln y is a random walk with a drift, as of products of independent factors, the mean of its changes is the best
+    estimate of the drift, and its error is that of independent samples; that of a line's slope by least squares is not.
+
+    Args:
+        y: At least three positive values.
+
+    Raises:
+        ValueError: fewer than three values, or one that is not positive and finite.
+
+    Example:
+        >>> round(growth_rate([1.0, 2.0, 8.0]).value / float(np.log(2.0)), 12)
+        1.5
+    """
+    y = as_samples(y, name="y")
+    if y.size < 3:
+        raise ValueError(f"y must hold at least three values to give a rate with an error, got {y.size}.")
+    if (y <= 0).any():
+        raise ValueError(f"y must be positive to grow by a factor, got {y.min():g}.")
+    return Estimate.over(np.diff(np.log(y)))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,10 +74,57 @@ def gelu(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return covariance, 0.25 + (angle + (b + 2 * b * slope) / D.sqrt() + N * b / D**1.5) / (2 * math.pi)
 
 
+TERMS = 200
+"""Of the Hermite series of an activation that has no closed form, and nodes of the quadrature that finds its coefficients."""
+
+
+def tanh(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Of the hyperbolic tangent, which has no closed form: :math:`\sum_k \phi_k(a)\,\phi_k(c)\,\rho^k`, with :math:`\rho = b/\sqrt{ac}`
+    and :math:`\phi_k(a) = E[\phi(\sqrt a z)\, h_k(z)]` over normalized Hermite polynomials; likewise of its slope.
+
+    A truncated series still is a positive definite kernel. The poles of tanh at ±iπ/2 make its error fall as :math:`e^{-\pi\sqrt{K/a}}` in
+    the number K of terms, where ρ is one: with `TERMS` it is rounding at a variance of one, 1e-9 at 3 (of the slope 1e-7) and 1e-5 at 10.
+
+    Example:
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> [round(v.item(), 6) for v in tanh(one, one, one)]
+        [0.394294, 0.464403]
+
+    Source: Daniely et al. 2016, arXiv:1602.05897, the dual activation as a power series.
+    """
+    product = a * c
+    rho = torch.where(product > 0, b / torch.where(product > 0, product, torch.ones_like(product)).sqrt(), 0.0)
+    covariance, slopes = torch.zeros_like(rho), torch.zeros_like(rho)
+    series = zip(*_tanh_coefficients(a), *_tanh_coefficients(c), strict=True)
+    for value_a, slope_a, value_c, slope_c in reversed(list(series)):  # Horner's rule in ρ²: tanh is odd, and its slope even
+        covariance = covariance * rho * rho + value_a * value_c
+        slopes = slopes * rho * rho + slope_a * slope_c
+    return covariance * rho, slopes
+
+
+def _tanh_coefficients(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Odd Hermite coefficients of z → tanh(√a z), and the even ones of its slope, (terms, *a.shape) each."""
+    z, rule = (torch.from_numpy(t).to(a) for t in _hermite_rule())
+    value = torch.tanh(a.sqrt()[..., None] * z)
+    odd, even = value @ rule[:, 1::2], (1 - value * value) @ rule[:, ::2]
+    return odd.movedim(-1, 0), even.movedim(-1, 0)
+
+
+@cache
+def _hermite_rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes z (n,), and h_k(z) times their weights for each k, (n, terms): against f(z) it gives f's coefficients."""
+    z, weights = np.polynomial.hermite_e.hermegauss(TERMS)
+    root = np.sqrt(weights / math.sqrt(2 * math.pi))
+    columns = [root, z * root]  # h_k times the root of the weight, which stays small
+    for k in range(1, TERMS - 1):
+        columns.append((z * columns[k] - math.sqrt(k) * columns[k - 1]) / math.sqrt(k + 1))
+    return z, root[:, None] * np.stack(columns, axis=1)
+
+
 def identity(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Of u itself: b and 1."""
     return b + 0 * (a + c), torch.ones_like(b + a + c)
 
 
-DUALS: dict[str, Dual] = {"relu": relu, "erf": erf, "gelu": gelu, "identity": identity}
+DUALS: dict[str, Dual] = {"relu": relu, "erf": erf, "gelu": gelu, "tanh": tanh, "identity": identity}
 """Activation → its dual."""

@@ -27,7 +27,7 @@ def dense_kernel(
         x1: Inputs (n, d).
         x2: Inputs (m, d); default: the same.
         depth: Hidden layers, at least 0; a linear model has none.
-        activation: After each of them: ``"relu"``, ``"erf"``, ``"gelu"`` or ``"identity"``.
+        activation: After each of them: ``"relu"``, ``"erf"``, ``"gelu"``, ``"tanh"`` or ``"identity"``.
         weight_variance: Of every layer, over its number of inputs.
         bias_variance: Of every layer.
 

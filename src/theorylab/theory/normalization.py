@@ -1,9 +1,13 @@
-"""Closed-form predictions for scale-invariant weights: norm dynamics, equilibrium under weight decay, equivalent exponential step sizes."""
+"""Closed-form predictions of what normalization does: to the norms of weights and their step sizes, and to gradients through the depth."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+import torch
+
+from theorylab.theory.activations import DUALS
 
 Normalization = Literal["none", "batch", "layer", "group", "rms", "weight"]
 
@@ -189,6 +193,49 @@ def invariant_blocks(normalization: Normalization, width: int, groups: int = 1) 
         raise ValueError(f"normalization must be one of {', '.join(sizes)}, got {normalization!r}.")
     size = sizes[normalization]
     return [slice(start, start + size) for start in range(0, width, size)] if size else []
+
+
+def batch_norm_gradient_growth(activation: str = "relu", batch: int | None = None) -> float:
+    r"""Factor by which BatchNorm before each activation makes squared gradients grow a layer, on their way back through wide random layers.
+
+    In the limit of large batches :math:`E\,\phi'(z)^2 / \operatorname{Var}\phi(z)` with z standard normal: BatchNorm divides by the
+    standard deviation of what the layer's weights make of φ(z), and the weights' variance cancels. By the Gaussian Poincaré inequality the
+    factor is at least 1, and is 1 for linear φ only: no initialization avoids it. Of the ReLU it is π/(π − 1).
+
+    Args:
+        activation: φ, a name in `theorylab.theory.activations.DUALS`.
+        batch: Rows B of a batch, at least 4; in closed form for ``"relu"`` and ``"identity"`` only, where it is (B − 2)/(B − 3).
+            Default: the limit.
+
+    Raises:
+        ValueError: an unknown activation, or a finite batch with one that has no closed form.
+
+    Example:
+        >>> round(batch_norm_gradient_growth(), 4), round(batch_norm_gradient_growth(batch=32), 4)
+        (1.4669, 1.522)
+        >>> batch_norm_gradient_growth("identity")
+        1.0
+
+    Source: Yang et al. 2019, arXiv:1902.08129, the gradient explosion of ReLU with BatchNorm. Derived here: by permutation symmetry the
+    gradients' covariance over rows is that of centred white noise, which one layer multiplies by the factor.
+    """
+    if activation not in DUALS:
+        raise ValueError(f"activation must be one of {', '.join(sorted(DUALS))}, got {activation!r}.")
+    if batch is not None and (batch < 4 or activation not in ("relu", "identity")):
+        raise ValueError(f"batch must be at least 4, and the activation relu or identity, got {batch} with {activation!r}.")
+    rho = 0.0 if batch is None else -1 / (batch - 1)  # of two entries of a normalized batch, whose sum is zero
+    one = torch.ones(2, dtype=torch.float64)
+    values, slopes = (t.tolist() for t in DUALS[activation](torch.tensor([1.0, rho], dtype=torch.float64), one, one))
+    variance = values[0] - values[1]  # E φ(y_i)² − E φ(y_i)φ(y_j): what is left after centring
+    if batch is None:
+        return slopes[0] / variance
+    if activation == "identity":
+        return (batch - 2) / (batch - 3)
+    # White gradients u, centred by G; the slopes are 0 or 1, on the diagonal D and in the vector d; P removes the mean and the direction
+    # of y. Then E ‖P D G u‖² = E tr(P D) − E dᵀP d / B, and E B/‖Gh‖² = B / ((B − 3) · variance), for the norm is independent of the rest.
+    kept = (batch - 2) / 2
+    lost = batch / 2 - 1 - (batch - 1) * (slopes[1] + values[1])
+    return batch / (variance * (batch - 3)) * (kept - lost / batch) / (batch - 1)
 
 
 def _check_rates(lr: float, weight_decay: float, momentum: float) -> None:

@@ -1,0 +1,185 @@
+"""Signal profiles against layers written out by hand, and on models whose modules are called in unusual ways."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import make, vectors
+
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Problem
+from theorylab.instruments.signal import SignalProfile, signal_profile
+from theorylab.stats.fits import growth_rate
+
+
+def seeded(make_net, **options) -> Problem:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, data = make_net(), vectors()
+    return Problem(net, F.cross_entropy, data, dtype=torch.float64, **options)
+
+
+def test_an_explicit_network_by_hand() -> None:
+    """h = W x + b, tanh h, V tanh h + c, with gradients by the chain rule written out."""
+    problem = seeded(lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))
+    x, y = problem.batches[0].content
+    p = problem.params
+    h = x @ p["0.weight"].T + p["0.bias"]
+    a = h.tanh()
+    f = a @ p["2.weight"].T + p["2.bias"]
+    df = (f.softmax(1) - F.one_hot(y, 3)) / len(x)
+    da = df @ p["2.weight"]
+    dh = da * (1 - a * a)
+    found = signal_profile(problem)
+    assert found.names == ("0", "1", "2")
+    assert found.layer.tolist() == [True, False, True]
+    assert torch.allclose(found.length, torch.stack([t.square().mean() for t in (h, a, f)]))
+    assert torch.allclose(found.gradient, len(x) * torch.stack([t.square().sum() for t in (dh, da, df)]))
+    for t, c in zip((h, a, f), found.correlation, strict=True):  # type: ignore[arg-type]
+        u = F.normalize(t, dim=1)
+        pairs = torch.tril_indices(len(x), len(x), -1)
+        assert float(c) == pytest.approx(float((u @ u.T)[pairs[0], pairs[1]].mean()))
+
+
+class InPlace(nn.Module):
+    """A residual block whose additions and activations overwrite what they are given."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Linear(5, 5)
+        self.act, self.head, self.inplace = nn.ReLU(inplace=inplace), nn.Linear(5, 3), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.norm(self.first(x)))
+        r = self.second(h)
+        if self.inplace:
+            r += h
+            return self.head(self.act(r))
+        return self.head(self.act(r + h))
+
+
+def test_what_is_overwritten_later_was_measured_before() -> None:
+    plain, inplace = (signal_profile(seeded(lambda way=way: InPlace(way), train=True)) for way in (False, True))
+    assert plain.names == ("first", "norm", "act", "second", "act#2", "head") == inplace.names
+    for a, b in ((plain.length, inplace.length), (plain.gradient, inplace.gradient), (plain.correlation, inplace.correlation)):
+        assert torch.allclose(a, b, rtol=1e-12)  # type: ignore[arg-type]
+
+
+def test_buffers_hooks_and_gradients_are_left_alone_also_by_an_error() -> None:
+    problem = seeded(lambda: InPlace(True), train=True)
+    net = problem.model
+    before = {k: t.clone() for k, t in net.state_dict().items()}
+    signal_profile(problem)
+    x = problem.batches[0].content[0].clone()
+    x[0, 0] = math.nan
+    with pytest.raises(ValueError, match="loss must be finite"):
+        signal_profile(Problem(net, F.cross_entropy, (x.float(), problem.batches[0].content[1]), train=True))
+    assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
+    assert not any(m._forward_hooks for m in net.modules())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_gradients_of_activations_do_not_depend_on_the_selected_parameters() -> None:
+    whole, part = (signal_profile(make("mlp", **options)) for options in ({}, {"params": "4.bias"}))
+    assert torch.equal(whole.gradient, part.gradient)
+
+
+def test_modules_can_be_chosen_and_then_all_count_as_layers() -> None:
+    problem = make("mlp")
+    found = signal_profile(problem, modules=["1", "3"])
+    assert found.names == ("1", "3")
+    assert bool(found.layer.all())
+    assert torch.equal(found.gradient, signal_profile(problem).gradient[[1, 3]])
+    with pytest.raises(Inapplicable, match="named by modules='blocks"):
+        signal_profile(problem, modules="blocks.*")
+
+
+class Blocks(nn.Module):
+    """A residual stream whose blocks contain modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(5, 5), nn.Tanh()) for _ in range(3))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_a_star_stands_for_one_part_of_a_name() -> None:
+    problem = seeded(Blocks)
+    assert signal_profile(problem, modules="blocks.*").names == ("blocks.0", "blocks.1", "blocks.2")
+    assert signal_profile(problem, modules=["blocks.*.0", "head"]).names == ("blocks.0.0", "blocks.1.0", "blocks.2.0", "head")
+    assert signal_profile(problem).names == ("blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1", "head")
+
+
+def test_modules_with_tuples_and_containers_that_hide_their_children_are_seen() -> None:
+    assert signal_profile(make("LSTM")).names == ("lstm", "head")
+    names = signal_profile(make("TransformerEncoderLayer")).names
+    assert "layer.self_attn" in names
+    assert "layer" not in names
+
+
+def test_a_root_without_children_and_an_activation_that_the_loss_ignores() -> None:
+    problem = Problem(nn.Linear(5, 3), lambda f, y: 0.0 * y.sum() + torch.ones(()), vectors(), dtype=torch.float64)
+    found = signal_profile(problem)
+    assert found.names == ("Linear",)
+    assert found.gradient.tolist() == [0.0]
+    one = Problem(nn.Linear(5, 3), F.cross_entropy, vectors(1), dtype=torch.float64)
+    assert signal_profile(one).correlation is None
+
+
+def test_batches_of_another_length_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(1, 2), nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(1))
+    data = [(torch.zeros(2, 1, size, 1), torch.zeros(2, dtype=torch.long)) for size in (3, 4)]
+    with pytest.raises(ValueError, match="one size in all batches"):
+        signal_profile(Problem(net, F.cross_entropy, data))
+
+
+def constant_rates(gradient: float, correlation: float) -> SignalProfile:
+    layers = torch.arange(6, dtype=torch.float64)
+    c, g = 1 - torch.exp(correlation * layers) / 2, torch.exp(-gradient * layers)
+    c[3] -= 1e-3
+    rates = growth_rate(torch.ones(6)), growth_rate(1 - c), growth_rate(g.flip(0))
+    return SignalProfile(tuple("abcdef"), torch.ones(6, dtype=torch.bool), torch.ones(6), c, g, *rates)
+
+
+def test_the_depth_scale_is_given_only_where_correlations_surely_rise() -> None:
+    found = constant_rates(0.5, -0.25).depth_scale
+    assert found is not None
+    assert found[0] == pytest.approx(4)
+    assert found[1][0] < 4 < found[1][1]
+    assert constant_rates(0.5, 0.0).depth_scale is None
+
+
+def test_readings_figures_and_plot() -> None:
+    found = constant_rates(0.5, -0.25)
+    readings = {r.name: r.value for r in found.readings()}
+    assert readings["squared gradient, factor a layer backwards"] == pytest.approx(math.exp(0.5))
+    assert readings["squared gradient, first over last layer"] == pytest.approx(math.exp(2.5))
+    assert [s.y_scale for s in found.figures()] == ["log", "log"]
+    ax = found.plot()
+    assert len(ax.lines) == 3
+    _close(ax)
+
+
+def _close(ax) -> None:
+    import matplotlib.pyplot as plt
+
+    plt.close(ax.figure)
+
+
+def test_growth_rates_of_random_walks_are_covered_by_their_intervals() -> None:
+    """Of 400 walks of 30 steps, 99 % intervals hold the drift but for a few; the error of a line's slope would miss it often."""
+    steps = 0.1 + torch.randn(400, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inside = [low <= 0.1 <= high for low, high in (growth_rate(walk.cumsum(0).exp()).interval() for walk in steps)]
+    assert sum(inside) >= 400 - 4 - 3 * 2  # three standard deviations below the mean
+    for wrong in ([1.0, 2.0], [1.0, 0.0, 2.0]):
+        with pytest.raises(ValueError, match="y must"):
+            growth_rate(wrong)
