@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from theorylab.instruments.coordinate_check import coordinate_check
+from theorylab.learning.coordinate_check import coordinate_check
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.parametrization import Parametrized, base_shapes, mup, tangent_kernel

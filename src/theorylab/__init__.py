@@ -35,7 +35,7 @@ _PUBLIC = {
     "ggn": "instruments.curvature",
     "sharpness": "instruments.curvature",
     "sharpness_along": "instruments.sharpness_along",
-    "coordinate_check": "instruments.coordinate_check",
+    "coordinate_check": "learning.coordinate_check",
     "mup": "learning.parametrization",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",

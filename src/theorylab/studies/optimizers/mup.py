@@ -28,7 +28,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
-from theorylab.instruments.coordinate_check import CoordinateCheck, coordinate_check
+from theorylab.learning.coordinate_check import CoordinateCheck, coordinate_check
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.parametrization import MakeModel, mup
 from theorylab.learning.population import Population
