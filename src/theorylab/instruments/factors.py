@@ -124,6 +124,8 @@ class Outer(Factor):
         target = total.view(*total.shape[:2], a.shape[2], a.shape[3], b.shape[4])
         if first and a.shape[4] == 1:
             torch.mul(a, b, out=target)
+        elif first and target.shape[1] == target.shape[2] == 1:
+            torch.bmm(a[:, 0, 0], b[:, 0, 0], out=target[:, 0, 0])  # into its place, though that is no contiguous one
         else:
             (target.copy_ if first else target.add_)(a @ b)
 

@@ -8,6 +8,8 @@ no record, and what is taken for rows may be something else: whoever uses the re
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +62,33 @@ def _linear(rec: Uses, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor 
         )
 
 
+@functools.lru_cache(maxsize=256)
+def _taps(
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    places: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    sides: tuple[tuple[int, int], ...],
+    groups: int,
+    ones: int,
+) -> Tensor:
+    """Which entry of a flat input (channel, ...) each patch of a convolution reads: group, then channel and tap, then place.
+
+    A gather by these numbers is several times faster than a copy of a strided view, whose runs are as short as a row of places. The entry
+    after the last stands for the padding, the one after that for the ``ones`` appended to every patch.
+    """
+    numel = math.prod(shape)
+    entries = F.pad(torch.arange(numel).view(shape), [v for pair in reversed(sides) for v in pair], value=numel)
+    c, *spatial = entries.stride()
+    steps = [s * v for s, v in zip(spatial, stride, strict=True)]
+    taps = [s * v for s, v in zip(spatial, dilation, strict=True)]
+    channels = shape[0] // groups
+    read = entries.as_strided((groups, channels, *kernel, *places), (channels * c, c, *taps, *steps))
+    read = read.reshape(groups, channels * math.prod(kernel), -1)
+    return torch.cat([read, read.new_full((groups, ones, read.shape[2]), numel + 1)], 1).flatten()
+
+
 def _conv(
     rec: Uses,
     out: Tensor,
@@ -84,17 +113,12 @@ def _conv(
         sides = [(p, p) for p in padding]
 
     def patches(x: Tensor, ones: int) -> Tensor:
-        rows, x = len(x), x.reshape(-1, *shape)
-        x = F.pad(x, [v for pair in reversed(sides) for v in pair]).contiguous()
-        n, c, *spatial = x.stride()
-        steps = [s * v for s, v in zip(spatial, stride, strict=True)]
-        taps = [s * v for s, v in zip(spatial, dilation, strict=True)]
-        channels = x.shape[1] // groups
-        view = x.as_strided((len(x), groups, channels, *kernel, *places), (n, channels * c, c, *taps, *steps))
-        d = channels * kernel.numel()
-        right = x.new_ones(len(x), groups, d + ones, places.numel())  # places last: long runs to copy
-        right[:, :, :d].view(view.shape).copy_(view)
-        right = right.permute(0, 3, 1, 2)
+        rows, x = len(x), x.reshape(-1, *shape).flatten(1)
+        index = _taps(tuple(shape), tuple(kernel), tuple(places), stride, dilation, tuple(sides), groups, ones).to(x.device)
+        if ones or any(low or high for low, high in sides):
+            x = F.pad(x, (0, 2))
+            x[:, -1] = 1
+        right = x.index_select(1, index).view(len(x), groups, -1, places.numel()).permute(0, 3, 1, 2)
         return right if len(right) == rows else right.reshape(rows, -1, *right.shape[2:])
 
     def left(g: Tensor) -> Tensor:
