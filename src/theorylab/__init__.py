@@ -51,6 +51,8 @@ _PUBLIC = {
     "balancedness": "instruments.invariances",
     "angular_update": "instruments.invariances",
     "audit": "instruments.audit",
+    "conv_spectrum": "instruments.conv_spectrum",
+    "layer_spectrum": "instruments.conv_spectrum",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
