@@ -51,6 +51,8 @@ _PUBLIC = {
     "balancedness": "instruments.invariances",
     "angular_update": "instruments.invariances",
     "audit": "instruments.audit",
+    "equivariance": "instruments.equivariance",
+    "equivariance_by_layer": "instruments.equivariance",
     "conv_spectrum": "instruments.conv_spectrum",
     "layer_spectrum": "instruments.conv_spectrum",
     "norms": "instruments.norms",
