@@ -142,7 +142,8 @@ def test_what_cannot_be_measured_is_named() -> None:
         with pytest.raises(ValueError, match=words):
             call()
     silent = made(lambda: nn.Linear(3, 2))
-    nn.init.zeros_(silent.weight), nn.init.zeros_(silent.bias)
+    nn.init.zeros_(silent.weight)
+    nn.init.zeros_(silent.bias)
     with pytest.raises(ValueError, match="the outputs are zero"):
         equivariance(on(silent, 3))
     two = Problem(nn.Bilinear(2, 2, 1), F.mse_loss, ((torch.ones(3, 2), torch.ones(3, 2)), torch.zeros(3, 1)))

@@ -77,6 +77,7 @@ _PUBLIC = {
     "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
+    "learner_equivariance": "learning.equivariance",
     "measure": "measuring.measure",
     "ReportCard": "report.card",
 }

@@ -137,16 +137,17 @@ def change_by_shift(config: LayersConfig) -> Series:
         y_scale="log",
     )
     shifts = list(range(1, config.size))
-    for label, kind, role in (
+    kinds: tuple[tuple[str, dict[str, Any], Any], ...] = (
         ("circular padding", {}, "measured"),
         ("zero padding", {"padding": "zeros"}, "control"),
         ("circular padding, stride 2", {"stride": 2}, "control"),
-    ):
+    )
+    for label, kind, role in kinds:
         found = torch.zeros(len(shifts), dtype=torch.float64)
         for seed in config.replica_seeds:
             problem = on_images(network(config, seed, **kind), config, seed, (config.size, config.size))
             found += torch.tensor([equivariance(problem, lambda x, s=s: x.roll(s, -1)).value for s in shifts], dtype=torch.float64)
-        figure.line(label, shifts, (found / config.seeds).clamp_min(1e-17), role=role, mark="points")  # type: ignore[arg-type]
+        figure.line(label, shifts, (found / config.seeds).clamp_min(1e-17), role=role, mark="points")
     return figure
 
 
