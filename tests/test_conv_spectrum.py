@@ -24,7 +24,12 @@ GEOMETRIES = [  # the layer, the shape of its input, and how its spectrum must b
     (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="circular"), (4, 4, 4), "fourier"),
     (lambda: nn.Conv2d(2, 3, 3, padding=1, stride=2, padding_mode="circular"), (2, 6, 4), "fourier"),
     (lambda: nn.Conv2d(3, 8, 2, stride=2), (3, 4, 6), "fourier"),  # patches that do not overlap
-    (lambda: nn.Conv2d(3, 5, 1), (3, 4, 4), "fourier"),
+    (lambda: nn.Conv2d(3, 5, 1), (3, 4, 5), "fourier"),
+    (lambda: nn.Conv2d(3, 5, (1, 3), padding=(0, 1), padding_mode="circular"), (3, 4, 5), "fourier"),
+    (lambda: nn.Conv2d(3, 5, (3, 1), padding=(1, 0), padding_mode="circular"), (3, 4, 6), "fourier"),
+    (lambda: nn.Conv2d(2, 3, (2, 3), stride=(3, 1), padding=(0, 1), padding_mode="circular"), (2, 6, 5), "fourier"),
+    (lambda: nn.Conv2d(2, 3, 2, stride=(3, 4)), (2, 6, 8), "fourier"),
+    (lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), (2, 1), "fourier"),
     (lambda: nn.Conv1d(2, 3, 4, padding="same", padding_mode="circular"), (2, 7), "fourier"),
     (lambda: nn.Conv3d(1, 2, 3, padding=1, padding_mode="circular"), (1, 3, 4, 3), "fourier"),
     (lambda: nn.Conv2d(2, 3, (3, 2), padding=(1, 1), padding_mode="circular"), (2, 5, 4), "dense"),  # one column too many

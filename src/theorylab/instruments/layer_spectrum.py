@@ -111,19 +111,27 @@ def _by_frequency(layer: LinearLayer) -> Tensor:
     """
     module, weight = layer.module, layer.weight
     assert isinstance(module, _ConvNd)
-    sizes, axes = layer.shape[1:], tuple(range(2, weight.ndim))
+    taps, strides, dilation = weight.shape[2:], module.stride, module.dilation
+    # windows that do not overlap along an axis are copies of one matrix: one window will do
+    apart = [d * (t - 1) < s for t, d, s in zip(taps, dilation, strides, strict=True)]
+    sizes = [s if alone else n for n, s, alone in zip(layer.shape[1:], strides, apart, strict=True)]
+    copies = math.prod(layer.shape[1:]) // math.prod(sizes)
     kernel = weight.new_zeros(*weight.shape[:2], *sizes)
-    for tap in product(*(range(t) for t in weight.shape[2:])):
-        place = tuple(t * d % n for t, d, n in zip(tap, module.dilation, sizes, strict=True))  # taps may meet on a small circle
+    for tap in product(*(range(t) for t in taps)):
+        place = tuple(t * d % n for t, d, n in zip(tap, dilation, sizes, strict=True))  # taps may meet on a small circle
         kernel[(..., *place)] += weight[(..., *tap)]
-    transform = torch.fft.fftn(kernel, dim=axes)
-    folded = [part for n, s in zip(sizes, module.stride, strict=True) for part in (s, n // s)]
+    folded = [part for n, s in zip(sizes, strides, strict=True) for part in (s, n // s)]
     out, inside = weight.shape[0] // module.groups, weight.shape[1]
-    blocks = transform.reshape(module.groups, out, inside, *folded)
+    blocks = torch.fft.fftn(kernel, dim=tuple(range(2, weight.ndim))).reshape(module.groups, out, inside, *folded)
+    last, count = sizes[-1] // strides[-1], torch.full((sizes[-1] // strides[-1],), copies, device=weight.device)
+    if strides[-1] == 1:  # frequencies ω and −ω of a real kernel are conjugates, with the same singular values
+        blocks, count = blocks[..., : last // 2 + 1], count[: last // 2 + 1]
+        count[1 : (last + 1) // 2] *= 2
     aliases, places = range(3, blocks.ndim, 2), range(4, blocks.ndim, 2)
     blocks = blocks.permute(0, *places, 1, 2, *aliases)  # (group, frequency ..., out, in, alias ...)
-    blocks = blocks.reshape(-1, out, inside * math.prod(module.stride)) / math.prod(module.stride) ** 0.5
-    return torch.linalg.svdvals(blocks).flatten().sort(descending=True).values
+    blocks = blocks.reshape(-1, out, inside * math.prod(strides)) / math.prod(strides) ** 0.5
+    values = torch.linalg.svdvals(blocks)
+    return values.repeat_interleave(count.repeat(len(values) // len(count)), 0).flatten().sort(descending=True).values
 
 
 def _by_iteration(layer: LinearLayer, k: int, tol: float) -> tuple[Tensor, bool]:
