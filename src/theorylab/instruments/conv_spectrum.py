@@ -16,7 +16,7 @@ from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.layer_spectrum import LayerSpectrum, singular_values
-from theorylab.instruments.linear_layers import LinearLayer, called_layers, linear_layers
+from theorylab.instruments.linear_layers import LinearLayer, called_layers, linear_layers, with_selected_weight
 
 TOP = 10
 """Singular values of a layer that are computed where no number is given."""
@@ -89,12 +89,8 @@ def _check(k: int | None, tol: float) -> None:
 
 def has_no_layer(problem: Problem) -> str | None:
     """Only dense layers and convolutions have a matrix of their own."""
-    selected = {id(p) for name, p in problem.model.named_parameters() if name in problem.params}
-    for module in problem.model.modules():
-        if isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd):
-            own = (p for name, p in module.named_parameters() if not name.removeprefix("parametrizations.").startswith("bias"))
-            if any(id(p) in selected for p in own):
-                return None
+    if with_selected_weight(problem):
+        return None
     return "none of the selected parameters is the weight of a dense layer or a convolution. Select one in params=."
 
 

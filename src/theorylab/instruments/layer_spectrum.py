@@ -19,6 +19,8 @@ DENSE_UP_TO = 1024
 """Smaller side of a dense layer up to which its singular values are computed exactly."""
 UNROLLED_UP_TO = 4096
 """Smaller side of a convolution's matrix up to which all singular values are computed from it."""
+ENTRIES = 2**23
+"""Numbers of a block of unit vectors that go through a layer at once."""
 FEW = 3
 """Lanczos iteration is worth it where k is below one in so many of the singular values."""
 
@@ -74,11 +76,12 @@ def _rows(layer: LinearLayer) -> int:
     return layer(torch.zeros(1, *layer.input_shape, dtype=layer.weight.dtype, device=layer.weight.device)).numel()
 
 
-def _matrix(layer: LinearLayer, at_once: int = 256) -> Tensor:
+def _matrix(layer: LinearLayer) -> Tensor:
     """W itself, (rows, columns): the layer's outputs on unit vectors."""
     if isinstance(layer.module, nn.Linear):
         return layer.weight
     size = math.prod(layer.input_shape)
+    at_once = max(1, min(256, ENTRIES // size))
     columns = []
     for start in range(0, size, at_once):
         units = torch.zeros(min(at_once, size - start), size, dtype=layer.weight.dtype, device=layer.weight.device)

@@ -78,13 +78,20 @@ def is_no_chain(problem: Problem) -> str | None:
 
 def linear_layers(problem: Problem) -> list[LinearLayer]:
     """The layers that a forward pass calls and whose weight is selected, in the order of the model's modules; BatchNorm always."""
+    selected = with_selected_weight(problem)
+    return [layer for layer in called_layers(problem) if isinstance(layer.module, _BatchNorm) or layer.module in selected]
+
+
+def with_selected_weight(problem: Problem) -> set[nn.Module]:
+    """Dense layers and convolutions whose weight, or a parameter that it is computed from, is selected."""
     selected = {id(p) for name, p in problem.model.named_parameters() if name in problem.params}
-
-    def wanted(module: nn.Module) -> bool:
-        own = (p for name, p in module.named_parameters() if not name.removeprefix("parametrizations.").startswith("bias"))
-        return isinstance(module, _BatchNorm) or any(id(p) in selected for p in own)
-
-    return [layer for layer in called_layers(problem) if wanted(layer.module)]
+    found = set()
+    for module in problem.model.modules():
+        if isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd):
+            own = (p for name, p in module.named_parameters() if not name.removeprefix("parametrizations.").startswith("bias"))
+            if any(id(p) in selected for p in own):
+                found.add(module)
+    return found
 
 
 def called_layers(problem: Problem) -> list[LinearLayer]:
