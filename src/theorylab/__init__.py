@@ -56,6 +56,10 @@ _PUBLIC = {
     "angular_update": "instruments.invariances",
     "row_space_residual": "instruments.row_space",
     "audit": "instruments.audit",
+    "equivariance": "instruments.equivariance",
+    "equivariance_by_layer": "instruments.equivariance",
+    "conv_spectrum": "instruments.conv_spectrum",
+    "layer_spectrum": "instruments.conv_spectrum",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
     "test_bound": "instruments.bounds",
@@ -82,6 +86,7 @@ _PUBLIC = {
     "Recipe": "learning.scaling_rules",
     "scaling_check": "learning.scaling_check",
     "scaling_plan": "learning.scaling_check",
+    "learner_equivariance": "learning.equivariance",
     "measure": "measuring.measure",
     "ReportCard": "report.card",
 }

@@ -171,3 +171,31 @@ def random_labels(n: int, d: int, *, seed: int = 0, dtype: torch.dtype = torch.f
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
     y = torch.randint(2, (n,), generator=generator)
     return Dataset(x.to(dtype), y.to(dtype))
+
+
+def quadratic_sign(n: int, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dataset:
+    r"""Which half is longer: :math:`y = \mathrm{sign}(\sum_{i \le d} x_i^2 - \sum_{i > d} x_i^2)` for standard normal x of 2d entries.
+
+    Args:
+        n: Rows.
+        d: Half of the inputs.
+        seed: Of the inputs.
+        dtype: Of both tensors.
+
+    Returns:
+        ``x`` (n, 2d) and ``y`` (n,) of ±1.
+
+    Raises:
+        ValueError: ``n`` or ``d`` below 1.
+
+    Example:
+        >>> x, y = quadratic_sign(3, 1, seed=0)
+        >>> bool(((x[:, 0].abs() > x[:, 1].abs()) == (y > 0)).all())
+        True
+
+    Source: Li et al. 2021, arXiv:2010.08515, Section 1 (the distribution that separates convolutional from fully connected nets).
+    """
+    _positive(n=n, d=d)
+    x = _normal(seed, n, 2 * d)
+    first, second = x.square().unflatten(1, (2, d)).sum(2).unbind(1)
+    return Dataset(x.to(dtype), torch.where(first > second, 1.0, -1.0).to(dtype))

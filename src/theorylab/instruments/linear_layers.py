@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
-from theorylab.linalg.lanczos import eigs
 
 CHAIN = (nn.Linear, _ConvNd, _BatchNorm)
 SCALE_FREE = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 """Layers whose output does not change when the layer before them is multiplied by a number."""
-DENSE_UP_TO = 1024
-"""Smaller side of a dense layer up to which its singular values are computed exactly."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +41,13 @@ class LinearLayer:
 
     def row_norms(self, weight: Tensor) -> Tensor:
         """Euclidean norms of the rows of the full matrix with ``weight``: one an output unit, whatever stride and padding."""
-        shape = self.shape[-1:] if isinstance(self.module, nn.Linear) else self.shape
-        ones = torch.ones(1, *shape, dtype=weight.dtype, device=weight.device)
+        ones = torch.ones(1, *self.input_shape, dtype=weight.dtype, device=weight.device)
         return self(ones, weight.square()).reshape(-1).sqrt()  # a row's squared entries, summed over the inputs that it sees
 
-    def spectral_norm(self, tol: float) -> tuple[float, bool]:
-        """Largest singular value, and whether the iteration reached ``tol``."""
-        if isinstance(self.module, _BatchNorm):
-            return float(self.weight.abs().max()), True
-        if isinstance(self.module, nn.Linear) and min(self.weight.shape) <= DENSE_UP_TO:
-            return float(torch.linalg.matrix_norm(self.weight, 2)), True
-        shape = self.shape[-1:] if isinstance(self.module, nn.Linear) else self.shape
-        size = math.prod(shape)
-
-        def gram(v: Tensor) -> Tensor:
-            with torch.enable_grad():
-                x = v.detach().reshape(1, *shape).requires_grad_()
-                y = self(x)
-                return torch.autograd.grad(y, x, y.detach())[0].reshape(-1)
-
-        A = Operator((size, size), gram, symmetric=True, dtype=self.weight.dtype, device=self.weight.device, name=f"gram of {self.name}")
-        found = eigs(A, k=1, which="LA", tol=tol)
-        return math.sqrt(max(0.0, float(found.values[0]))), found.converged
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what the map is applied to: a dense layer sees the last axis alone."""
+        return self.shape[-1:] if isinstance(self.module, nn.Linear) else self.shape
 
 
 def is_no_chain(problem: Problem) -> str | None:
@@ -98,37 +78,64 @@ def is_no_chain(problem: Problem) -> str | None:
 
 def linear_layers(problem: Problem) -> list[LinearLayer]:
     """The layers that a forward pass calls and whose weight is selected, in the order of the model's modules; BatchNorm always."""
+    selected = with_selected_weight(problem)
+    return [layer for layer in called_layers(problem) if isinstance(layer.module, _BatchNorm) or layer.module in selected]
+
+
+def with_selected_weight(problem: Problem) -> set[nn.Module]:
+    """Dense layers and convolutions whose weight, or a parameter that it is computed from, is selected."""
+    selected = {id(p) for name, p in problem.model.named_parameters() if name in problem.params}
+    found = set()
+    for module in problem.model.modules():
+        if isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd):
+            own = (p for name, p in module.named_parameters() if not name.removeprefix("parametrizations.").startswith("bias"))
+            if any(id(p) in selected for p in own):
+                found.add(module)
+    return found
+
+
+def called_layers(problem: Problem) -> list[LinearLayer]:
+    """Every dense layer, convolution and BatchNorm in evaluation mode that a forward pass calls, in the order of the model's modules."""
     tensors = problem._tensors(None)
     names = {id(t): k for k, t in [*problem.model.named_parameters(), *problem.model.named_buffers()]}
 
     def value(t: Tensor | None, default: float) -> Tensor:
         return torch.tensor(default, dtype=torch.float64, device=problem.device) if t is None else tensors[names[id(t)]].detach().double()
 
-    with _input_shapes(problem) as shapes, problem.safe(), torch.no_grad():
+    with _calls(problem) as calls, problem.safe(), torch.no_grad():
         problem.batch_loss(0)
     layers = []
     for name, module in problem.model.named_modules():
-        if module not in shapes:
+        if module not in calls:
             continue
-        if isinstance(module, _BatchNorm) and module.running_var is not None:
-            scale = value(module.weight, 1.0) / (value(module.running_var, 1.0) + module.eps).sqrt()
-            layers.append(LinearLayer(name, module, scale, shapes[module]))
-        elif isinstance(module, nn.Linear | _ConvNd) and names[id(module.weight)] in problem.params:
-            layers.append(LinearLayer(name, module, value(module.weight, 1.0), shapes[module]))
+        shape, weight = calls[module]
+        if isinstance(module, _BatchNorm):
+            if module.running_var is not None:
+                scale = value(module.weight, 1.0) / (value(module.running_var, 1.0) + module.eps).sqrt()
+                layers.append(LinearLayer(name, module, scale, shape))
+        else:
+            layers.append(LinearLayer(name, module, weight, shape))
     return layers
 
 
 @contextmanager
-def _input_shapes(problem: Problem) -> Iterator[dict[nn.Module, tuple[int, ...]]]:
-    """Fills a dictionary with the shape of one input row of every linear layer that is called within; the hooks go when it ends."""
-    shapes: dict[nn.Module, tuple[int, ...]] = {}
+def _calls(problem: Problem) -> Iterator[dict[nn.Module, tuple[tuple[int, ...], Tensor]]]:
+    """Fills a dictionary with the shape of one input row, and the weight, of every linear layer that is called within.
 
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        shapes[module] = tuple(args[0].shape[1:])
+    A weight that is computed, by a parametrization, is taken as the layer uses it. The hooks go when the context ends.
+    """
+    calls: dict[nn.Module, tuple[tuple[int, ...], Tensor]] = {}
 
-    hooks = [m.register_forward_pre_hook(note) for m in problem.model.modules() if isinstance(m, CHAIN)]
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = args[0] if args else kwargs["input"]
+        rank = len(module.kernel_size) + 1 if isinstance(module, _ConvNd) else x.ndim - 1  # an unbatched image has no row axis
+        weight: Tensor | None = module.weight  # pyright: ignore[reportAssignmentType]  None in a BatchNorm without scale
+        calls[module] = tuple(x.shape[x.ndim - rank :]), x.new_empty(0) if weight is None else weight.detach().double().clone()
+
+    wanted = [m for m in problem.model.modules() if isinstance(m, CHAIN) and not isinstance(m, _ConvTransposeNd)]
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wanted]
     try:
-        yield shapes
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

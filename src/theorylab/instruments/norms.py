@@ -13,6 +13,7 @@ from theorylab.core.instrument import instrument
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
+from theorylab.instruments.layer_spectrum import singular_values
 from theorylab.instruments.linear_layers import LinearLayer, is_no_chain, linear_layers
 from theorylab.instruments.path_norm import off_relu_graph, path_norm
 from theorylab.instruments.predictions import not_classification, scores_and_classes, signed_margins
@@ -124,7 +125,7 @@ def dense_norms(problem: Problem, *, init: Params | None = None, tol: float = 1e
     """From singular values and rows of every layer's full matrix, made column by column: the oracle of `norms`."""
     layers = []
     for layer, difference in _layer_pairs(problem, init):
-        shape = layer.shape[-1:] if layer.weight.ndim == 2 else layer.shape
+        shape = layer.input_shape
         basis = torch.eye(math.prod(shape), dtype=torch.float64, device=problem.device).reshape(-1, *shape)
         W, D = (torch.stack([layer(e[None], w).reshape(-1) for e in basis], dim=1) for w in (layer.weight, difference))
         rows = sum(math.sqrt(sum(v * v for v in row)) for row in D.tolist())
@@ -180,8 +181,10 @@ def norms(problem: Problem, *, init: Params | None = None, tol: float = 1e-4) ->
     finite(problem.loss())
     layers, converged = [], True
     for layer, difference in _layer_pairs(problem, init):
-        spectral, reached = layer.spectral_norm(tol)
-        converged &= reached
+        top = singular_values(layer, 1, tol)
+        converged &= top.converged
         frobenius = float(layer.row_norms(layer.weight).norm())
-        layers.append(LayerNorms(layer.name, spectral, frobenius, float(difference.norm()), float(layer.row_norms(difference).sum())))
+        layers.append(
+            LayerNorms(layer.name, float(top.values[0]), frobenius, float(difference.norm()), float(layer.row_norms(difference).sum()))
+        )
     return _assemble(problem, init, tuple(layers), _margins(problem), converged)

@@ -206,6 +206,8 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "certify": _certify,
     "landscape": lambda problem: Work(0.6 * 11**2, 11**2, 3),  # losses alone, on a plane of points
     "norms": lambda problem: Work(4, 10, 2),
+    "equivariance": lambda problem: Work(4),  # nine evaluations
+    "conv_spectrum": lambda problem: Work(1, calls=100),  # iterations through a layer on one row
     "test_bound": lambda problem: Work(1),
     "occam": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),

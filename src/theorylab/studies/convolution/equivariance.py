@@ -22,12 +22,11 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.synthetic import teacher_student
+from theorylab.learning.equivariance import learner_equivariance
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
-from theorylab.learning.population import Population
 from theorylab.models.mlp import mlp
-from theorylab.models.seeded import seeded
 
 ROTATION = Claim(
     "convolution/equivariance/sgd_rotation",
@@ -89,7 +88,7 @@ def permutations(config: EquivarianceConfig) -> Tensor:
 
 
 def disagreement(config: EquivarianceConfig, make: Callable[[], nn.Module], method: Optimizer, change: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest |f_R(Rx) − f(x)| over rows, thirty times along the way: steps (t,) and values (t, replica).
+    """How far networks trained on x and on Rx are apart, thirty times along the way: steps (t,) and values (t, replica).
 
     Args:
         config: Sizes and seeds.
@@ -99,29 +98,19 @@ def disagreement(config: EquivarianceConfig, make: Callable[[], nn.Module], meth
     """
     drawn = [teacher_student(config.rows, config.inputs, noise=0.1, seed=s, dtype=config.torch_dtype) for s in config.replica_seeds]
     x, y = (torch.stack(part).to(config.device) for part in zip(*drawn, strict=True))
-    options = {"optimizer": method, "seeds": config.replica_seeds, "data_per_replica": True, "mode": "vmap"}
-    options |= {"dtype": config.torch_dtype, "device": config.device}
-    plain = Population(make, nn.functional.mse_loss, (x, y), **options)  # type: ignore[arg-type]
-    changed = Population(make, nn.functional.mse_loss, (x @ change.mT, y), **options)  # type: ignore[arg-type]
-    name, first = next(iter(changed.params.items()))
-    if first.shape[-1] == config.inputs:
-        changed.params = {**changed.params, name: first @ change.mT}
-    one = seeded(make, 0, dtype=config.torch_dtype)  # its structure only; parameters are the population's
-
-    def path(population: Population, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        seen: list[Tensor] = []
-
-        def keep(now: Population) -> Tensor:
-            with torch.no_grad():
-                call = torch.func.vmap(lambda p, b, rows: torch.func.functional_call(one, {**p, **b}, rows))
-                seen.append(call(now.params, now.buffers, inputs))
-            return now.losses()
-
-        steps = population.train(config.steps, every=config.steps // 30, measure=keep).steps
-        return steps, torch.stack(seen)  # (t, replica, n, 1)
-
-    steps, outputs = path(plain, x)
-    return steps, (outputs - path(changed, x @ change.mT)[1]).abs().amax((2, 3))
+    found = learner_equivariance(
+        make,
+        nn.functional.mse_loss,
+        (x, y),
+        change,
+        optimizer=method,
+        steps=config.steps,
+        seeds=config.replica_seeds,
+        data_per_replica=True,
+        device=config.device,
+        mode="vmap",
+    )
+    return found.steps, found.gap
 
 
 @study(
@@ -139,7 +128,7 @@ def equivariance(config: EquivarianceConfig) -> Iterator[Finding | Series | Stag
         return mlp([config.inputs, config.width, 1])
 
     momentum, adaptive = sgd(0.05, momentum=0.9), adam(0.01)
-    figure = Series("gap", "How far the two networks are apart", x="step", y="largest difference", y_scale="log")
+    figure = Series("gap", "How far the two networks are apart", x="step", y="largest difference / largest output", y_scale="log")
     runs = [
         (ROTATION.check, "rotation, momentum", dense, momentum, rotated),
         (ROTATION.control_check, "rotation, Adam", dense, adaptive, rotated),
