@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from theorylab.data.synthetic import matrix_completion
+from theorylab.data.synthetic import tensor_completion
 from theorylab.linalg.nuclear import complete, shrink_singular_values
 
 
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def tasks(size: int, rank: int, fraction: float, seeds: range) -> tuple[Tensor, Tensor]:
-    parts = zip(*[matrix_completion(size, size + 2, rank=rank, fraction=fraction, seed=seed) for seed in seeds], strict=True)
+    parts = zip(*[tensor_completion((size, size + 2), rank=rank, fraction=fraction, seed=seed) for seed in seeds], strict=True)
     matrix, mask = (torch.stack(part) for part in parts)
     return matrix, mask
 
