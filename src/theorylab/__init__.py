@@ -53,6 +53,7 @@ _PUBLIC = {
     "audit": "instruments.audit",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
+    "effective_rank": "instruments.effective_rank",
     "test_bound": "instruments.bounds",
     "Bound": "instruments.bounds",
     "Reading": "core.reading",
