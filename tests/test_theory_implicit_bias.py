@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from sklearn.svm import SVC
 
+from theorylab.linalg.margin import max_margin
 from theorylab.theory import implicit_bias as theory
 
 
@@ -65,67 +62,9 @@ def test_min_norm_refuses_what_it_cannot_solve():
 # margins
 
 
-@pytest.mark.parametrize("p", [1, 2, math.inf])
-@pytest.mark.parametrize("seed", range(3))
-def test_max_margin_against_a_search_over_directions(p, seed):
-    x, y = labelled(12, 2, seed)
-    margin, w = theory.max_margin(x, y, p)
-    angles = torch.linspace(0, 2 * math.pi, 200_001, dtype=torch.float64)
-    directions = torch.stack([angles.cos(), angles.sin()])
-    values = (y[:, None] * (x @ directions)).amin(0) / torch.linalg.vector_norm(directions, p, dim=0)
-    # the margin is Lipschitz in the angle, with a constant below the largest row times √2
-    assert values.max() <= margin + 1e-9
-    assert margin - values.max() < 1e-4 * float(x.norm(dim=1).max())
-    assert abs(float(torch.linalg.vector_norm(w, p)) - 1) < 1e-9
-    assert abs(float((y * (x @ w)).min()) - margin) < 1e-9
-
-
-@pytest.mark.parametrize("p", [1, 2, math.inf])
-def test_max_margin_is_at_least_any_feasible_one_and_has_a_dual_certificate(p):
-    x, y = labelled(8, 20, seed=3)
-    margin, _ = theory.max_margin(x, y, p)
-    z = (y[:, None] * x).numpy()
-    dual = {1: np.inf, 2: 2, np.inf: 1}[p]
-    # weak duality: the dual norm of any convex combination of the rows is at least the margin, and equals it at the optimum
-    start = np.full(8, 1 / 8)
-    assert np.linalg.norm(start @ z, dual) >= margin
-    if p == 2:
-        found = minimize(
-            lambda q: float(np.sum((q @ z) ** 2)),
-            start,
-            jac=lambda q: 2 * z @ (q @ z),
-            bounds=[(0, 1)] * 8,
-            constraints={"type": "eq", "fun": lambda q: q.sum() - 1, "jac": lambda q: np.ones(8)},
-            method="SLSQP",
-            options={"ftol": 1e-15, "maxiter": 500},
-        )
-        assert abs(math.sqrt(found.fun) - margin) < 1e-6 * margin
-
-
-def test_max_margin_in_l2_is_the_hard_margin_svm():
-    x, y = labelled(30, 5, seed=4)
-    mirrored = np.vstack([(x * y[:, None]).numpy(), -(x * y[:, None]).numpy()])  # symmetric data have an SVM of zero intercept
-    svm = SVC(C=1e8, kernel="linear", tol=1e-10).fit(mirrored, [1] * 30 + [-1] * 30)
-    margin, w = theory.max_margin(x, y, 2)
-    assert abs(1 / np.linalg.norm(svm.coef_) - margin) < 1e-6 * margin
-    np.testing.assert_allclose(svm.coef_[0] / np.linalg.norm(svm.coef_), w.numpy(), atol=1e-5)
-
-
-def test_max_margin_refuses_inseparable_data_other_norms_and_other_labels():
-    x = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    contradictory = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    for p in (1, 2, math.inf):
-        with pytest.raises(ValueError, match="separable"):
-            theory.max_margin(x, contradictory, p)
-    with pytest.raises(ValueError, match="p must be"):
-        theory.max_margin(x, contradictory, 3)
-    with pytest.raises(ValueError, match="±1"):
-        theory.max_margin(x, torch.tensor([0.0, 1.0]), 2)
-
-
 def test_norm_growth_is_the_norm_of_the_svm_of_unit_functional_margin():
     x, y = labelled(10, 3, seed=5)
-    margin, w = theory.max_margin(x, y, 2)
+    margin, w = max_margin(x * y[:, None], 2)
     unit_functional = w / margin
     assert abs(float((y * (x @ unit_functional)).min()) - 1) < 1e-9
     assert abs(float(unit_functional.norm()) - theory.norm_growth_slope(margin)) < 1e-9
