@@ -13,6 +13,7 @@ from theorylab.instruments import kernel_learning as kernel_learning
 from theorylab.instruments import kernels as kernels
 from theorylab.instruments import kfac as kfac
 from theorylab.instruments import landscape as landscape
+from theorylab.instruments import margin_geometry as margin_geometry
 from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam
 from theorylab.instruments import rows as rows
