@@ -174,3 +174,47 @@ def test_the_bound_is_approached_at_the_worst_residuals():
 def test_the_bound_refuses_losses_at_which_it_says_nothing(loss):
     with pytest.raises(ValueError, match="loss must lie"):
         theory.unobserved_entry_bound(torch.tensor([0.1, loss]))
+
+
+# components of a tensor
+
+
+def components(dims: list[int], rank: int, *, balanced: bool) -> list[torch.Tensor]:
+    """Vectors of one length in each component, or of lengths that differ by factors and have the same product."""
+    factors = [normal(2, d, rank, seed=k) for k, d in enumerate(dims)]
+    size = torch.stack([f.norm(dim=1, keepdim=True) for f in factors]).prod(0) ** (1 / len(dims))
+    factors = [f / f.norm(dim=1, keepdim=True) * size for f in factors]
+    return factors if balanced else [2 * factors[0], factors[1] / 2, *factors[2:]]
+
+
+def flow_of_component_norms(factors: list[torch.Tensor], target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Time derivative of the norms by autograd, when all vectors follow the flow of ½‖W − target‖², and the gradient in W."""
+    leaves = [f.clone().requires_grad_() for f in factors]
+    letters = "abcd"[: len(leaves)]
+    whole = torch.einsum(",".join(f"n{c}r" for c in letters) + f"->n{letters}", *leaves)
+    grads = torch.autograd.grad((whole - target).square().sum() / 2, leaves)
+    slopes = torch.autograd.grad(torch.stack([f.norm(dim=1) for f in leaves]).prod(0).sum(), leaves)  # of each norm in its own column
+    speed = -torch.stack([(g * slope).sum(1) for g, slope in zip(grads, slopes, strict=True)]).sum(0)
+    return speed, (whole - target).detach()
+
+
+@pytest.mark.parametrize("dims", [[3, 4], [3, 4, 2], [2, 3, 2, 3]])
+def test_balanced_components_grow_as_the_flow_has_it_and_others_do_not(dims):
+    target = normal(2, *dims, seed=9)
+    factors = components(dims, 3, balanced=True)
+    speed, gradient = flow_of_component_norms(factors, target)
+    torch.testing.assert_close(theory.component_speed(factors, gradient), speed, rtol=1e-10, atol=1e-10)
+    uneven = components(dims, 3, balanced=False)
+    speed, gradient = flow_of_component_norms(uneven, target)
+    assert float((theory.component_speed(uneven, gradient) - speed).norm() / speed.norm()) > 0.05
+
+
+def test_component_speed_is_that_of_the_singular_values_for_matrices():
+    u, s, vh = torch.linalg.svd(normal(4, 3))
+    factors, gradient = [u[:, :3] * s.sqrt(), vh.mT * s.sqrt()], normal(4, 3, seed=1)
+    torch.testing.assert_close(theory.component_speed(factors, gradient), theory.singular_value_speed(normal(4, 3), gradient, depth=2))
+
+
+def test_component_speed_refuses_a_gradient_of_another_shape():
+    with pytest.raises(ValueError, match="shape of the tensor"):
+        theory.component_speed([torch.ones(2, 1), torch.ones(3, 1)], torch.ones(3, 2))

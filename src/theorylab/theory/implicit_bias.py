@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -157,6 +159,42 @@ def singular_value_speed(product: Tensor, gradient: Tensor, depth: int) -> Tenso
     u, s, vh = torch.linalg.svd(product, full_matrices=False)
     along = torch.einsum("...kr,...kd,...rd->...r", u, gradient, vh)
     return -depth * (s**2).pow(1 - 1 / depth) * along
+
+
+def component_speed(factors: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    r"""Time derivative of the norms of the components of a balanced CP factorization under gradient flow.
+
+    .. math:: \frac{d}{dt}\|\otimes_n w_r^n\| = -N\,\|\otimes_n w_r^n\|^{2 - 2/N}\,\langle \nabla\ell(W), \otimes_n \hat w_r^n\rangle
+
+    Balanced means that the N vectors of a component have one length, which the flow preserves. For N = 2 the norms grow at a speed
+    proportional to themselves, for N ≥ 3 faster: the largest leaves the others behind.
+
+    Args:
+        factors: The N matrices (..., dₙ, R) whose columns are the vectors :math:`w_r^n`, none of them zero.
+        gradient: ∇ℓ(W), the loss's gradient in the tensor :math:`W = \sum_r \otimes_n w_r^n`, (..., d₁, …, d_N).
+
+    Returns:
+        (..., R).
+
+    Raises:
+        ValueError: the shape of ``gradient`` is not that of the tensor.
+
+    Example:
+        >>> ones = torch.tensor([[2.0]])
+        >>> component_speed([ones, ones, ones], torch.tensor([[[1.0]]])).tolist()  # of w³ with ẇ = −w²
+        [-48.0]
+
+    Source: Razin, Maman and Cohen 2021, Theorem 1 (unbalancedness zero), arXiv:2102.09972.
+    """
+    shape = (*factors[0].shape[:-2], *(f.shape[-2] for f in factors))
+    if gradient.shape != shape:
+        raise ValueError(f"gradient must have the shape of the tensor, {tuple(shape)}, got {tuple(gradient.shape)}.")
+    norms = torch.stack([f.norm(dim=-2) for f in factors]).prod(0)
+    along = gradient.flatten(-len(factors))[..., None, :]  # (..., R or 1, d₁⋯d_N); axes are contracted one by one
+    for f in factors:
+        unit = (f / f.norm(dim=-2, keepdim=True)).mT  # (..., R, d)
+        along = (along.unflatten(-1, (f.shape[-2], -1)) * unit[..., None]).sum(-2)
+    return -len(factors) * norms ** (2 - 2 / len(factors)) * along.squeeze(-1)
 
 
 def unobserved_entry_bound(loss: Tensor) -> Tensor:
