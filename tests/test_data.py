@@ -19,7 +19,7 @@ GENERATORS = {
     "teacher_student": lambda seed: synthetic.teacher_student(30, 4, seed=seed, noise=0.1),
     "gaussian_mixture": lambda seed: synthetic.gaussian_mixture(30, 4, seed=seed),
     "separable": lambda seed: synthetic.separable(30, 4, seed=seed),
-    "matrix_completion": lambda seed: synthetic.matrix_completion(6, 5, rank=2, fraction=0.5, seed=seed),
+    "tensor_completion": lambda seed: synthetic.tensor_completion((6, 5, 3), rank=2, fraction=0.5, seed=seed),
     "random_labels": lambda seed: synthetic.random_labels(30, 4, seed=seed),
     "digits": lambda seed: digits(30, seed=seed),
 }
@@ -69,13 +69,25 @@ def test_mixture_means_are_as_far_apart_as_asked() -> None:
     assert torch.allclose(gaps, torch.full_like(gaps, 6.0), atol=0.1)
 
 
+@pytest.mark.parametrize(("shape", "rank", "fraction"), [((8, 5), 2, 0.35), ((4, 5, 6), 3, 0.5), ((3, 3, 3, 3), 1, 1.0)])
+def test_a_completion_is_of_low_rank_in_every_unfolding_and_of_unit_size(shape: tuple[int, ...], rank: int, fraction: float) -> None:
+    truth, observed = synthetic.tensor_completion(shape, rank=rank, fraction=fraction, seed=3)
+    assert truth.shape == observed.shape == shape
+    assert float(truth.square().mean()) == pytest.approx(1, rel=1e-12)
+    assert int(observed.sum()) == round(fraction * truth.numel())
+    for axis in range(len(shape)):  # the rank of an unfolding is at most the CP rank, and generically equal while it fits
+        assert int(torch.linalg.matrix_rank(truth.movedim(axis, 0).flatten(1))) == rank
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: synthetic.separable(5, 2, margin=0.0), "margin must be positive"),
         (lambda: synthetic.gaussian_mixture(5, 2, classes=3), "classes must be at most d = 2"),
-        (lambda: synthetic.matrix_completion(4, 4, rank=5, fraction=0.5), "rank must be at most"),
-        (lambda: synthetic.matrix_completion(4, 4, rank=1, fraction=0.0), "fraction must lie in"),
+        (lambda: synthetic.tensor_completion((4, 4), rank=5, fraction=0.5), "rank must be at most"),
+        (lambda: synthetic.tensor_completion((4, 4), rank=1, fraction=0.0), "fraction must lie in"),
+        (lambda: synthetic.tensor_completion((4,), rank=1, fraction=0.5), "at least two axes"),
+        (lambda: synthetic.tensor_completion((4, 0), rank=1, fraction=0.5), r"shape\[1\] must be at least 1"),
         (lambda: synthetic.teacher_student(0, 2), "n must be at least 1"),
         (lambda: synthetic.random_labels(2, 0), "d must be at least 1"),
         (lambda: digits(2000), "n must lie in 1 ... 1797"),

@@ -13,6 +13,8 @@ from theorylab.models.deep_linear import DeepLinear, balanced, end_to_end, imbal
 from theorylab.models.diagonal import DiagonalLinear, coefficients
 from theorylab.models.initializers import delta_orthogonal_
 from theorylab.models.mlp import ACTIVATIONS, mlp
+from theorylab.models.seeded import seeded
+from theorylab.models.tensor_factorization import CPFactorization, component_norms, cp_tensor
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -108,12 +110,45 @@ def test_a_delta_orthogonal_convolution_keeps_norms_and_is_the_generators(conv):
     assert not torch.allclose(a, b)
 
 
+@pytest.mark.parametrize("dims", [[3, 4], [2, 3, 4], [3, 2, 2, 4]])
+def test_cp_factorization_is_the_sum_of_its_outer_products(dims):
+    net = seeded(lambda: CPFactorization(dims, 5, init_scale=0.7), 0)
+    expected = torch.zeros(dims, dtype=torch.float64)
+    for columns in zip(*(f.detach().mT.unbind() for f in net.factors), strict=True):
+        outer = columns[0]
+        for vector in columns[1:]:
+            outer = outer[..., None] * vector
+        expected += outer
+    torch.testing.assert_close(net.tensor(), expected)
+    places = torch.cartesian_prod(*(torch.arange(d) for d in dims)).flip(0)
+    torch.testing.assert_close(net(places), expected.flatten().flip(0))
+    stacked = [torch.stack([f, 2 * f]) for f in net.factors]
+    torch.testing.assert_close(cp_tensor(stacked)[1], 2 ** len(dims) * expected)
+    alone = [float(cp_tensor([f.detach()[:, r, None] for f in net.factors]).norm()) for r in range(5)]
+    assert component_norms(list(net.factors)).tolist() == pytest.approx(alone, rel=1e-12)
+
+
+def test_cp_factorization_learns_by_all_of_its_factors_in_a_functional_call():
+    """Parameters that a forward pass copies out of reach, as a slice of a ParameterList does, would be silently constant."""
+    net = seeded(lambda: CPFactorization([3, 4, 5], 2), 0)
+    params = dict(net.named_parameters())
+    place = torch.tensor([[0, 1, 2], [2, 3, 4]])
+    grads = torch.func.grad(lambda p: torch.func.functional_call(net, p, (place,)).sum())({k: p.detach() for k, p in params.items()})
+    for k, grad in zip(params, torch.autograd.grad(net(place).sum(), list(params.values())), strict=True):
+        torch.testing.assert_close(grads[k], grad)
+        assert float(grad.norm()) > 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: delta_orthogonal_(torch.empty(3, 3)), "three to five axes"),
         (lambda: delta_orthogonal_(torch.empty(2, 3, 3)), "as many outputs"),
         (lambda: delta_orthogonal_(torch.empty(3, 3, 3, 2)), "odd sizes"),
+        (lambda: CPFactorization([3], 2), "at least two axes"),
+        (lambda: CPFactorization([3, 0], 2), "at least two axes"),
+        (lambda: CPFactorization([3, 3], 0), "components"),
+        (lambda: CPFactorization([3, 3], 1, init_scale=-1), "init_scale"),
         (lambda: mlp([3]), "widths"),
         (lambda: mlp([3, 0]), "widths"),
         (lambda: mlp([3, 2], activation="step"), "activation"),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from sklearn.svm import SVC
 
+from theorylab.linalg.margin import max_margin
 from theorylab.theory import implicit_bias as theory
 
 
@@ -95,67 +92,9 @@ def test_min_l1_refuses_a_system_without_solution():
 # margins
 
 
-@pytest.mark.parametrize("p", [1, 2, math.inf])
-@pytest.mark.parametrize("seed", range(3))
-def test_max_margin_against_a_search_over_directions(p, seed):
-    x, y = labelled(12, 2, seed)
-    margin, w = theory.max_margin(x, y, p)
-    angles = torch.linspace(0, 2 * math.pi, 200_001, dtype=torch.float64)
-    directions = torch.stack([angles.cos(), angles.sin()])
-    values = (y[:, None] * (x @ directions)).amin(0) / torch.linalg.vector_norm(directions, p, dim=0)
-    # the margin is Lipschitz in the angle, with a constant below the largest row times √2
-    assert values.max() <= margin + 1e-9
-    assert margin - values.max() < 1e-4 * float(x.norm(dim=1).max())
-    assert abs(float(torch.linalg.vector_norm(w, p)) - 1) < 1e-9
-    assert abs(float((y * (x @ w)).min()) - margin) < 1e-9
-
-
-@pytest.mark.parametrize("p", [1, 2, math.inf])
-def test_max_margin_is_at_least_any_feasible_one_and_has_a_dual_certificate(p):
-    x, y = labelled(8, 20, seed=3)
-    margin, _ = theory.max_margin(x, y, p)
-    z = (y[:, None] * x).numpy()
-    dual = {1: np.inf, 2: 2, np.inf: 1}[p]
-    # weak duality: the dual norm of any convex combination of the rows is at least the margin, and equals it at the optimum
-    start = np.full(8, 1 / 8)
-    assert np.linalg.norm(start @ z, dual) >= margin
-    if p == 2:
-        found = minimize(
-            lambda q: float(np.sum((q @ z) ** 2)),
-            start,
-            jac=lambda q: 2 * z @ (q @ z),
-            bounds=[(0, 1)] * 8,
-            constraints={"type": "eq", "fun": lambda q: q.sum() - 1, "jac": lambda q: np.ones(8)},
-            method="SLSQP",
-            options={"ftol": 1e-15, "maxiter": 500},
-        )
-        assert abs(math.sqrt(found.fun) - margin) < 1e-6 * margin
-
-
-def test_max_margin_in_l2_is_the_hard_margin_svm():
-    x, y = labelled(30, 5, seed=4)
-    mirrored = np.vstack([(x * y[:, None]).numpy(), -(x * y[:, None]).numpy()])  # symmetric data have an SVM of zero intercept
-    svm = SVC(C=1e8, kernel="linear", tol=1e-10).fit(mirrored, [1] * 30 + [-1] * 30)
-    margin, w = theory.max_margin(x, y, 2)
-    assert abs(1 / np.linalg.norm(svm.coef_) - margin) < 1e-6 * margin
-    np.testing.assert_allclose(svm.coef_[0] / np.linalg.norm(svm.coef_), w.numpy(), atol=1e-5)
-
-
-def test_max_margin_refuses_inseparable_data_other_norms_and_other_labels():
-    x = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    contradictory = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    for p in (1, 2, math.inf):
-        with pytest.raises(ValueError, match="separable"):
-            theory.max_margin(x, contradictory, p)
-    with pytest.raises(ValueError, match="p must be"):
-        theory.max_margin(x, contradictory, 3)
-    with pytest.raises(ValueError, match="±1"):
-        theory.max_margin(x, torch.tensor([0.0, 1.0]), 2)
-
-
 def test_norm_growth_is_the_norm_of_the_svm_of_unit_functional_margin():
     x, y = labelled(10, 3, seed=5)
-    margin, w = theory.max_margin(x, y, 2)
+    margin, w = max_margin(x * y[:, None], 2)
     unit_functional = w / margin
     assert abs(float((y * (x @ unit_functional)).min()) - 1) < 1e-9
     assert abs(float(unit_functional.norm()) - theory.norm_growth_slope(margin)) < 1e-9
@@ -265,3 +204,47 @@ def test_the_bound_is_approached_at_the_worst_residuals():
 def test_the_bound_refuses_losses_at_which_it_says_nothing(loss):
     with pytest.raises(ValueError, match="loss must lie"):
         theory.unobserved_entry_bound(torch.tensor([0.1, loss]))
+
+
+# components of a tensor
+
+
+def components(dims: list[int], rank: int, *, balanced: bool) -> list[torch.Tensor]:
+    """Vectors of one length in each component, or of lengths that differ by factors and have the same product."""
+    factors = [normal(2, d, rank, seed=k) for k, d in enumerate(dims)]
+    size = torch.stack([f.norm(dim=1, keepdim=True) for f in factors]).prod(0) ** (1 / len(dims))
+    factors = [f / f.norm(dim=1, keepdim=True) * size for f in factors]
+    return factors if balanced else [2 * factors[0], factors[1] / 2, *factors[2:]]
+
+
+def flow_of_component_norms(factors: list[torch.Tensor], target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Time derivative of the norms by autograd, when all vectors follow the flow of ½‖W − target‖², and the gradient in W."""
+    leaves = [f.clone().requires_grad_() for f in factors]
+    letters = "abcd"[: len(leaves)]
+    whole = torch.einsum(",".join(f"n{c}r" for c in letters) + f"->n{letters}", *leaves)
+    grads = torch.autograd.grad((whole - target).square().sum() / 2, leaves)
+    slopes = torch.autograd.grad(torch.stack([f.norm(dim=1) for f in leaves]).prod(0).sum(), leaves)  # of each norm in its own column
+    speed = -torch.stack([(g * slope).sum(1) for g, slope in zip(grads, slopes, strict=True)]).sum(0)
+    return speed, (whole - target).detach()
+
+
+@pytest.mark.parametrize("dims", [[3, 4], [3, 4, 2], [2, 3, 2, 3]])
+def test_balanced_components_grow_as_the_flow_has_it_and_others_do_not(dims):
+    target = normal(2, *dims, seed=9)
+    factors = components(dims, 3, balanced=True)
+    speed, gradient = flow_of_component_norms(factors, target)
+    torch.testing.assert_close(theory.component_speed(factors, gradient), speed, rtol=1e-10, atol=1e-10)
+    uneven = components(dims, 3, balanced=False)
+    speed, gradient = flow_of_component_norms(uneven, target)
+    assert float((theory.component_speed(uneven, gradient) - speed).norm() / speed.norm()) > 0.05
+
+
+def test_component_speed_is_that_of_the_singular_values_for_matrices():
+    u, s, vh = torch.linalg.svd(normal(4, 3))
+    factors, gradient = [u[:, :3] * s.sqrt(), vh.mT * s.sqrt()], normal(4, 3, seed=1)
+    torch.testing.assert_close(theory.component_speed(factors, gradient), theory.singular_value_speed(normal(4, 3), gradient, depth=2))
+
+
+def test_component_speed_refuses_a_gradient_of_another_shape():
+    with pytest.raises(ValueError, match="shape of the tensor"):
+        theory.component_speed([torch.ones(2, 1), torch.ones(3, 1)], torch.ones(3, 2))

@@ -62,6 +62,8 @@ _PUBLIC = {
     "layer_spectrum": "instruments.conv_spectrum",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",
+    "effective_rank": "instruments.effective_rank",
+    "margin_geometry": "instruments.margin_geometry",
     "test_bound": "instruments.bounds",
     "Bound": "instruments.bounds",
     "Reading": "core.reading",

@@ -108,42 +108,51 @@ def separable(n: int, d: int, *, margin: float = 0.1, seed: int = 0, dtype: torc
 
 
 class Completion(NamedTuple):
-    """A matrix of low rank and which of its entries are observed."""
+    """A tensor of low rank and which of its entries are observed."""
 
-    matrix: Tensor  # (rows, columns)
-    observed: Tensor  # (rows, columns), bool
+    truth: Tensor  # (d₁, …, d_N)
+    observed: Tensor  # the same shape, bool
 
 
-def matrix_completion(
-    rows: int, columns: int, *, rank: int, fraction: float, seed: int = 0, dtype: torch.dtype = torch.float64
+def tensor_completion(
+    shape: tuple[int, ...], *, rank: int, fraction: float, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Completion:
-    """A random matrix of given rank, scaled to Frobenius norm √(rows · columns), with a uniformly drawn set of observed entries.
+    """A sum of ``rank`` outer products of standard normal vectors, scaled to mean square one, and a uniform draw of observed entries.
+
+    A matrix where ``shape`` has two axes.
 
     Args:
-        rows: Height.
-        columns: Width.
-        rank: At most min(rows, columns).
+        shape: Lengths of the axes, at least two of them.
+        rank: Outer products. Of a matrix this is the rank, of a tensor the CP rank is at most this.
         fraction: Share of observed entries, in (0, 1]; their number is rounded to the nearest integer.
         seed: Of factors and observations.
-        dtype: Of the matrix.
+        dtype: Of the tensor.
+
+    Raises:
+        ValueError: fewer than two axes, a rank above that of any matrix of this shape, or a fraction out of range.
 
     Example:
-        >>> matrix, observed = matrix_completion(6, 5, rank=2, fraction=0.5)
-        >>> int(torch.linalg.matrix_rank(matrix)), int(observed.sum())
+        >>> truth, observed = tensor_completion((6, 5), rank=2, fraction=0.5)
+        >>> int(torch.linalg.matrix_rank(truth)), int(observed.sum())
         (2, 15)
     """
-    _positive(rows=rows, columns=columns, rank=rank)
-    if rank > min(rows, columns):
-        raise ValueError(f"rank must be at most min(rows, columns) = {min(rows, columns)}, got {rank}.")
+    if len(shape) < 2:
+        raise ValueError(f"shape must have at least two axes, got {tuple(shape)}.")
+    _positive(**{f"shape[{k}]": d for k, d in enumerate(shape)}, rank=rank)
+    if len(shape) == 2 and rank > min(shape):
+        raise ValueError(f"rank must be at most min(shape) = {min(shape)} for a matrix, got {rank}.")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}.")
-    left, right = _normal(seed, (rows + columns) * rank).split([rows * rank, columns * rank])
-    matrix = left.view(rows, rank) @ right.view(rank, columns)
-    matrix *= (rows * columns) ** 0.5 / matrix.norm()
-    count = round(fraction * rows * columns)
-    chosen = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[:count]
-    observed = torch.zeros(rows * columns, dtype=torch.bool).index_fill_(0, chosen, True).view(rows, columns)
-    return Completion(matrix.to(dtype), observed)
+    factors = _normal(seed, sum(shape) * rank).split([d * rank for d in shape])
+    truth = factors[0].view(shape[0], rank)
+    for factor in factors[1:]:
+        truth = truth.unsqueeze(-2) * factor.view(-1, rank)  # (..., d, rank)
+    truth = truth.sum(-1)
+    truth = truth / truth.square().mean().sqrt()
+    order = torch.randperm(truth.numel(), generator=torch.Generator().manual_seed(seed))
+    chosen = order[: round(fraction * truth.numel())]
+    observed = torch.zeros(truth.numel(), dtype=torch.bool).index_fill_(0, chosen, True).view(shape)
+    return Completion(truth.to(dtype), observed)
 
 
 def random_labels(n: int, d: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dataset:

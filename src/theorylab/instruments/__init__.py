@@ -4,6 +4,7 @@ from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import conv_spectrum as conv_spectrum
 from theorylab.instruments import curvature as curvature
+from theorylab.instruments import effective_rank as effective_rank
 from theorylab.instruments import equivariance as equivariance
 from theorylab.instruments import fisher as fisher
 from theorylab.instruments import flatness as flatness
@@ -14,6 +15,7 @@ from theorylab.instruments import kernel_learning as kernel_learning
 from theorylab.instruments import kernels as kernels
 from theorylab.instruments import kfac as kfac
 from theorylab.instruments import landscape as landscape
+from theorylab.instruments import margin_geometry as margin_geometry
 from theorylab.instruments import noise_scale as noise_scale
 from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam

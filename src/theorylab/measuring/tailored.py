@@ -15,7 +15,7 @@ from theorylab.core.series import Series
 from theorylab.measuring.readings import LEVEL, Shown
 
 KERNEL_ROWS = 300
-"""Rows of which a kernel is measured: it has as many entries as pairs of them."""
+"""Rows of which a kernel is measured, which has as many entries as pairs of them, and a margin, whose programs have a constraint each."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ TAILORED: Mapping[str, Tailored] = {
     "kernel_spectrum": Tailored({"trace_outputs": True}, KERNEL_ROWS, _eigenvalues),
     "kernel_alignment": Tailored(rows=KERNEL_ROWS),
     "kernel_regression": Tailored({"trace_outputs": True}, KERNEL_ROWS, _regression),
+    "margin_geometry": Tailored(rows=KERNEL_ROWS),
     "landscape": Tailored(read=_landscape),
     "gradient_noise": Tailored(read=_noise),
 }

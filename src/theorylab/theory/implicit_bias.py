@@ -1,12 +1,10 @@
-"""Which solution training picks: minimum norms, maximal margins, conserved balance, and products whose rank falls while norms grow."""
+"""Which solution training picks: minimum norms, growing norms, conserved balance, and products whose rank falls while norms grow."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 
@@ -78,75 +76,13 @@ def min_l1_solution(x: Tensor, y: Tensor) -> Tensor:
     return torch.as_tensor(found.x[:d] - found.x[d:]).to(x)
 
 
-def max_margin(x: Tensor, y: Tensor, p: float) -> tuple[float, Tensor]:
-    r"""The largest margin that a linear classifier through 0 can have, in the geometry of the p-norm, and the classifier that has it.
-
-    .. math:: \gamma_p = \max_{\|w\|_p \le 1} \min_i y_i \langle w, x_i\rangle
-
-    p = 1 and p = ∞ are linear programs. p = 2 is the hard-margin support vector machine without intercept, solved as the least-distance
-    problem min ‖v‖₂ subject to :math:`y_i\langle v, x_i\rangle \ge 1` by non-negative least squares, an active-set method that is exact.
-
-    Args:
-        x: (n, d).
-        y: (n,) of ±1.
-        p: 1, 2 or ``math.inf``.
-
-    Returns:
-        The margin, in units of ``x``, and w (d,) with ‖w‖_p = 1, in the dtype of ``x``.
-
-    Raises:
-        ValueError: another p, labels other than ±1, or data that no hyperplane through 0 separates.
-
-    Example:
-        >>> x, y = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0])
-        >>> [round(max_margin(x, y, p)[0], 9) for p in (1, 2, math.inf)]
-        [4.0, 5.0, 7.0]
-
-    Source: Gunasekar et al. 2018, Theorem 5 (the limit of steepest descent), arXiv:1802.08246; Lawson and Hanson 1974, "Solving Least
-    Squares Problems", Chapter 23 (least distance by non-negative least squares).
-    """
-    if p not in (1, 2, math.inf):
-        raise ValueError(f"p must be 1, 2 or math.inf, got {p}.")
-    if not bool((y.abs() == 1).all()):
-        raise ValueError("y must hold ±1 only; map the two classes to −1 and +1.")
-    signed = (x * y.to(x)[:, None]).double().cpu().numpy()  # (n, d): y_i x_i
-    n, d = signed.shape
-    if p == 2:
-        w = _least_distance(signed)
-    elif p == 1:  # w = u − v with u, v ≥ 0 and Σ(u + v) ≤ 1
-        constraints = np.block([[-signed, signed, np.ones((n, 1))], [np.ones((1, 2 * d)), np.zeros((1, 1))]])
-        bounds = [(0.0, None)] * (2 * d) + [(None, None)]
-        solution = linprog([0.0] * (2 * d) + [-1.0], A_ub=constraints, b_ub=[0.0] * n + [1.0], bounds=bounds).x
-        w = solution[:d] - solution[d : 2 * d]
-    else:
-        bounds = [(-1.0, 1.0)] * d + [(None, None)]
-        w = linprog([0.0] * d + [-1.0], A_ub=np.hstack([-signed, np.ones((n, 1))]), b_ub=[0.0] * n, bounds=bounds).x[:d]
-    size = float(np.linalg.norm(w, p))
-    margin = float((signed @ w).min()) / size if size > 0 else 0.0
-    if margin <= 1e-9 * float(np.abs(signed).max()):
-        raise ValueError("x and y must be separable by a hyperplane through 0, and are not: no classifier has a positive margin.")
-    return margin, torch.as_tensor(w / size).to(x)
-
-
-def _least_distance(rows: np.ndarray) -> np.ndarray:
-    """Min ‖v‖₂ with rows @ v ≥ 1, or 0 where no v satisfies it (Lawson and Hanson 1974, Chapter 23)."""
-    target = np.zeros(rows.shape[1] + 1)
-    target[-1] = 1.0
-    matrix = np.vstack([rows.T, np.ones(len(rows))])
-    dual, distance = nnls(matrix, target)
-    if distance < 1e-9:
-        return np.zeros(rows.shape[1])
-    residual = matrix @ dual - target
-    return -residual[:-1] / residual[-1]
-
-
 def norm_growth_slope(margin: float) -> float:
     r"""Norm that gradient descent on an exponential-tailed loss gains per unit of ln t, on separable data: 1/γ₂.
 
     The iterate is :math:`w(t) = \hat w \ln t + O(1)`, where ŵ is the support vector machine of functional margin 1, of norm 1/γ₂.
 
     Args:
-        margin: γ₂ > 0, the largest ℓ2 margin (see `max_margin`).
+        margin: γ₂ > 0, the largest ℓ2 margin (see `theorylab.linalg.margin.max_margin`).
 
     Raises:
         ValueError: ``margin`` ≤ 0.
@@ -254,6 +190,42 @@ def singular_value_speed(product: Tensor, gradient: Tensor, depth: int) -> Tenso
     u, s, vh = torch.linalg.svd(product, full_matrices=False)
     along = torch.einsum("...kr,...kd,...rd->...r", u, gradient, vh)
     return -depth * (s**2).pow(1 - 1 / depth) * along
+
+
+def component_speed(factors: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    r"""Time derivative of the norms of the components of a balanced CP factorization under gradient flow.
+
+    .. math:: \frac{d}{dt}\|\otimes_n w_r^n\| = -N\,\|\otimes_n w_r^n\|^{2 - 2/N}\,\langle \nabla\ell(W), \otimes_n \hat w_r^n\rangle
+
+    Balanced means that the N vectors of a component have one length, which the flow preserves. For N = 2 the norms grow at a speed
+    proportional to themselves, for N ≥ 3 faster: the largest leaves the others behind.
+
+    Args:
+        factors: The N matrices (..., dₙ, R) whose columns are the vectors :math:`w_r^n`, none of them zero.
+        gradient: ∇ℓ(W), the loss's gradient in the tensor :math:`W = \sum_r \otimes_n w_r^n`, (..., d₁, …, d_N).
+
+    Returns:
+        (..., R).
+
+    Raises:
+        ValueError: the shape of ``gradient`` is not that of the tensor.
+
+    Example:
+        >>> ones = torch.tensor([[2.0]])
+        >>> component_speed([ones, ones, ones], torch.tensor([[[1.0]]])).tolist()  # of w³ with ẇ = −w²
+        [-48.0]
+
+    Source: Razin, Maman and Cohen 2021, Theorem 1 (unbalancedness zero), arXiv:2102.09972.
+    """
+    shape = (*factors[0].shape[:-2], *(f.shape[-2] for f in factors))
+    if gradient.shape != shape:
+        raise ValueError(f"gradient must have the shape of the tensor, {tuple(shape)}, got {tuple(gradient.shape)}.")
+    norms = torch.stack([f.norm(dim=-2) for f in factors]).prod(0)
+    along = gradient.flatten(-len(factors))[..., None, :]  # (..., R or 1, d₁⋯d_N); axes are contracted one by one
+    for f in factors:
+        unit = (f / f.norm(dim=-2, keepdim=True)).mT  # (..., R, d)
+        along = (along.unflatten(-1, (f.shape[-2], -1)) * unit[..., None]).sum(-2)
+    return -len(factors) * norms ** (2 - 2 / len(factors)) * along.squeeze(-1)
 
 
 def unobserved_entry_bound(loss: Tensor) -> Tensor:

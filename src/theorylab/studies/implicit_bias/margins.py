@@ -29,7 +29,8 @@ from theorylab.learning.optimizers.base import Hyper, Optimizer
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.optimizers.steepest import greedy_coordinate, normalized_gd, sign_descent
 from theorylab.learning.schedule import power_decay, scheduled
-from theorylab.theory.implicit_bias import max_margin, norm_growth_slope
+from theorylab.linalg.margin import max_margin
+from theorylab.theory.implicit_bias import norm_growth_slope
 
 GRADIENT_DESCENT = Claim(
     "implicit_bias/margins/gradient_descent",
@@ -183,8 +184,8 @@ def planar(config: MarginsConfig) -> tuple[Tensor, Tensor, Tensor]:
     rows, directions, sizes = [], [], []
     for seed in config.replica_seeds:
         x, y = separable(config.rows_2d, 2, margin=1.0, seed=seed, dtype=config.torch_dtype)
-        margin, w = max_margin(x, y, 2)
         z = x * y[:, None]
+        margin, w = max_margin(z, 2)
         supports = z @ w <= margin * (1 + 1e-6)
         rows.append(torch.where(supports[:, None], z, z + 0.5 * margin * w))
         directions.append(w)
@@ -247,7 +248,7 @@ def margin_study(config: MarginsConfig) -> Iterator[Finding | Series | Stage]:
     """Compare each optimizer's margins with the optimum in every norm, then follow the growth of the weights in the plane."""
     data = [separable(config.n, config.d, seed=seed, dtype=config.torch_dtype) for seed in config.replica_seeds]
     z = torch.stack([x * y[:, None] for x, y in data]).to(config.device)
-    best = {p: z.new_tensor([max_margin(x, y, p)[0] for x, y in data]) for p in NORMS}
+    best = {p: z.new_tensor([max_margin(x * y[:, None], p)[0] for x, y in data]) for p in NORMS}
     record = sorted({round(t) for t in np.geomspace(10, config.steps, 30)})
 
     for method in methods(config):
