@@ -16,6 +16,7 @@ from theorylab.theory.generalization import (
     implicit_ridge,
     isotropic_ridgeless_risk,
     lambda_bound,
+    one_pass_error,
     pac_bayes_slack,
     quadratic_bound,
     ridgeless_risk,
@@ -145,3 +146,24 @@ def test_what_has_no_risk_is_refused() -> None:
             implicit_ridge(spectrum, 1)
     with pytest.raises(ValueError, match="k must lie in 0"):
         effective_ranks([1.0, 2.0], 2)
+
+
+# ---- the negated noise -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", [4, 32])
+def test_the_errors_of_one_pass_are_those_of_a_simulation(m: int) -> None:
+    """Drawn from the laws of norms and inner products instead of vectors: given one vector, the other's part along it is normal."""
+    d, draws, rng = 400, 200_000, np.random.default_rng(m)
+    own = 32 / d * rng.chisquare(d, draws)  # squared norm of a row's noise
+    others = 32 / d * (m - 1) * rng.chisquare(d, draws)  # of the sum of m − 1 independent noises
+    along = np.sqrt(32 / d * others) * rng.standard_normal(draws)  # inner product of a row's noise with that sum
+    negated = 4 - own - np.sqrt(own / 32) * along  # given the row, the sum's part along it scales with its length
+    both = 32 / d * m * rng.chisquare(d, draws)
+    new = 4 + np.sqrt(32 / d * both) * rng.standard_normal(draws)
+    # the normal approximation of a sum over 400 coordinates, and four standard errors of 200,000 draws
+    assert one_pass_error(d, m) == pytest.approx(float((new <= 0).mean()), abs=0.003 + 4 * 0.5 / draws**0.5)
+    assert one_pass_error(d, m, negated=True) == pytest.approx(float((negated <= 0).mean()), abs=0.003 + 4 * 0.5 / draws**0.5)
+    assert one_pass_error(10_000 * m, m) < 1e-30 < 1 - 1e-15 <= one_pass_error(10_000 * m, m, negated=True)
+    with pytest.raises(ValueError, match="d and m must be at least 1"):
+        one_pass_error(0, m)

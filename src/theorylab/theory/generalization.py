@@ -229,3 +229,34 @@ def _spectrum(eigenvalues: Any, n: int) -> np.ndarray:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}.")
     return lam
+
+
+# ---- the negated noise -------------------------------------------------------------------------------------------------------------------
+
+
+def one_pass_error(d: int, m: int, *, negated: bool = False) -> float:
+    r"""Error of a linear classifier after one pass over m rows with a signal of margin 4 and d noise coordinates N(0, 32/d).
+
+    On new rows it is Φ(−√(d/m)/8), small where d is far above m. On the training rows with their noise ``negated``, each as likely a draw
+    as the row itself, the classifier's own noise speaks against it: the margin has mean 4 − 32, and the error is Φ(⅞√(d/(m+1))).
+
+    Args:
+        d: Noise coordinates, at least 1.
+        m: Rows, at least 1.
+        negated: Whether the error on training rows of negated noise is asked for.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(one_pass_error(1000, 64), 4), round(one_pass_error(1000, 64, negated=True), 4)
+        (0.3106, 0.9997)
+
+    Source: Nagarajan and Kolter 2019, arXiv:1902.04742, Section 3.1 (the setting of Theorem 3.1); the two normal approximations, of
+    sums over d coordinates, are ours.
+    """
+    from scipy.special import ndtr
+
+    if d < 1 or m < 1:
+        raise ValueError(f"d and m must be at least 1, got d={d}, m={m}.")
+    return float(ndtr(7 / 8 * math.sqrt(d / (m + 1)) if negated else -math.sqrt(d / m) / 8))

@@ -195,10 +195,13 @@ def check_ridgeless(config: InterpolationConfig) -> Iterator[Finding | Series]:
 
     figure = Series("ridgeless", f"The risk of interpolation is known exactly (n = {n})", x="features per row p/n", y="excess risk")
     figure.claim, figure.x_scale, figure.y_scale = RIDGELESS.key, "log", "log"
-    for name, sides in (("", range(math.ceil(n * min(config.ratios)), n - 1)), (", p > n", range(n + 2, max(sizes) + 1))):
-        figure.line("theory" + name, [p / n for p in sides], [isotropic_ridgeless_risk(n, p, noise=NOISE) for p in sides], role="predicted")
-    with_interval(figure, "isotropic features", [p / n for p in sizes], samples)
-    with_interval(figure, "eigenvalues i^(−1.5)", [few / n, many / n], [free, other], control=True)
+    below, above = range(math.ceil(n * min(config.ratios)), n - 1), range(n + 2, max(sizes) + 1)
+    for name, side in (("p < n", below), ("p > n", above)):  # apart, for nothing is finite in between
+        theory = [isotropic_ridgeless_risk(n, p, noise=NOISE) for p in side]
+        figure.line(f"theory, {name}", [p / n for p in side], theory, role="predicted")
+        shown = [i for i, p in enumerate(sizes) if p in side]
+        with_interval(figure, f"isotropic features, {name}", [sizes[i] / n for i in shown], [samples[i] for i in shown])
+    with_interval(figure, "eigenvalues i^(−1.5)", [many / n], [other], control=True)
     yield figure
 
 
