@@ -16,6 +16,7 @@ from theorylab.theory.generalization import (
     implicit_ridge,
     isotropic_ridgeless_risk,
     lambda_bound,
+    memorizing_weights,
     one_pass_error,
     pac_bayes_slack,
     quadratic_bound,
@@ -167,3 +168,26 @@ def test_the_errors_of_one_pass_are_those_of_a_simulation(m: int) -> None:
     assert one_pass_error(10_000 * m, m) < 1e-30 < 1 - 1e-15 <= one_pass_error(10_000 * m, m, negated=True)
     with pytest.raises(ValueError, match="d and m must be at least 1"):
         one_pass_error(0, m)
+
+
+# ---- memorization ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (2, 1), (40, 5)])
+def test_the_memorizing_network_solves_the_linear_system_of_its_units(n: int, d: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y, a = rng.standard_normal((n, d)), rng.standard_normal(n), rng.standard_normal(d)
+    b, w = memorizing_weights(x, y, a)
+    hidden = np.maximum((x @ a)[:, None] - b, 0)
+    assert hidden @ w == pytest.approx(y, abs=1e-9)
+    assert np.linalg.matrix_rank(hidden) == n  # so that no other output weights fit, and none fewer would do
+    order = np.argsort(x @ a)
+    assert (np.triu(hidden[order], 1) == 0).all()
+    assert (np.diag(hidden[order]) > 0).all()
+
+
+def test_rows_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match="every row another projection"):
+        memorizing_weights([[1.0, 0.0], [1.0, 5.0]], [0.0, 1.0], [1.0, 0.0])
+    with pytest.raises(ValueError, match=r"x must be \(n, d\)"):
+        memorizing_weights([[1.0, 0.0]], [0.0, 1.0], [1.0, 0.0])

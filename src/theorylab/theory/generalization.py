@@ -260,3 +260,52 @@ def one_pass_error(d: int, m: int, *, negated: bool = False) -> float:
     if d < 1 or m < 1:
         raise ValueError(f"d and m must be at least 1, got d={d}, m={m}.")
     return float(ndtr(7 / 8 * math.sqrt(d / (m + 1)) if negated else -math.sqrt(d / m) / 8))
+
+
+# ---- memorization ------------------------------------------------------------------------------------------------------------------------
+
+
+def memorizing_weights(x: Any, y: Any, direction: Any) -> tuple[np.ndarray, np.ndarray]:
+    r"""Biases b and output weights w of a network of n hidden units that fits any n labels: f(x) = Σ_j w_j max(a·x − b_j, 0).
+
+    All units share the input weights a, so that it has 2n + d parameters. Along a the rows are points on a line; each bias lies just before
+    one of them, and the weights, found point by point, are the changes of slope of the broken line through the labels.
+
+    Args:
+        x: Rows, (n, d).
+        y: Labels, (n,), any numbers.
+        direction: a, (d,), on which no two rows have the same projection; almost every direction is such.
+
+    Returns:
+        b and w, each (n,).
+
+    Raises:
+        ValueError: shapes that do not fit, or two rows with one projection.
+
+    Example:
+        >>> b, w = memorizing_weights([[0.0], [1.0], [3.0]], [5.0, -1.0, 2.0], [1.0])
+        >>> (np.maximum(np.array([[0.0], [1.0], [3.0]]) - b, 0) @ w).round(12).tolist()
+        [5.0, -1.0, 2.0]
+
+    Source: Zhang et al. 2017, arXiv:1611.03530, Theorem 1 and its proof in the appendix.
+    """
+    x, y, a = (np.asarray(v, dtype=np.float64) for v in (x, y, direction))
+    if x.ndim != 2 or y.shape != x.shape[:1] or a.shape != x.shape[1:] or len(x) == 0:
+        raise ValueError(f"x must be (n, d), y (n,) and direction (d,), got {x.shape}, {y.shape} and {a.shape}.")
+    order = np.argsort(x @ a)
+    z, labels = (x @ a)[order], y[order]
+    gaps = np.diff(z)
+    if not (gaps > 0).all():
+        raise ValueError("direction must give every row another projection; draw another one, or drop rows that occur twice.")
+    # each break lies in the middle between two points, the first half a step before the first
+    step = float(gaps.mean()) if len(gaps) else 1.0
+    biases = np.r_[z[0] - step / 2, z[:-1] + gaps / 2]
+    weights = np.empty_like(z)
+    slope = value = 0.0  # of the broken line, and its value at the next break
+    for j in range(len(z)):
+        needed = (labels[j] - value) / (z[j] - biases[j])  # slope between the break and its point
+        weights[j] = needed - slope
+        slope = needed
+        if j + 1 < len(z):
+            value = labels[j] + slope * (biases[j + 1] - z[j])
+    return biases, weights
