@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.population import Population
 from theorylab.linalg.least_squares import minimum_norm, ridge_path
 from theorylab.models.mlp import mlp
+from theorylab.models.seeded import seeded
 from theorylab.theory.generalization import effective_ranks, isotropic_ridgeless_risk, ridgeless_risk
 
 RIDGELESS = Claim(
@@ -298,9 +300,10 @@ def network_curve(config: InterpolationConfig) -> tuple[list[int], Curve]:
 
     sizes, found = [], []
     for width in config.widths:
-        template = mlp([x.shape[2], width, 10], activation="relu")
+        network = partial(mlp, [x.shape[2], width, 10], activation="relu")
+        template = seeded(network, config.seed, dtype=torch.float32)
         population = Population(
-            lambda width=width: mlp([x.shape[2], width, 10], activation="relu"),
+            network,
             cross_entropy,
             (x, y),
             optimizer=adam(config.lr),

@@ -7,7 +7,9 @@ bound that depends on these alone, which would have to hold for both, can promis
 That it can be done at all is no surprise: n points of any labels are fitted exactly by n hidden units with one common direction, whose
 biases put one break of a broken line before each point. That it is *found* by gradient descent is what was new.
 
-Step size and number of steps were chosen on base seeds from 5000 on.
+Step size and number of steps were chosen on base seeds from 5000 on. The number of seeds was raised once, from 8 to 20, after a first look
+in which the interval of the accuracy on new rows was wider than the claimed region: by chance, a few hundred random labels do say a little
+about the classes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
@@ -31,6 +33,7 @@ from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.population import Population
 from theorylab.learning.trajectory import Trajectory
 from theorylab.models.mlp import mlp
+from theorylab.models.seeded import seeded
 from theorylab.theory.generalization import memorizing_weights
 
 RANDOM_LABELS = Claim(
@@ -77,7 +80,7 @@ class MemorizationConfig(Config):
 
     rows: int = setting(300, "digits to train on; the rest is for testing", low=20, high=1700)
     width: int = setting(64, "units of each of two hidden layers", low=4)
-    steps: int = setting(150, "full-batch steps of Adam", low=10)
+    steps: int = setting(100, "full-batch steps of Adam", low=10)
     lr: float = setting(0.005, "Adam's step size", low=1e-5, high=0.1)
     points: int = setting(50, "rows of the explicit network", low=2)
 
@@ -94,7 +97,11 @@ def train(config: MemorizationConfig, width: int, fractions: tuple[float, ...], 
             new_x.append(rows[config.rows :])
             new_y.append(labels[config.rows :])
     seen, unseen = ((torch.stack(a).to(config.device), torch.stack(b).to(config.device)) for a, b in ((x, y), (new_x, new_y)))
-    template = mlp([64, width, width, 10], activation="relu")
+
+    def network() -> nn.Sequential:
+        return mlp([64, width, width, 10], activation="relu")
+
+    template = seeded(network, config.seed, dtype=torch.float32)
 
     def accuracy(population: Population, rows: tuple[Tensor, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -102,7 +109,7 @@ def train(config: MemorizationConfig, width: int, fractions: tuple[float, ...], 
         return (outputs.argmax(2) == rows[1]).double().mean(1)
 
     population = Population(
-        lambda: mlp([64, width, width, 10], activation="relu"),
+        network,
         cross_entropy,
         seen,
         optimizer=adam(config.lr),
@@ -119,9 +126,11 @@ def explicit_networks(config: MemorizationConfig) -> tuple[Tensor, Tensor, Tenso
     targets, outputs, without = [], [], []
     for seed in config.replica_seeds:
         x, _ = digits(config.points, seed=seed)
-        y, direction = (
-            torch.randn(k, generator=torch.Generator().manual_seed(seed + i), dtype=torch.float64) for i, k in enumerate((len(x), 64))
-        )
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.randn(len(x), generator=generator, dtype=torch.float64)
+        directions = torch.randn(64, 30, generator=generator, dtype=torch.float64)
+        # any of them would do; the one whose projections are furthest apart loses least to rounding
+        direction = directions[:, (x @ directions).sort(0).values.diff(dim=0).amin(0).argmax()]
         b, w = (torch.as_tensor(v) for v in memorizing_weights(x, y, direction))
         hidden = torch.relu((x @ direction)[:, None] - b)  # (row, unit)
         targets.append(y)
@@ -135,7 +144,7 @@ def explicit_networks(config: MemorizationConfig) -> tuple[Tensor, Tensor, Tenso
     "generalization/memorization",
     claims=[RANDOM_LABELS, CHANCE, EXPRESSIVITY],
     tiny=MemorizationConfig(seeds=6, rows=150, width=32, steps=80, lr=0.01, points=30),
-    small=MemorizationConfig(),
+    small=MemorizationConfig(seeds=20),
     large=MemorizationConfig(seeds=32, rows=1400, width=512, steps=2000, lr=0.001),
 )
 def memorization(config: MemorizationConfig) -> Iterator[Finding | Series | Stage]:
