@@ -1,4 +1,4 @@
-"""Closed forms of generalization: bounds on the risk of a chosen predictor, and exact risks of least squares that interpolates its rows."""
+"""Closed forms of generalization: bounds on a chosen predictor's risk, risks of interpolation, and what memorizing takes."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ RANDOM_LABELS = Claim(
     relation=AtLeast(),
     control="a network of 3 hidden units a layer, in five times as many steps",
     reading="Capacity that is counted on the architecture alone, and any bound made of it, must allow for this network and is therefore "
-    "vacuous. It takes a few times as many steps as true labels do, and with far fewer parameters than rows it is no longer possible.",
+    "vacuous. It takes about twice the steps that true labels do; with fewer parameters than rows training no longer gets there.",
 )
 CHANCE = Claim(
     "generalization/memorization/chance",
@@ -65,7 +65,7 @@ EXPRESSIVITY = Claim(
     source=Source("Zhang et al. 2017", "Theorem 1", "arXiv:1611.03530"),
     kind="identity",
     relation=Equals(atol=1e-8),
-    control="one hidden unit fewer, with the best output weights",
+    control="one hidden unit fewer at the same biases, with the best output weights",
     reading="Being able to fit anything is cheap: it takes about two parameters a row, whatever the labels. It says nothing of new rows, "
     "and the weights grow as the projections of two rows with different labels come near each other.",
 )
