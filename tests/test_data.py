@@ -13,6 +13,7 @@ from theorylab.data import folder, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d
+from theorylab.data.labels import corrupt
 from theorylab.data.text import text
 
 GENERATORS = {
@@ -42,6 +43,23 @@ def test_random_labels_are_fair_and_uninformative() -> None:
     assert float(x.mean(0).abs().max()) < bound
     assert float(((2 * y - 1)[:, None] * x).mean(0).abs().max()) < bound
     assert synthetic.random_labels(8, 2, dtype=torch.float32).y.dtype == torch.float32
+
+
+def test_corrupted_labels_are_uniform_nested_and_a_copy() -> None:
+    n = 20_000
+    y = torch.zeros(n, dtype=torch.int64)
+    kept = y.clone()
+    noisy = {f: corrupt(y, f, classes=4, seed=3) for f in (0.0, 0.3, 0.6, 1.0)}
+    assert torch.equal(y, kept)
+    assert torch.equal(noisy[0.0], y)
+    # fractions f/4 of each wrong class, within four standard errors
+    for f, z in noisy.items():
+        share = torch.bincount(z, minlength=4)[1:] / n
+        assert float((share - f / 4).abs().max()) <= 4 * (0.25 * 0.75 / n) ** 0.5 * (f > 0)
+    for less, more in ((0.3, 0.6), (0.6, 1.0)):
+        changed = noisy[less] != y
+        assert torch.equal(noisy[more][changed], noisy[less][changed])
+    assert not torch.equal(noisy[1.0], corrupt(y, 1.0, classes=4, seed=4))
 
 
 def test_separable_has_the_margin_it_promises() -> None:
@@ -92,6 +110,9 @@ def test_a_completion_is_of_low_rank_in_every_unfolding_and_of_unit_size(shape: 
         (lambda: synthetic.random_labels(2, 0), "d must be at least 1"),
         (lambda: digits(2000), "n must lie in 1 ... 1797"),
         (lambda: mnist1d(15), "multiple of 10"),
+        (lambda: corrupt(torch.arange(3), 1.5, classes=10, seed=0), r"fraction must lie in \[0, 1\]"),
+        (lambda: corrupt(torch.arange(3), 0.5, classes=2, seed=0), "labels must be integers in 0 ... 1"),
+        (lambda: corrupt(torch.ones(3), 0.5, classes=2, seed=0), "got torch.float32"),
         (lambda: text("bible"), "corpus must be one of"),  # type: ignore[arg-type]
     ],
 )

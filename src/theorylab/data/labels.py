@@ -1,0 +1,42 @@
+"""Labels with the information taken out, wholly or in part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def corrupt(labels: Tensor, fraction: float, *, classes: int, seed: int) -> Tensor:
+    """Each label replaced, independently with probability ``fraction``, by a class drawn uniformly from all, its own included.
+
+    The rows replaced at a smaller fraction are among those replaced at a larger one, by the same classes.
+
+    Args:
+        labels: Integers in 0 ... classes − 1, (n,).
+        fraction: In [0, 1]; at 1 the labels say nothing about the rows.
+        classes: At least 2.
+        seed: Of which rows and which classes.
+
+    Returns:
+        New labels (n,); the given ones are left as they are.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> y = torch.arange(1000) % 10
+        >>> int((corrupt(y, 0.5, classes=10, seed=0) != y).sum())  # about 0.5 · 0.9 · 1000
+        444
+
+    Source: Zhang et al. 2017, arXiv:1611.03530, Section 2 (partially corrupted and random labels).
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}.")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}.")
+    if labels.ndim != 1 or labels.is_floating_point() or not bool(((labels >= 0) & (labels < classes)).all()):
+        raise ValueError(f"labels must be integers in 0 ... {classes - 1}, (n,), got {labels.dtype} of shape {tuple(labels.shape)}.")
+    generator = torch.Generator().manual_seed(seed)
+    replaced = torch.rand(labels.shape, generator=generator, dtype=torch.float64) < fraction
+    drawn = torch.randint(classes, labels.shape, generator=generator)
+    return torch.where(replaced.to(labels.device), drawn.to(labels), labels)
