@@ -73,6 +73,7 @@ _PUBLIC = {
     "logdet": "linalg.logdet",
     "solve": "linalg.solve",
     "Population": "learning.population",
+    "fold_batchnorm": "models.folding",
     "measure": "measuring.measure",
     "ReportCard": "report.card",
 }
