@@ -119,7 +119,7 @@ class InferenceConfig(Config):
 
     channels: int = setting(8, "channels of the first layer of each network, even", low=2)
     rows: int = setting(32, "rows of a batch", low=8)
-    batches: int = setting(30, "batches that the running statistics have seen", low=2)
+    batches: int = setting(60, "batches that the running statistics have seen", low=2)
 
 
 def inputs(config: InferenceConfig, shape: tuple[int, ...], seed: int, batch: int) -> Tensor:
