@@ -50,6 +50,8 @@ _PUBLIC = {
     "invariances": "instruments.invariances",
     "balancedness": "instruments.invariances",
     "angular_update": "instruments.invariances",
+    "effective_rates": "instruments.effective",
+    "spherical_sharpness": "instruments.effective",
     "audit": "instruments.audit",
     "norms": "instruments.norms",
     "path_norm": "instruments.path_norm",

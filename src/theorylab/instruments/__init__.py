@@ -3,6 +3,7 @@
 from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import curvature as curvature
+from theorylab.instruments import effective as effective
 from theorylab.instruments import fisher as fisher
 from theorylab.instruments import flatness as flatness
 from theorylab.instruments import gradient_noise as gradient_noise
