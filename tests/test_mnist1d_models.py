@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from theorylab.models.mnist1d import CLASSIFIERS, BidirectionalGRU, ResidualMLP, StridedCNN, StridedConv1d
 from theorylab.models.seeded import seeded
+from theorylab.studies.convolution.mnist1d import Mnist1dConfig
 
 PARAMETERS = {"logistic": 410, "MLP": 15_210, "CNN": 5210, "GRU": 5134}
 """Of the authors' networks, by the sizes in their code."""
@@ -73,3 +74,9 @@ def test_sizes_and_vmap(name: str) -> None:
         alone = torch.autograd.grad(F.cross_entropy(net(x), y), list(net.parameters()))
         for (key, _), g in zip(net.named_parameters(), alone, strict=True):
             torch.testing.assert_close(together[key][k], g)
+
+
+def test_a_table_without_its_networks_is_refused() -> None:
+    for options, message in (({"models": ("CNN",)}, "models must hold CNN and MLP"), ({"finished": ("GRU",)}, "finished must name")):
+        with pytest.raises(ValueError, match=message):
+            Mnist1dConfig(**options)  # type: ignore[arg-type]
