@@ -163,6 +163,11 @@ class Scaled(nn.Conv1d):
         return super().forward(input).relu()
 
 
+class Clipped(nn.BatchNorm1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).clamp(-1, 1)
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "shared layer": (lambda: Twice("layer"), "layer a is shared: it is called 2 times"),
     "shared norm": (lambda: Twice("norm"), "BatchNorm norm is shared: it is called 2 times"),
@@ -179,6 +184,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 1)), nn.BatchNorm1d(4)),
         "layer 0 is parametrized: remove",
     ),
+    "norm of its own": (lambda: nn.Sequential(nn.Linear(4, 4), Clipped(4)), "BatchNorm 1 is a Clipped with a forward pass of its own"),
     "hooked": (hooked, "layer 0 has forward hooks"),
     "no running statistics": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4, track_running_stats=False)),

@@ -143,6 +143,8 @@ class _Graph:
     def layer_before(self, name: str) -> str:
         """Name of the linear map that feeds a BatchNorm and nothing else; a ValueError that says what stands in the way."""
         norm = cast(_BatchNorm, self.modules[name])
+        if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            raise ValueError(f"BatchNorm {name} is a {type(norm).__name__} with a forward pass of its own, which may be another map.")
         if norm.training:
             raise ValueError(f"BatchNorm {name} is in training mode, where its scale depends on the batch. Call model.eval() first.")
         if norm.running_mean is None:
