@@ -10,7 +10,10 @@ small scale training stops after 800 steps of 50 rows, where the convolutional n
 nothing. Batch and steps were chosen on other base seeds (5000, 5100, 5200) after a first choice, 500 steps of 100 rows with accuracies read
 at the last step alone, had left the claim open at base seed 0, by one replica that trained slowly. The table of accuracies is that of the
 authors' schedule, 6000 steps of 100 rows, and only what has come to its end after the steps that are taken is compared with it: at small
-the linear classifier alone. The other networks are on their way there, as the figure shows.
+the linear classifier alone. The other networks are on their way there, as the figure shows. The whole schedule, with 8 seeds from 0, ended
+at 92.8 and 58.0 % for the convolutional network, at 65.3 and 65.5 % for the fully connected one and at 31.5 % for the linear one: within
+4 points of the table. One number was left open, that of the convolutional network on shuffled inputs, which differs by ten points from one
+permutation to another and lies two points from the end of its region; therefore 16 seeds at large.
 """
 
 from __future__ import annotations
