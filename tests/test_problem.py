@@ -328,3 +328,17 @@ def test_a_problem_moves_to_the_gpu(name: str) -> None:
     assert there.gradient().device.type == "cuda"
     assert torch.allclose(there.gradient().cpu(), here.gradient(), rtol=1e-9, atol=1e-12)
     assert torch.allclose((hessian(there) @ v.to(there.device)).cpu(), hessian(here) @ v, rtol=1e-8, atol=1e-11)
+
+
+def test_only_holds_the_other_parameters_where_they_are() -> None:
+    problem = make("mlp")
+    moved = problem.at({"0.bias": problem.params["0.bias"] + 1})
+    block = moved.only(["4.bias", "0.weight"])
+    assert list(block.params) == ["0.weight", "4.bias"]
+    assert block.P == 33
+    assert float(block.loss()) == float(moved.loss())  # the moved bias is frozen at where it was moved to
+    whole = moved.unflatten(moved.gradient())
+    assert all(torch.equal(g, whole[k]) for k, g in block.unflatten(block.gradient()).items())
+    assert list(moved.params) == list(problem.params)
+    with pytest.raises(ValueError, match=r"'2\.weight', which is not among the selected: 0\.weight, 4\.bias"):
+        block.only("2.*")

@@ -13,8 +13,11 @@ from theorylab.theory.normalization import (
     equilibrium_steps,
     exponential_growth,
     invariant_blocks,
+    last_layer_exponent,
+    last_layer_gradient,
     matched_buffer,
     squared_norm_after_step,
+    summed_second_moment,
 )
 
 RATES = [(0.1, 5e-3, 0.0), (0.1, 5e-3, 0.9), (0.4, 1e-2, 0.5)]
@@ -116,6 +119,67 @@ def test_blocks_cover_the_channels_once(name: str, groups: int, size: int) -> No
     assert invariant_blocks("none", 12) == []
 
 
+def normalized(x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
+
+
+def summed(placement: str, layers: int, tokens: int, width: int = 256, draws: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    """By hand: what the last LayerNorm normalizes, at each token (draw, token, width), and the last hidden units."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(draws, tokens, width, generator=generator, dtype=torch.float64)
+    hidden = x
+    for layer in range(layers):
+        matrices = torch.randn(3, draws, width, width, generator=generator, dtype=torch.float64) / math.sqrt(width)
+        read = normalized(x) if placement == "pre" else x
+        x = x + read.mean(1, keepdim=True) @ matrices[0]
+        x = x if placement == "pre" else normalized(x)
+        hidden = ((normalized(x) if placement == "pre" else x) @ matrices[1]).relu()
+        x = x + hidden @ matrices[2]
+        if placement == "post" and layer < layers - 1:
+            x = normalized(x)
+    return x, hidden
+
+
+@pytest.mark.parametrize(("placement", "layers", "tokens"), [("pre", 1, 4), ("pre", 12, 4), ("pre", 6, 1), ("post", 1, 4), ("post", 8, 4)])
+def test_second_moments_of_a_wide_transformer(placement, layers: int, tokens: int) -> None:
+    x, hidden = summed(placement, layers, tokens)
+    # one draw at this width is off by 6 to 8 %, so their mean has a standard error of 1.6 %
+    assert float(x.square().mean()) == pytest.approx(summed_second_moment(placement, layers, tokens), rel=0.05)
+    # aligned tokens count as one: √(5/(24·256)), the fourth moment of a ReLU unit being six squares of its second
+    assert float(hidden.square().mean()) == pytest.approx(0.5, rel=3 * 0.029)
+
+
+def test_gradient_of_a_wide_transformers_last_layer() -> None:
+    """Backwards by hand through the last LayerNorm and a cross-entropy, for labels unrelated to the logits."""
+    tokens, layers, outputs, width, draws = 4, 6, 32, 256, 24
+    for placement in ("pre", "post"):
+        x, hidden = summed(placement, layers, tokens)
+        generator = torch.Generator().manual_seed(1)
+        head = torch.randn(draws, width, outputs, generator=generator, dtype=torch.float64) / math.sqrt(width)
+        last = x.clone().requires_grad_()
+        logits = normalized(last) @ head
+        labels = torch.randint(outputs, (50, draws, tokens), generator=generator)
+        squares = []
+        for y in labels:
+            loss = -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).sum()
+            back = torch.autograd.grad(loss, last, retain_graph=True)[0]
+            squares.append(back.square().sum(-1) * hidden.square().sum(-1))  # the gradient at one token is an outer product
+        predicted = last_layer_gradient(placement, layers, tokens=tokens, hidden=width, outputs=outputs)
+        assert float(torch.stack(squares).mean().sqrt()) == pytest.approx(predicted, rel=0.04)  # half the error of a second moment
+
+
+def test_the_exponent_is_that_of_great_depth() -> None:
+    for placement in ("pre", "post"):
+        one, ten = (last_layer_gradient(placement, layers, tokens=8, hidden=64, outputs=64) for layers in (1000, 10_000))
+        assert math.log10(ten / one) == pytest.approx(last_layer_exponent(placement), abs=0.01)
+
+
+def test_the_pre_norm_stream_grows_within_its_bounds() -> None:
+    for layers in (1, 5, 40):
+        for tokens in (1, 3, 50):
+            assert 1 + layers / 2 <= summed_second_moment("pre", layers, tokens) <= 1 + 1.5 * layers
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -124,6 +188,9 @@ def test_blocks_cover_the_channels_once(name: str, groups: int, size: int) -> No
         (lambda: equilibrium_angle(0.1, 0.1, momentum=1.0), r"momentum must lie in \[0, 1\)"),
         (lambda: equilibrium_norm4(0.1, 0.0), "no equilibrium"),
         (lambda: equilibrium_steps(0.1, 0.0), "no equilibrium"),
+        (lambda: last_layer_exponent("middle"), "placement must be"),  # pyright: ignore[reportArgumentType]
+        (lambda: summed_second_moment("pre", 0, 4), "layers must be at least 1"),
+        (lambda: last_layer_gradient("pre", 1, tokens=4, hidden=5, outputs=1), "outputs at least 2"),
         (lambda: invariant_blocks("group", 5, groups=2), "groups must divide width"),
         (lambda: invariant_blocks("instance", 5), "normalization must be one of"),
     ],

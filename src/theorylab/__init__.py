@@ -55,6 +55,8 @@ _PUBLIC = {
     "balancedness": "instruments.invariances",
     "angular_update": "instruments.invariances",
     "row_space_residual": "instruments.row_space",
+    "effective_rates": "instruments.effective",
+    "spherical_sharpness": "instruments.effective",
     "audit": "instruments.audit",
     "equivariance": "instruments.equivariance",
     "equivariance_by_layer": "instruments.equivariance",
@@ -89,6 +91,7 @@ _PUBLIC = {
     "scaling_check": "learning.scaling_check",
     "scaling_plan": "learning.scaling_check",
     "learner_equivariance": "learning.equivariance",
+    "fold_batchnorm": "models.folding",
     "measure": "measuring.measure",
     "ReportCard": "report.card",
 }

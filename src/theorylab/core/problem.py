@@ -228,6 +228,25 @@ class Problem:
         moved.params = {k: params[k].detach().to(v, copy=True) if k in params else v for k, v in self.params.items()}
         return moved
 
+    def only(self, params: str | Sequence[str]) -> Problem:
+        """The same problem with fewer parameters selected: one block of its derivatives. The others are held where they are.
+
+        Args:
+            params: A name or a glob, or a list of either.
+
+        Raises:
+            ValueError: a pattern that matches no parameter, or a parameter that this problem does not select.
+        """
+        names = select(self.model, params)
+        for k in names:
+            if k not in self.params:
+                raise ValueError(f"params names {k!r}, which is not among the selected: {', '.join(self.params)}.")
+        moved = copy.copy(self)
+        moved.params = {k: self.params[k] for k in names}
+        moved._frozen = {**self._frozen, **{k: p for k, p in self.params.items() if k not in moved.params}}
+        moved.P = sum(p.numel() for p in moved.params.values())
+        return moved
+
     def on(self, batches: Sequence[Batch]) -> Problem:
         """The same model and loss, at the same parameters, on other batches: rows of this problem's, say."""
         moved = copy.copy(self)

@@ -4,6 +4,7 @@ from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import conv_spectrum as conv_spectrum
 from theorylab.instruments import curvature as curvature
+from theorylab.instruments import effective as effective
 from theorylab.instruments import effective_rank as effective_rank
 from theorylab.instruments import equivariance as equivariance
 from theorylab.instruments import fisher as fisher

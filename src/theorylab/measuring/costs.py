@@ -195,6 +195,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "empirical_fisher": _curvature("empirical_fisher", 1.3),
     "jacobian": _curvature("jacobian", 1.3),
     "sharpness": lambda problem: Work(PRODUCT * min(30, problem.P), 2.0 * 30**2, 45),
+    "spherical_sharpness": lambda problem: Work(PRODUCT * min(30, problem.P), 2.0 * 30**2, 45),
     "kfac": lambda problem: Work(18, operators.TRACE**2, 2.5 * operators.TRACE),
     "ekfac": lambda problem: Work(20, operators.TRACE**2, 2.5 * operators.TRACE),
     "ntk": _kernel,

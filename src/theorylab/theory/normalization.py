@@ -1,4 +1,4 @@
-"""Closed-form predictions of what normalization does: to the norms of weights and their step sizes, and to gradients through the depth."""
+"""Closed-form predictions of what normalization does: norms and step sizes of scale-invariant weights, gradients through the depth."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from theorylab.theory.activations import DUALS
+from theorylab.theory.activations import DUALS, relu
 
+Placement = Literal["pre", "post"]
 Normalization = Literal["none", "batch", "layer", "group", "rms", "weight"]
 
 
@@ -236,6 +237,96 @@ def batch_norm_gradient_growth(activation: str = "relu", batch: int | None = Non
     kept = (batch - 2) / 2
     lost = batch / 2 - 1 - (batch - 1) * (slopes[1] + values[1])
     return batch / (variance * (batch - 3)) * (kept - lost / batch) / (batch - 1)
+
+
+def last_layer_exponent(placement: Placement) -> float:
+    r"""Exponent of the depth L in the gradient norm of a transformer's last feed-forward matrix at initialization: −1/2 pre-LN, 0 post-LN.
+
+    Raises:
+        ValueError: an unknown placement.
+
+    Example:
+        >>> last_layer_exponent("pre"), last_layer_exponent("post")
+        (-0.5, 0.0)
+
+    Source: Xiong et al. 2020, arXiv:2002.04745, Theorem 1 (upper bounds of these orders).
+    """
+    _check_placement(placement)
+    return -0.5 if placement == "pre" else 0.0
+
+
+def summed_second_moment(placement: Placement, layers: int, tokens: int) -> float:
+    r"""Mean square of a coordinate of what a transformer's last LayerNorm divides by its scale, at initialization and large width.
+
+    For uniform attention over ``tokens`` independent tokens, ReLU feed-forward layers, and matrices with variance 1/fan-in. Attention adds
+    the mean of the normalized tokens, of second moment :math:`(1 + (n-1)\rho)/n`, where ρ is the correlation of two tokens; the
+    feed-forward layer adds 1/2. Post-LN forgets both at every layer, which leaves 3/2; pre-LN keeps the sum, which grows linearly in
+    depth, by between 1/2 and 3/2 a layer as the tokens align.
+
+    Args:
+        placement: ``"pre"`` or ``"post"``.
+        layers: Depth L, at least 1.
+        tokens: n, at least 1.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> summed_second_moment("post", 12, tokens=8)
+        1.5
+        >>> summed_second_moment("pre", 1, tokens=8)  # 1 + 1/8 + 1/2
+        1.625
+
+    Source: Xiong et al. 2020, arXiv:2002.04745, lemma on the norm of hidden vectors (3d/2 post-LN; between (1 + l/2)d and (1 + 3l/2)d
+    pre-LN); the correlation follows from the arc-cosine kernel.
+    """
+    _check_placement(placement)
+    for name, value in (("layers", layers), ("tokens", tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if placement == "post":
+        return 1.5
+    one = torch.ones((), dtype=torch.float64)
+    moment, shared = 1.0, 0.0  # of one token's coordinate, and of two tokens' product
+    for _ in range(layers):
+        attention = (1 + (tokens - 1) * shared / moment) / tokens
+        moment, shared = moment + attention, shared + attention
+        moment, shared = moment + 0.5, shared + float(relu(one * shared / moment, one, one)[0])
+    return moment
+
+
+def last_layer_gradient(placement: Placement, layers: int, *, tokens: int, hidden: int, outputs: int) -> float:
+    r"""Root-mean-square Frobenius norm of the gradient of the last feed-forward matrix, for the cross-entropy at one token, in nats.
+
+    At initialization and large width: the product of the hidden units' norm, :math:`\sqrt{h/2}`, and of what the loss sends back through
+    the last LayerNorm, :math:`\sqrt{\mathbb{E}\|p - e_y\|^2 / q}`, where q is the `summed_second_moment`. For logits of variance one and
+    labels unrelated to them :math:`\mathbb{E}\|p - e_y\|^2 = 1 + (e - 2)/k` up to terms of order 1/k².
+
+    Args:
+        placement: ``"pre"`` or ``"post"``.
+        layers: Depth L, at least 1.
+        tokens: Independent tokens that attention averages, at least 1.
+        hidden: Units h of the feed-forward layer.
+        outputs: Classes k, at least 2.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> [round(last_layer_gradient(p, 32, tokens=8, hidden=64, outputs=64), 2) for p in ("pre", "post")]
+        [0.88, 4.64]
+
+    Source: Xiong et al. 2020, arXiv:2002.04745, Theorem 1, with the constants of large width in place of bounds.
+    """
+    if hidden < 1 or outputs < 2:
+        raise ValueError(f"hidden must be at least 1 and outputs at least 2, got hidden={hidden}, outputs={outputs}.")
+    error = 1 + (math.e - 2) / outputs
+    return math.sqrt(hidden / 2 * error / summed_second_moment(placement, layers, tokens))
+
+
+def _check_placement(placement: str) -> None:
+    if placement not in ("pre", "post"):
+        raise ValueError(f"placement must be 'pre' or 'post', got {placement!r}.")
 
 
 def _check_rates(lr: float, weight_decay: float, momentum: float) -> None:
