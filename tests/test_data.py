@@ -12,7 +12,7 @@ import torch
 from theorylab.data import folder, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
-from theorylab.data.images import cifar10, mnist, mnist1d
+from theorylab.data.images import cifar10, mnist, mnist1d, pixels
 from theorylab.data.labels import corrupt
 from theorylab.data.text import text
 
@@ -167,3 +167,18 @@ def test_real_files_load(data_folder: Path) -> None:
     assert len(set(y.tolist())) == 10  # a sorted file read in order would show one class
     assert text("tinyshakespeare").startswith("First Citizen")
     assert len(text("names").split()) > 30_000
+
+
+def test_pixels_by_name_are_standardized_rows(data_folder: Path | None) -> None:
+    x, y = pixels("digits", 40)
+    assert (x.shape, y.shape, x.dtype) == ((40, 64), (40,), torch.float32)
+    with pytest.raises(ValueError, match="name must be 'digits' or 'cifar10'"):
+        pixels("imagenet", 3)  # type: ignore[arg-type]
+    if data_folder is None:
+        pytest.skip("THEORYLAB_DATA is not set")
+    x, y = pixels("cifar10", 100, dtype=torch.float64)
+    assert x.shape == (100, 3072)
+    channels = x.view(100, 3, 1024)
+    assert torch.allclose(channels.mean((0, 2)), torch.zeros(3, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(channels.std((0, 2)), torch.ones(3, dtype=torch.float64), atol=1e-3)
+    assert set(y.tolist()) <= set(range(10))

@@ -13,6 +13,7 @@ import torch
 from theorylab.core.cache import cache_folder
 from theorylab.core.record import write_atomically
 from theorylab.data.dataset import Dataset
+from theorylab.data.digits import digits
 from theorylab.data.folder import data_file
 
 
@@ -71,6 +72,34 @@ def cifar10(split: Literal["train", "test"] = "train", *, n: int | None = None, 
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(packed[ends[i] - lengths[i] : ends[i]].tobytes()))) for i in rows])
     x = torch.as_tensor(pixels).permute(0, 3, 1, 2).to(dtype) / 255
     return Dataset(x.contiguous(), torch.as_tensor(labels[rows]).long())
+
+
+def pixels(name: Literal["digits", "cifar10"], n: int, *, dtype: torch.dtype = torch.float32) -> Dataset:
+    """Images as rows of standardized pixels, by the name that a study's settings have for them.
+
+    Args:
+        name: "digits", which ship with scikit-learn, or "cifar10" from the data folder, each channel standardized over the rows taken.
+        n: Rows.
+        dtype: Of the pixels.
+
+    Returns:
+        ``x`` (n, 64) or (n, 3072), and integer labels (n,) of ten classes.
+
+    Raises:
+        DataError: CIFAR-10 is not in the data folder.
+        ValueError: another name, or more rows than there are.
+
+    Example:
+        >>> pixels("digits", 5).x.shape
+        torch.Size([5, 64])
+    """
+    if name == "digits":
+        return digits(n, dtype=dtype)
+    if name != "cifar10":
+        raise ValueError(f"name must be 'digits' or 'cifar10', got {name!r}.")
+    x, y = cifar10(n=n, dtype=torch.float64)
+    x = (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+    return Dataset(x.flatten(1).to(dtype), y)
 
 
 def mnist1d(n: int = 5000, *, seed: int = 42, dtype: torch.dtype = torch.float32) -> Split:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
-from theorylab.data.digits import digits
+from theorylab.data.images import pixels
 from theorylab.instruments.sharpness_along import replica_sharpness
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
@@ -83,7 +84,8 @@ MOMENTUM_COEFFICIENT = 0.9
 class EdgeConfig(Config):
     """A seed is an initial network; the data are the same for all. The edge is a mean of λ₁ over the late half of training."""
 
-    rows: int = setting(512, "digits to train on", low=16, high=1797)
+    data: Literal["digits", "cifar10"] = setting("digits", "images to train on; cifar10 is read from the data folder")
+    rows: int = setting(512, "images to train on; there are 1797 digits", low=16, high=50_000)
     width: int = setting(32, "units of each of the two hidden layers", low=2)
     steps: int = setting(420, "training steps", low=8)
     polyak_steps: int = setting(960, "training steps with Polyak's momentum, which swings about the edge", low=8)
@@ -108,8 +110,9 @@ def late(run: Trajectory) -> Tensor:
     small=EdgeConfig(dtype="float32"),
     large=EdgeConfig(
         seeds=16,
-        rows=1797,
-        width=128,
+        data="cifar10",
+        rows=5000,
+        width=200,
         steps=20_000,
         polyak_steps=20_000,
         small_step=0.02,
@@ -120,7 +123,7 @@ def late(run: Trajectory) -> Tensor:
 )
 def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
     """Train populations to the edge, beyond it by momentum, below it by a small step, and where there is none."""
-    x, y = digits(config.rows, dtype=config.torch_dtype)
+    x, y = pixels(config.data, config.rows, dtype=config.torch_dtype)
     data = x, nn.functional.one_hot(y, 10).to(x)
 
     def run(
@@ -132,7 +135,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
         measurements: int = config.measurements,
     ) -> Trajectory:
         population = Population(
-            lambda: mlp([64, *widths, 10], activation="tanh"),
+            lambda: mlp([x.shape[1], *widths, 10], activation="tanh"),
             squared_distance,
             data,
             optimizer=optimizer,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
-from theorylab.data.digits import digits
+from theorylab.data.images import pixels
 from theorylab.instruments.sharpness_along import replica_sharpness
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer, Params
@@ -71,7 +72,8 @@ SAM = Claim(
 class EdgesConfig(Config):
     """A seed is an initial network; the data are the same for all. A ratio is a mean over the late half of training."""
 
-    rows: int = setting(512, "digits to train on", low=16, high=1797)
+    data: Literal["digits", "cifar10"] = setting("digits", "images to train on; cifar10 is read from the data folder")
+    rows: int = setting(512, "images to train on; there are 1797 digits", low=16, high=50_000)
     width: int = setting(32, "units of each of the two hidden layers", low=2)
     steps: int = setting(1500, "training steps", low=20)
     measurements: int = setting(10, "how often λ₁ is measured on the way, after the start", low=2)
@@ -107,17 +109,17 @@ def late(run: Trajectory, values: Tensor) -> Tensor:
     claims=[ADAM, SAM],
     tiny=EdgesConfig(seeds=4, rows=96, width=16, steps=600, measurements=4, dtype="float32"),
     small=EdgesConfig(dtype="float32"),
-    large=EdgesConfig(seeds=16, rows=1797, width=128, steps=20_000, measurements=100, adam_step=5e-4, dtype="float32"),
+    large=EdgesConfig(seeds=16, data="cifar10", rows=5000, width=200, steps=20_000, measurements=100, adam_step=5e-4, dtype="float32"),
 )
 def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
     """Train populations by Adam and by SAM, and compare the sharpness of each with its threshold along the way."""
-    x, y = digits(config.rows, dtype=config.torch_dtype)
+    x, y = pixels(config.data, config.rows, dtype=config.torch_dtype)
     data = x, nn.functional.one_hot(y, 10).to(x)
     every = max(1, config.steps // config.measurements)
 
     def population(optimizer: Optimizer) -> Population:
         return Population(
-            lambda: mlp([64, config.width, config.width, 10], activation="tanh"),
+            lambda: mlp([x.shape[1], config.width, config.width, 10], activation="tanh"),
             squared_distance,
             data,
             optimizer=optimizer,
