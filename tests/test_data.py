@@ -169,13 +169,14 @@ def test_real_files_load(data_folder: Path) -> None:
     assert len(text("names").split()) > 30_000
 
 
-def test_pixels_by_name_are_standardized_rows(data_folder: Path | None) -> None:
+def test_pixels_by_name() -> None:
     x, y = pixels("digits", 40)
     assert (x.shape, y.shape, x.dtype) == ((40, 64), (40,), torch.float32)
     with pytest.raises(ValueError, match="name must be 'digits' or 'cifar10'"):
         pixels("imagenet", 3)  # type: ignore[arg-type]
-    if data_folder is None:
-        pytest.skip("THEORYLAB_DATA is not set")
+
+
+def test_pixels_of_cifar_are_standardized_by_channel(data_folder: Path) -> None:
     x, y = pixels("cifar10", 100, dtype=torch.float64)
     assert x.shape == (100, 3072)
     channels = x.view(100, 3, 1024)
