@@ -13,6 +13,7 @@ from theorylab.data import folder, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d
+from theorylab.data.modular import modular_addition
 from theorylab.data.text import text
 
 GENERATORS = {
@@ -22,6 +23,7 @@ GENERATORS = {
     "matrix_completion": lambda seed: synthetic.matrix_completion(6, 5, rank=2, fraction=0.5, seed=seed),
     "random_labels": lambda seed: synthetic.random_labels(30, 4, seed=seed),
     "digits": lambda seed: digits(30, seed=seed),
+    "modular_addition": lambda seed: modular_addition(7, seed=seed).test,
 }
 
 
@@ -80,12 +82,23 @@ def test_mixture_means_are_as_far_apart_as_asked() -> None:
         (lambda: synthetic.random_labels(2, 0), "d must be at least 1"),
         (lambda: digits(2000), "n must lie in 1 ... 1797"),
         (lambda: mnist1d(15), "multiple of 10"),
+        (lambda: modular_addition(1), "p must be at least 2"),
+        (lambda: modular_addition(5, 1.0), "fraction must lie in"),
         (lambda: text("bible"), "corpus must be one of"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_named(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_parts_of_an_addition_table_are_the_table() -> None:
+    p = 6
+    train, test = modular_addition(p, 0.3, seed=1)
+    assert len(train.y) == 11
+    rows = {(*x.view(2, p).argmax(1).tolist(), int(y)) for part in (train, test) for x, y in zip(*part, strict=True)}
+    assert rows == {(a, b, (a + b) % p) for a in range(p) for b in range(p)}
+    assert all(bool((part.x.view(-1, 2, p).sum(2) == 1).all()) for part in (train, test))
 
 
 def test_digits_are_standardized_and_balanced() -> None:
