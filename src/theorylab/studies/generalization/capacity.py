@@ -30,6 +30,7 @@ from theorylab.instruments.norms import Norms, norms
 from theorylab.instruments.predictions import scores_and_classes, signed_margins
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.population import Population
+from theorylab.learning.stopping import train_to_loss
 from theorylab.models.mlp import mlp
 from theorylab.theory.capacity import linear_rademacher, linear_rademacher_bound, linear_supremum, sign_vectors
 
@@ -210,16 +211,9 @@ def fitted(data: list[tuple[Tensor, Tensor]], seeds: list[int], config: Capacity
         mode="vmap",
     )
     start = {k: p.clone() for k, p in population.params.items()}
-    kept, waiting = dict(start), torch.ones(population.size, dtype=torch.bool, device=population.device)
-    while bool(waiting.any()):
-        if population.step_count >= config.limit:
-            raise RuntimeError(f"{int(waiting.sum())} networks did not reach loss {config.loss:g} in {config.limit} steps: raise limit.")
-        population.train(EVERY)
-        arrived = waiting & (population.losses() <= config.loss)
-        for name, p in population.params.items():
-            kept[name] = torch.where(arrived.reshape(-1, *[1] * (p.ndim - 1)), p, kept[name])
-        waiting &= ~arrived
-    population.params = kept
+    missing = int((train_to_loss(population, config.loss, every=EVERY, limit=config.limit) < 0).sum())
+    if missing:
+        raise RuntimeError(f"{missing} networks did not reach loss {config.loss:g} in {config.limit} steps: raise limit.")
     return population, start
 
 
