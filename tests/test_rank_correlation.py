@@ -45,6 +45,14 @@ def test_one_setting_cannot_hide_behind_another() -> None:
     assert granulated_tau(measure, gap, grid) == {"width": 1.0, "depth": -1.0}
 
 
+def test_a_tie_in_the_gap_says_nothing_and_a_tie_in_the_measure_is_no_agreement() -> None:
+    grid = [{"a": a, "b": b} for a in (0, 1) for b in (0, 1)]
+    gap = [0.0, 0.0, 1.0, 2.0]
+    assert granulated_tau(gap, gap, grid) == {"a": 1.0, "b": 1.0}  # of the two pairs along b, one is tied
+    assert granulated_tau([0, 0, 0, 1], gap, grid) == {"a": 0.5, "b": 1.0}
+    assert granulated_tau(gap, [3.0] * 4, grid) == {"a": 0.0, "b": 0.0}
+
+
 def test_what_is_no_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="never changes alone"):
         granulated_tau([1, 2], [1, 2], [{"a": 1, "b": 1}, {"a": 2, "b": 2}])

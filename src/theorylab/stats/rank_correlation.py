@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,16 @@ def granulated_tau(x: Any, y: Any, settings: Sequence[Mapping[str, Hashable]]) -
     .. math:: \psi_i = \frac1{m_i}\sum_{\theta_{-i}} \tau_a\left(\{(x(\theta), y(\theta)) : \theta_i \in \Theta_i\}\right)
 
     A τ over all pairs may come from one setting that moves both quantities; ψ asks of each setting by itself whether x goes along with y
-    when nothing else changes. Its mean over settings is Jiang's Ψ, its least value what Dziugaite et al. ask for.
+    when nothing else changes. Its mean over settings is Jiang's Ψ, its least value what Dziugaite et al. ask for. Pairs of equal y say
+    nothing about x and are left out (the source counts them as 0), so that y itself has ψ = 1; pairs of equal x count as no agreement.
 
     Args:
-        x: One number a run.
-        y: As many.
+        x: One number a run: what is judged.
+        y: As many: what it is judged by.
         settings: Name → value of each run, the same names for all. Settings of which all runs have one value are left out.
 
     Returns:
-        Setting → ψ in [−1, 1], in the order of the names.
+        Setting → ψ in [−1, 1], in the order of the names; 0 where no two y differ.
 
     Raises:
         ValueError: unequal lengths, other names in one of the runs, or a setting that never changes alone.
@@ -119,10 +121,11 @@ def granulated_tau(x: Any, y: Any, settings: Sequence[Mapping[str, Hashable]]) -
         groups: dict[tuple[Hashable, ...], list[int]] = {}
         for i, run in enumerate(settings):
             groups.setdefault(tuple(run[other] for other in names if other != name), []).append(i)
-        taus = [kendall_tau_a(x[rows], y[rows]) for rows in groups.values() if len(rows) > 1]
-        if not taus:
+        pairs = [np.array(list(combinations(rows, 2))).T for rows in groups.values() if len(rows) > 1]
+        if not pairs:
             raise ValueError(f"setting {name!r} never changes alone: run a grid.")
-        found[name] = float(np.mean(taus))
+        each = [(np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]))[y[i] != y[j]] for i, j in pairs]
+        found[name] = float(np.mean([signs.mean() for signs in each if signs.size] or [0.0]))
     return found
 
 
