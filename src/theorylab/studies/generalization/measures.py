@@ -15,10 +15,10 @@ The grid was chosen in pilots with other seeds, so that training is stable and a
 their form after those pilots. A first version at six seeds, decay among its settings, was seen at seed 0: both statements held, with
 intervals twice as wide.
 
-The literature says more than is claimed here: that *no* measure is better than a coin in all settings. This grid does not bear that out.
-The distance from the start, the product of spectral norms or the spectral complexity, whichever is the most robust on the other seeds, is
-right more often than wrong even in its worst setting, at some base seeds by more than chance. Four settings of two values on one small
-data set are easier to survive than the literature's family of environments.
+The literature's stronger statement, that *no* measure is better than a coin in all settings, does not hold on this grid. The distance from
+the start, the product of spectral norms or the spectral complexity, whichever is the most robust on the other seeds, is right more often
+than wrong even in its worst setting; at some base seeds by more than chance, at others the question stays open. Four settings of two values
+on one small data set are easier to survive than the literature's family of environments, in which each measure was refuted by at least one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RANKING = Claim(
     "Sharpness under perturbations in proportion to the weights orders networks by their generalization gap, on average over settings.",
     formula=r"\Psi = \frac1{|\Theta|}\sum_i \psi_i(-\ln\sigma_{\mathrm{magnitude}},\ \mathrm{gap}) \ge 0.1",
     source=Source(
-        "Jiang et al. 2020", "Section 3 (granulated Kendall's coefficient) and Section 7 (sharpness-based measures)", "arXiv:1912.02178"
+        "Jiang et al. 2020", "Section 3 (granulated Kendall's coefficient); the comparison of sharpness-based measures", "arXiv:1912.02178"
     ),
     kind="statistical",
     relation=AtLeast(),
@@ -76,6 +76,18 @@ TYPICAL = Claim(
     reading="Most measures have a setting that moves them one way and the gap the other: many grow with what widens a network, while its "
     "gap shrinks. A τ over all pairs does not show it. Measures are given the sign of their bounds: larger should mean worse.",
 )
+BEST = Claim(
+    "generalization/measures/no_robust_measure",
+    "Even the most robust of the measures has a setting in which it orders networks no better than a coin.",
+    formula=r"\max_{m} \min_i \psi_i(m, \mathrm{gap}) \le 0",
+    source=Source("Dziugaite et al. 2020", "Section 1 (no measure has a better robust sign-error than a coin)", "arXiv:2010.11924"),
+    kind="statistical",
+    relation=AtMost(),
+    control="the gap itself as the measure",
+    reading="This is the literature's statement, of some forty measures and many more settings than here, and on a small grid it need not "
+    "hold: few settings are easy to survive. Further ones can only lower a measure's worst, so one that survives is not yet robust.",
+)
+
 JIANG = "sharpness, magnitude"
 THRESHOLD = 0.1
 """Granulated τ from which a measure counts as ordering networks: right in 55 of 100 pairs."""
@@ -121,15 +133,14 @@ def measures(problem: Problem, start: Params, steps: int, config: MeasuresConfig
     assert found.margins is not None
     assert found.log_path_norm is not None
     margin = max(found.margins[MARGIN], 1e-3)  # a tenth of the rows may be wrong: then the margin is as good as none
-    moved = torch.cat([(p - start[k]).flatten() for k, p in problem.params.items()])
 
-    def sharpness(kind: Literal["isotropic", "magnitude", "adaptive"]) -> float:
+    def sharpness(kind: Literal["isotropic", "magnitude"]) -> float:
         return -math.log(flatness(problem, kind=kind, draws=config.draws, tol=0.05, seed=config.seed).value)
 
     return {
         "parameters": math.log(problem.P),
         "distance from zero": float(problem.flatten(problem.params).norm()),
-        "distance from start": float(moved.norm()),
+        "distance from start": found.distance,
         "spectral product": found.log_spectral,
         "Frobenius product": found.log_frobenius,
         "spectral complexity": found.log_spectral_complexity,
@@ -182,7 +193,8 @@ def train_grid(config: MeasuresConfig) -> Iterator[Trained]:
         )
         start = population.params
         epoch = config.rows // batch
-        steps = train_to_loss(population, config.loss, every=2 * epoch, limit=config.epochs * epoch)
+        limit = config.epochs * epoch
+        arrived = train_to_loss(population, config.loss, every=2 * epoch, limit=limit).tolist()
         net = population.replica(0)[0]
 
         def errors(part: tuple[Tensor, Tensor], population: Population = population, net: torch.nn.Module = net) -> Tensor:
@@ -195,8 +207,9 @@ def train_grid(config: MeasuresConfig) -> Iterator[Trained]:
         gaps = [(1 - config.noise) * wrong + config.noise * (1 - 1 / CLASSES) - fitted for wrong in others]
         for k, (seed, lr, decay) in enumerate(replicas):
             settings: dict[str, Hashable] = {"width": width, "depth": depth, "step size": lr, "batch": batch, "decay": decay}
-            found = measures(population.problem(k), {name: p[k] for name, p in start.items()}, int(steps[k]), config)
-            yield Trained(seed, settings, found, float(gaps[0][k]), float(gaps[1][k]), int(steps[k]) >= 0)
+            late, steps = arrived[k] < 0, arrived[k] if arrived[k] >= 0 else limit
+            found = measures(population.problem(k), {name: p[k] for name, p in start.items()}, steps, config)
+            yield Trained(seed, settings, found, float(gaps[0][k]), float(gaps[1][k]), not late)
 
 
 # ---- what the measures are worth ---------------------------------------------------------------------------------------------------------
@@ -255,7 +268,7 @@ def permuted(groups: list[list[Trained]], config: MeasuresConfig) -> np.ndarray:
 
 @study(
     "generalization/measures",
-    claims=[RANKING, TYPICAL],
+    claims=[RANKING, TYPICAL, BEST],
     tiny=MeasuresConfig(
         seeds=5, widths=(8, 32), depths=(2,), lrs=(0.02, 0.04), batches=(15,), rows=100, loss=0.5, epochs=60, permutations=300
     ),
@@ -287,13 +300,15 @@ def measure_study(config: MeasuresConfig) -> Iterator[Finding | Series | Stage]:
     note = f"{late} of {len(nets)} networks did not reach the loss, and were measured where they were" if late else ""
     yield RANKING.check(predicted=THRESHOLD, measured=found.average()[found.names.index(JIANG)], setting=JIANG, note=note)
     yield RANKING.control_check(predicted=THRESHOLD, measured=permuted(groups, config), setting="gaps permuted")
-    robust = found.best_worst()
-    low, high = mean_interval(robust)
-    said = f"the most robust measure, chosen on the other seeds, has {robust.mean():.2f} there, from {low:.2f} to {high:.2f}"
-    yield TYPICAL.check(predicted=0.0, measured=found.worst().mean(0), setting=f"mean over {len(found.names)} measures", note=said)
+    overall = found.psi.mean(1)
+    best = int(overall.min(1).argmax())
+    said = f"over all seeds: {found.names[best]}, at its worst under {found.settings[int(overall[best].argmin())]}"
+    yield TYPICAL.check(predicted=0.0, measured=found.worst().mean(0), setting=f"mean over {len(found.names)} measures")
+    yield BEST.check(predicted=0.0, measured=found.best_worst(), setting="the most robust measure", note=said)
     noisy, itself = ceiling.worst()
     said = f"measured on other rows, the gap has {noisy.mean():.2f} in its worst setting: what a perfect measure could reach"
-    yield TYPICAL.control_check(predicted=0.0, measured=itself, setting="the gap itself", note=said)
+    for claim in (TYPICAL, BEST):
+        yield claim.control_check(predicted=0.0, measured=itself, setting="the gap itself", note=said)
     yield from figures(found, ceiling)
 
 
@@ -301,7 +316,7 @@ def figures(found: Agreement, ceiling: Agreement) -> Iterator[Series]:
     """Average and worst agreement of every measure with intervals, and the settings one by one."""
     for key, title, label, claim, pick in (
         ("average", "Measures ranked by granulated τ, with 99 % intervals", "τ, mean over settings", RANKING, Agreement.average),
-        ("worst", "The same in each measure's worst setting", "τ in the worst setting", TYPICAL, Agreement.worst),
+        ("worst", "The same in each measure's worst setting", "τ in the worst setting", BEST, Agreement.worst),
     ):
         each = pick(found)
         order = each.mean(1).argsort()[::-1]
