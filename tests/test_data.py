@@ -14,6 +14,7 @@ from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d, pixels
 from theorylab.data.labels import corrupt
+from theorylab.data.modular import modular_addition
 from theorylab.data.text import text
 
 GENERATORS = {
@@ -23,6 +24,7 @@ GENERATORS = {
     "tensor_completion": lambda seed: synthetic.tensor_completion((6, 5, 3), rank=2, fraction=0.5, seed=seed),
     "random_labels": lambda seed: synthetic.random_labels(30, 4, seed=seed),
     "digits": lambda seed: digits(30, seed=seed),
+    "modular_addition": lambda seed: modular_addition(7, seed=seed).test,
 }
 
 
@@ -113,12 +115,23 @@ def test_a_completion_is_of_low_rank_in_every_unfolding_and_of_unit_size(shape: 
         (lambda: corrupt(torch.arange(3), 1.5, classes=10, seed=0), r"fraction must lie in \[0, 1\]"),
         (lambda: corrupt(torch.arange(3), 0.5, classes=2, seed=0), "labels must be integers in 0 ... 1"),
         (lambda: corrupt(torch.ones(3), 0.5, classes=2, seed=0), "got torch.float32"),
+        (lambda: modular_addition(1), "p must be at least 2"),
+        (lambda: modular_addition(5, 1.0), "fraction must lie in"),
         (lambda: text("bible"), "corpus must be one of"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_named(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_the_parts_of_an_addition_table_are_the_table() -> None:
+    p = 6
+    train, test = modular_addition(p, 0.3, seed=1)
+    assert len(train.y) == 11
+    rows = {(*x.view(2, p).argmax(1).tolist(), int(y)) for part in (train, test) for x, y in zip(*part, strict=True)}
+    assert rows == {(a, b, (a + b) % p) for a in range(p) for b in range(p)}
+    assert all(bool((part.x.view(-1, 2, p).sum(2) == 1).all()) for part in (train, test))
 
 
 def test_digits_are_standardized_and_balanced() -> None:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+class Square(nn.Module):
+    """The square as an activation: with it, two layers multiply."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Entry by entry."""
+        return u * u
+
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -17,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
     "sigmoid": nn.Sigmoid,
     "identity": nn.Identity,
+    "square": Square,
 }
 
 
