@@ -24,7 +24,8 @@ def banzhaf_weights(n: int, p: float = 0.5) -> np.ndarray:
 def beta_weights(n: int, alpha: float, beta: float) -> np.ndarray:
     r"""Beta(α, β)-Shapley, :math:`p_s = B(s+\beta, n-1-s+\alpha)/B(\alpha, \beta)`.
 
-    The others take part with a chance t drawn from Beta(β, α). Beta(1, 1) is Shapley; α > β favours small coalitions, and α = β → ∞ tends to Banzhaf.
+    The others take part with a chance t drawn from Beta(β, α). Beta(1, 1) is Shapley; α > β favours small coalitions,
+    and α = β → ∞ tends to Banzhaf.
 
     Example:
         >>> bool(np.allclose(beta_weights(7, 1, 1), shapley_weights(7)))
