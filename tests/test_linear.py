@@ -117,6 +117,7 @@ def test_a_weight_of_two_is_a_row_twice() -> None:
         ({"row_weights": torch.zeros(1, 20)}, "member 0 sum to zero"),
         ({"row_weights": -torch.ones(1, 20)}, "not negative"),
         ({"row_weights": torch.ones(20)}, "shape"),
+        ({"row_weights": torch.ones(0, 20)}, "P ≥ 1"),
         ({"y": torch.zeros(20, dtype=torch.int64)}, "at least two"),
         ({"y": torch.zeros(20)}, "integer"),
         ({"y": torch.zeros(19, dtype=torch.int64)}, "one entry"),

@@ -81,6 +81,8 @@ def linear_game(
 
     def value(masks: Tensor) -> Tensor:
         worths = torch.full((len(masks),), float(empty), dtype=torch.float64)
+        if not bool(masks.any()):
+            return worths
         some = masks.any(1)
         chunk = max(1, EVALUATED // (len(x_test) * k))
         for index in some.nonzero()[:, 0].split(chunk):

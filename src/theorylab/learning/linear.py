@@ -44,8 +44,8 @@ def _check(x: Tensor, y: Tensor, row_weights: Tensor, l2: float) -> None:
         raise ValueError(f"x must be a floating-point matrix (n, d) with a row, got {x.dtype} of shape {tuple(x.shape)}.")
     if len(y) != len(x):
         raise ValueError(f"y must have one entry for each of the {len(x)} rows of x, got {len(y)}.")
-    if row_weights.ndim != 2 or row_weights.shape[1] != len(x):
-        raise ValueError(f"row_weights must have shape (P, {len(x)}), one weight for each row of x, got {tuple(row_weights.shape)}.")
+    if row_weights.ndim != 2 or row_weights.shape[1] != len(x) or len(row_weights) == 0:
+        raise ValueError(f"row_weights must have shape (P, {len(x)}), P ≥ 1, one weight for each row of x, got {tuple(row_weights.shape)}.")
     if not (row_weights.isfinite().all() and (row_weights >= 0).all()):
         raise ValueError("row_weights must be finite and not negative.")
     if not x.isfinite().all():
