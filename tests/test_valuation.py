@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from theorylab.instruments.games import Game, coalitions, evaluate, table
+from theorylab.instruments.games import Game, coalitions, evaluate, from_table, table
 from theorylab.instruments.interactions import interactions, mobius
 from theorylab.instruments.valuation import banzhaf, beta_shapley, least_core, removal_curve, semivalue, shapley
 from theorylab.theory import games, semivalues
@@ -19,13 +17,7 @@ DIVIDENDS = np.random.default_rng(0).standard_normal(2**N) / 4
 TABLE = torch.as_tensor(games.from_dividends(DIVIDENDS))
 
 
-def lookup(worths: Tensor):
-    """The game of a table."""
-    n = int(math.log2(len(worths)))
-    return lambda masks: worths[(masks.long() << torch.arange(n)).sum(1)]
-
-
-GAME = lookup(TABLE)
+GAME = from_table(TABLE)
 SHAPLEY = torch.as_tensor(games.shapley_of_dividends(DIVIDENDS))
 BANZHAF = torch.as_tensor(games.banzhaf_of_dividends(DIVIDENDS))
 
@@ -115,7 +107,7 @@ def test_stopping_and_truncation_do_what_they_say() -> None:
     found = shapley(GAME, N, method="permutation", budget=100_000, tol=0.05)
     assert float(found.stderr.max()) <= 0.05
     assert found.evaluations < 10_000
-    rising = lookup((coalitions(N).sum(1).double() / N).sqrt())  # monotone, so that the bias is bounded
+    rising = from_table((coalitions(N).sum(1).double() / N).sqrt())  # monotone, so that the bias is bounded
     asked = shapley(rising, N, method="permutation", budget=600).evaluations
     cut = shapley(rising, N, method="permutation", budget=600, truncation=0.2)
     assert cut.evaluations < asked

@@ -62,6 +62,23 @@ def table(value: Worth, n: int) -> Tensor:
     return evaluate(value, coalitions(n))
 
 
+def from_table(worths: Tensor) -> Worth:
+    """The game whose worths are listed, (2^n,), in the order of `coalitions`: the inverse of `table`.
+
+    Raises:
+        ValueError: a length that is no power of two.
+
+    Example:
+        >>> from_table(torch.tensor([0.0, 1.0, 1.0, 4.0]))(torch.tensor([[True, False], [True, True]])).tolist()
+        [1.0, 4.0]
+    """
+    n = worths.numel().bit_length() - 1
+    if worths.ndim != 1 or len(worths) != 2**n:
+        raise ValueError(f"worths must list 2^n coalitions, got shape {tuple(worths.shape)}.")
+    places = torch.tensor([1 << i for i in range(n)])
+    return lambda masks: worths[masks.long() @ places]
+
+
 class Game:
     """A game that remembers: each coalition is evaluated once, however often and in whatever company it is asked for.
 
