@@ -13,8 +13,9 @@ from theorylab.data import folder, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d, pixels
-from theorylab.data.labels import corrupt
+from theorylab.data.labels import corrupt, flip_labels
 from theorylab.data.modular import modular_addition
+from theorylab.data.tabular import breast_cancer
 from theorylab.data.text import text
 
 GENERATORS = {
@@ -25,6 +26,7 @@ GENERATORS = {
     "random_labels": lambda seed: synthetic.random_labels(30, 4, seed=seed),
     "digits": lambda seed: digits(30, seed=seed),
     "modular_addition": lambda seed: modular_addition(7, seed=seed).test,
+    "breast_cancer": lambda seed: breast_cancer(30, seed=seed),
 }
 
 
@@ -196,3 +198,29 @@ def test_pixels_of_cifar_are_standardized_by_channel(data_folder: Path) -> None:
     assert torch.allclose(channels.mean((0, 2)), torch.zeros(3, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(channels.std((0, 2)), torch.ones(3, dtype=torch.float64), atol=1e-3)
     assert set(y.tolist()) <= set(range(10))
+
+
+def test_flipped_labels_are_all_wrong_and_the_rest_right() -> None:
+    _, y = digits(1000)
+    before = y.clone()
+    flipped, rows = flip_labels(y, 0.3, seed=2)
+    wrong = (flipped != y).nonzero()[:, 0]
+    assert torch.equal(wrong, rows)
+    assert len(rows) == 300
+    assert torch.equal(y, before)
+    shift = (flipped - y)[rows] % 10  # evenly over the nine others: 4 standard errors of a count of 300/9
+    assert float((shift.bincount(minlength=10)[1:] - 300 / 9).abs().max()) < 4 * (300 * 8 / 81) ** 0.5
+    assert torch.equal(flip_labels(y, 0.3, seed=2).y, flipped)
+    assert not torch.equal(flip_labels(y, 0.3, seed=3).y, flipped)
+    assert torch.equal(flip_labels(y, 0.0).y, y)
+    assert not (flip_labels(y, 1.0).y == y).any()
+
+
+def test_labels_that_cannot_be_flipped_are_refused() -> None:
+    for y, fraction, message in [
+        (torch.tensor([0, 1]), 1.5, "fraction"),
+        (torch.tensor([0, 0]), 0.5, "two classes"),
+        (torch.tensor([0.0, 1.0]), 0.5, "integer"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            flip_labels(y, fraction)

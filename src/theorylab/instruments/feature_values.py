@@ -1,0 +1,92 @@
+"""Shapley values of a model's features, row by row, with pictures of many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from theorylab.core.problem import Problem
+from theorylab.instruments.games import evaluate
+from theorylab.instruments.model_games import feature_game
+from theorylab.instruments.valuation import ShapleyMethod, shapley
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class FeatureValues:
+    """Values of the features, or groups of them, of m rows in the interventional game.
+
+    Attributes:
+        values: (m, players).
+        stderr: Their standard errors, (m, players); zeros where exact.
+        base: Mean output over the background, the worth of no feature.
+        features: The rows explained, (m, d).
+    """
+
+    values: Tensor
+    stderr: Tensor
+    base: float
+    features: Tensor
+
+    def beeswarm(self, ax: Axes | None = None, *, names: list[str] | None = None, most: int = 15) -> Axes:
+        """One point a row and feature; needs one player a feature."""
+        from theorylab.instruments.value_plots import beeswarm
+
+        return beeswarm(self.values, self.features, ax, names=names, most=most)
+
+    def waterfall(self, row: int = 0, ax: Axes | None = None, *, names: list[str] | None = None, most: int = 12) -> Axes:
+        """How one row's features lead from the base to its output."""
+        from theorylab.instruments.value_plots import waterfall
+
+        return waterfall(self.values[row], self.base, ax, names=names, most=most)
+
+
+def feature_shapley(
+    model: Problem | Callable[[Tensor], Tensor],
+    x: Tensor,
+    background: Tensor,
+    *,
+    output: int | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
+    method: ShapleyMethod = "auto",
+    budget: int | None = None,
+    seed: int = 0,
+) -> FeatureValues:
+    r"""Shapley values of the features of each row in the interventional game (`feature_game`).
+
+    They add up to the row's output less the mean output over the background. Exact for at most 16 players, at 2^players · B outputs a row.
+
+    Args:
+        model: A `Problem`, or any function from rows (rows, d) to outputs.
+        x: Rows to explain, (m, d) or one (d,).
+        background: Rows (B, d) that stand for absence.
+        output: Which of several outputs.
+        groups: Players that are several features each.
+        method: As for `shapley`.
+        budget: Coalitions for each row.
+        seed: Of sampled methods; the same coalitions for every row.
+
+    Raises:
+        ValueError: as for `feature_game` and `shapley`.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0])
+        >>> feature_shapley(lambda rows: rows @ w, torch.tensor([[1.0, 1.0], [0.0, 3.0]]), torch.zeros(1, 2)).values.tolist()
+        [[1.0, 2.0], [0.0, 6.0]]
+
+    Source: Štrumbelj and Kononenko 2014, doi:10.1007/s10115-013-0679-x; Lundberg and Lee 2017, arXiv:1705.07874.
+    """
+    rows = x[None] if x.ndim == 1 else x
+    if rows.ndim != 2 or len(rows) == 0:
+        raise ValueError(f"x must be rows (m, d), at least one, got shape {tuple(x.shape)}.")
+    n = rows.shape[1] if groups is None else len(groups)
+    games = [feature_game(model, row, background, output=output, groups=groups) for row in rows]
+    found = [shapley(game, n, method=method, budget=budget, seed=seed) for game in games]
+    nobody = evaluate(games[0], torch.zeros(1, n, dtype=torch.bool))
+    return FeatureValues(torch.stack([f.values for f in found]), torch.stack([f.stderr for f in found]), float(nobody), rows)

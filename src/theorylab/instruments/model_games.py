@@ -1,0 +1,269 @@
+"""Games made of models: what a subset of the training rows is worth after fitting on it, and what a subset of features tells a model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from theorylab.core.batches import Batch
+from theorylab.core.problem import Problem
+from theorylab.instruments.games import Worth
+from theorylab.learning.linear import logistic, ridge
+from theorylab.learning.optimizers.base import Optimizer
+from theorylab.learning.population import Population
+
+EVALUATED = 1 << 22
+"""Numbers in the rows that a model is shown at a time."""
+
+
+def _rows(x: Tensor, y: Tensor, name: str) -> None:
+    if x.ndim < 2 or len(x) == 0 or len(y) != len(x):
+        raise ValueError(f"{name} must be rows and as many targets, at least one, got {tuple(x.shape)} and {tuple(y.shape)}.")
+
+
+def linear_game(
+    x: Tensor,
+    y: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    *,
+    learner: Literal["logistic", "ridge"] = "logistic",
+    l2: float = 1.0,
+    empty: float | None = None,
+) -> Worth:
+    r"""The game of training rows whose worth is what a linear model fitted on them alone reaches on test rows.
+
+    Integer targets are classes, and the worth is the test accuracy; others are regressed by ridge, and the worth is the negative mean
+    squared test error. All coalitions of a call are fitted together. A coalition with rows of one class predicts that class.
+
+    Args:
+        x: Training rows (n, d), the players.
+        y: Classes (n,), integers from 0, or real targets (n,).
+        x_test: Test rows (m, d).
+        y_test: Their targets (m,).
+        learner: ``"logistic"`` or ``"ridge"`` (of one-hot labels where the targets are classes).
+        l2: Penalty, as in `theorylab.learning.linear`.
+        empty: Worth of nobody; by default one over the number of classes, and for real targets that of predicting zero.
+
+    Returns:
+        ``value(masks)``; wrap it in `theorylab.instruments.games.Game` to remember coalitions.
+
+    Raises:
+        ValueError: wrong shapes, one class only, or logistic regression of real targets.
+
+    Example:
+        >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]], dtype=torch.float64)
+        >>> game = linear_game(x, torch.tensor([0, 0, 1, 1]), x, torch.tensor([0, 0, 1, 1]))
+        >>> game(torch.tensor([[False] * 4, [True, False, False, False], [True, False, False, True]])).tolist()
+        [0.5, 0.5, 1.0]
+
+    Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 2 (data Shapley's game).
+    """
+    _rows(x, y, "x and y")
+    _rows(x_test, y_test, "x_test and y_test")
+    if learner not in ("logistic", "ridge"):
+        raise ValueError(f'learner must be "logistic" or "ridge", got {learner!r}.')
+    classify = not y.is_floating_point()
+    if learner == "logistic" and not classify:
+        raise ValueError(f"logistic regression needs integer classes, got targets in {y.dtype}.")
+    if classify and (int(y.min()) < 0 or bool((y == y[0]).all())):
+        raise ValueError(
+            f"y must hold at least two classes, integers from 0, got {y.unique().tolist()}: no coalition could tell any apart."
+        )
+    k = int(max(y.max(), y_test.max())) + 1 if classify else 1
+    if empty is None:
+        empty = 1 / k if classify else -float(y_test.square().mean())
+    targets = nn.functional.one_hot(y, k).to(x) if classify else y.to(x)
+
+    def value(masks: Tensor) -> Tensor:
+        worths = torch.full((len(masks),), float(empty), dtype=torch.float64)
+        if not bool(masks.any()):
+            return worths
+        some = masks.any(1)
+        chunk = max(1, EVALUATED // (len(x_test) * k))
+        for index in some.nonzero()[:, 0].split(chunk):
+            weights = masks[index].to(x)
+            fits = logistic(x, y, weights, l2=l2, classes=k) if learner == "logistic" else ridge(x, targets, weights, l2=l2)
+            if classify:
+                worths[index] = (fits.classes(x_test) == y_test).double().mean(1).cpu()
+            else:
+                worths[index] = -(fits.outputs(x_test)[..., 0] - y_test).square().mean(1).double().cpu()
+        return worths
+
+    return value
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of rows whose largest output is that of their class, (P,) from outputs (P, m, k)."""
+    return (outputs.argmax(-1) == targets).double().mean(-1)
+
+
+def retraining_game(
+    make_model: Callable[[], nn.Module],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    data: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    optimizer: Optimizer,
+    steps: int,
+    seed: int = 0,
+    noise: Literal["fresh", "none"] = "none",
+    score: Callable[[Tensor, Tensor], Tensor] = accuracy,
+    chunk: int = 128,
+) -> Worth:
+    r"""The game of training rows whose worth is what a network trained on them alone, from scratch, reaches on test rows.
+
+    Coalitions are trained together, as a `Population` with row weights of 0 and 1 and full batches. Nobody is worth what the untrained
+    network is. The cost is one training for each coalition: with a network of 10^5 parameters and 10^4 rows Shapley values take GPU-days,
+    and `knn_shapley` on its features is the way.
+
+    Args:
+        make_model: Builds one network.
+        loss: ``loss(outputs, targets)``, one number a row or the mean.
+        data: Training rows and targets (n, ...), the players.
+        test: Test rows and targets.
+        optimizer: From `theorylab.learning.optimizers`, with one setting for all.
+        steps: Of full-batch training.
+        seed: Of the networks' initial parameters.
+        noise: ``"none"``: every coalition starts from the same network, and the game is a function. ``"fresh"``: each coalition starts from
+            its own, drawn by ``seed`` and the coalition, so that worths carry independent noise and yet repeat.
+        score: ``score(outputs (P, m, ...), targets)`` gives (P,).
+        chunk: Coalitions trained at a time.
+
+    Returns:
+        ``value(masks)``.
+
+    Raises:
+        ValueError: wrong shapes or an option out of range; FloatingPointError where training diverges.
+
+    Example:
+        >>> from theorylab.learning.optimizers.sgd import sgd
+        >>> x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
+        >>> make = lambda: nn.Linear(1, 2)
+        >>> game = retraining_game(make, nn.functional.cross_entropy, (x, y), (x, y), optimizer=sgd(1.0), steps=200)
+        >>> game(torch.tensor([[True, True]])).tolist()
+        [1.0]
+
+    Source: Ghorbani and Zou 2019, arXiv:1904.02868; Wang and Jia 2023, arXiv:2205.15466 (noise of training).
+    """
+    (x, y), (x_test, y_test) = data, test
+    _rows(x, y, "data")
+    _rows(x_test, y_test, "test")
+    if noise not in ("fresh", "none"):
+        raise ValueError(f'noise must be "fresh" or "none", got {noise!r}.')
+    if steps < 1 or chunk < 1:
+        raise ValueError(f"steps and chunk must be at least 1, got {steps} and {chunk}.")
+
+    def seeds(masks: Tensor) -> list[int]:
+        return [seed if noise == "none" else zlib.crc32(row.tobytes(), seed) & 0x7FFFFFFF for row in masks.cpu().numpy()]
+
+    def value(masks: Tensor) -> Tensor:
+        found = []
+        for part in masks.split(chunk):
+            nobody = ~part.any(1)
+            weights = (part | nobody[:, None]).double()  # trained on all and put back: a population trains every member
+            population = Population(
+                make_model,
+                loss,
+                data,
+                optimizer=optimizer,
+                seeds=seeds(part),
+                row_weights=weights,
+                dtype=x.dtype if x.is_floating_point() else torch.float64,
+                mode="vmap",
+            )
+            start = {k: p.clone() for k, p in population.params.items()}
+            population.train(steps)
+            if bool(nobody.any()):
+                kept = population.params
+                population.params = {k: torch.where(nobody.view(-1, *[1] * (p.ndim - 1)), start[k], p) for k, p in kept.items()}
+            model = population.replica(0)[0].eval()
+            tensors = {**population.params, **population.frozen, **population.buffers}
+            with torch.no_grad():
+                outputs = torch.func.vmap(lambda t, model=model: torch.func.functional_call(model, t, (x_test,)))(tensors)
+                found.append(score(outputs, y_test).double().cpu())
+        return torch.cat(found)
+
+    return value
+
+
+def predictor(model: Problem | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The outputs of a problem's model at its parameters, or of any function of rows, without gradients."""
+
+    def of_problem(rows: Tensor) -> Tensor:
+        assert isinstance(model, Problem)
+        with model.safe(), torch.no_grad():
+            return model.on([Batch((rows, rows), len(rows))]).outputs(0)
+
+    def of_function(rows: Tensor) -> Tensor:
+        assert not isinstance(model, Problem)
+        with torch.no_grad():
+            return model(rows)
+
+    return of_problem if isinstance(model, Problem) else of_function
+
+
+def feature_game(
+    model: Problem | Callable[[Tensor], Tensor],
+    x: Tensor,
+    background: Tensor,
+    *,
+    output: int | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Worth:
+    r"""The game of features whose worth is the model's mean output with the present features of ``x`` and the rest from a background.
+
+    The *interventional* game, :math:`v(S) = \frac1B \sum_b f(x_S, b_{\bar S})`: it tells what the model computes with, and shows it rows
+    that may never occur. The conditional game, with absent features drawn given the present ones, has other values.
+
+    Args:
+        model: A `Problem`, or any function from rows (rows, d) to outputs (rows,) or (rows, k).
+        x: The row to explain, (d,).
+        background: Rows (B, d) that stand for absence.
+        output: Which of the k outputs; needed where there are several.
+        groups: Players that are several features each; by default one a feature.
+
+    Returns:
+        ``value(masks)`` over d players, or one for each group.
+
+    Raises:
+        ValueError: wrong shapes, groups that are empty, overlap or leave a feature out, or several outputs and none named.
+
+    Example:
+        >>> game = feature_game(lambda rows: rows @ torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]), torch.zeros(3, 2))
+        >>> game(torch.tensor([[False, False], [True, False], [True, True]])).tolist()
+        [0.0, 1.0, 3.0]
+
+    Source: Lundberg and Lee 2017, arXiv:1705.07874, Section 4; Janzing, Minorics and Blöbaum 2020, arXiv:1910.13413 (interventional).
+    """
+    d = x.numel()
+    if x.ndim != 1 or background.ndim != 2 or background.shape[1] != d or len(background) == 0:
+        raise ValueError(f"x must be (d,) and background (B, d) with a row, got {tuple(x.shape)} and {tuple(background.shape)}.")
+    if not (x.isfinite().all() and background.isfinite().all()):
+        raise ValueError("x and background must be finite.")
+    parts = [[i] for i in range(d)] if groups is None else [list(g) for g in groups]
+    if sorted(i for g in parts for i in g) != list(range(d)) or not all(parts):
+        raise ValueError(f"groups must hold every feature 0 ... {d - 1} exactly once and none may be empty, got {parts}.")
+    owner = torch.empty(d, dtype=torch.long)
+    for player, members in enumerate(parts):
+        owner[members] = player
+    predict = predictor(model)
+
+    def value(masks: Tensor) -> Tensor:
+        found = []
+        for part in masks.split(max(1, EVALUATED // background.numel())):
+            present = part[:, owner].to(x.device)
+            rows = torch.where(present[:, None, :], x, background)  # (P, B, d)
+            outputs = predict(rows.flatten(0, 1))
+            if outputs.ndim == 2:
+                if outputs.shape[1] > 1 and output is None:
+                    raise ValueError(f"output must name one of the {outputs.shape[1]} outputs of the model.")
+                outputs = outputs[:, output or 0]
+            found.append(outputs.view(len(part), -1).double().mean(1).cpu())
+        return torch.cat(found)
+
+    return value

@@ -1,0 +1,74 @@
+r"""Weights of semivalues, :math:`\phi_i = \sum_{S\not\ni i} p_{|S|}\,[v(S\cup i) - v(S)]`, and what noise in the worths does to them."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import betaln, comb, gammaln
+
+
+def shapley_weights(n: int) -> np.ndarray:
+    r""":math:`p_s = s!\,(n-1-s)!/n!`, s = 0 ... n − 1: the players join in an order drawn evenly.
+
+    Source: Shapley 1953, doi:10.1515/9781400881970-018, equation 12.
+    """
+    s = np.arange(n)
+    return np.exp(gammaln(s + 1) + gammaln(n - s) - gammaln(n + 1))
+
+
+def banzhaf_weights(n: int, p: float = 0.5) -> np.ndarray:
+    """p^s (1 − p)^{n−1−s}: each of the others takes part with chance p, independently."""
+    s = np.arange(n)
+    return p**s * (1 - p) ** (n - 1 - s)
+
+
+def beta_weights(n: int, alpha: float, beta: float) -> np.ndarray:
+    r"""Beta(α, β)-Shapley, :math:`p_s = B(s+\beta, n-1-s+\alpha)/B(\alpha, \beta)`.
+
+    The others take part with a chance t drawn from Beta(β, α). Beta(1, 1) is Shapley; α > β favours small coalitions,
+    and α = β → ∞ tends to Banzhaf.
+
+    Example:
+        >>> bool(np.allclose(beta_weights(7, 1, 1), shapley_weights(7)))
+        True
+
+    Source: Kwon and Zou 2022, arXiv:2110.14049, equation 5.
+    """
+    s = np.arange(n)
+    return np.exp(betaln(s + beta, n - 1 - s + alpha) - betaln(alpha, beta))
+
+
+def noise_variance(weights: np.ndarray, variance: float = 1.0) -> float:
+    r"""Variance :math:`2\sigma^2\sum_s\binom{n-1}{s}p_s^2` of each value where every worth carries independent noise of variance σ².
+
+    Args:
+        weights: p, (n,).
+        variance: σ².
+
+    Example:
+        >>> noise_variance(banzhaf_weights(10)) == 2 / 2**9
+        True
+
+    Source: Wang and Jia 2023, arXiv:2205.15466, Section 4 (safety margin and noise); the sum is elementary.
+    """
+    n = len(weights)
+    return float(2 * variance * (comb(n - 1, np.arange(n)) * weights**2).sum())
+
+
+def least_noise_variance(n: int, variance: float = 1.0) -> float:
+    r"""The least of `noise_variance` among all semivalues, :math:`2\sigma^2/2^{n-1}`, reached by Banzhaf only (Cauchy and Schwarz)."""
+    return 2 * variance / 2 ** (n - 1)
+
+
+def noise_variance_at_size(weights: np.ndarray, size: int, variance: float = 1.0) -> float:
+    r"""Mean over players of the variance of their values where only coalitions of one size carry noise.
+
+    A player is in :math:`\binom{n-1}{k-1}` coalitions of size k, with weight :math:`p_{k-1}`, and out of :math:`\binom{n-1}{k}`, with
+    weight :math:`p_k`.
+
+    Args:
+        weights: p, (n,).
+        size: k, in 1 ... n − 1.
+        variance: σ².
+    """
+    n = len(weights)
+    return float(variance * (comb(n - 1, size - 1) * weights[size - 1] ** 2 + comb(n - 1, size) * weights[size] ** 2))

@@ -1,0 +1,243 @@
+"""Games of models and values of rows: against loops over fits, brute force, and scikit-learn."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from theorylab.core.problem import Problem
+from theorylab.data.digits import digits
+from theorylab.data.tabular import breast_cancer
+from theorylab.instruments.data_values import data_oob, knn_shapley
+from theorylab.instruments.feature_values import feature_shapley
+from theorylab.instruments.games import Game, coalitions, table
+from theorylab.instruments.interactions import interactions
+from theorylab.instruments.model_games import feature_game, linear_game, retraining_game
+from theorylab.instruments.valuation import removal_curve, shapley
+from theorylab.learning.linear import logistic, ridge
+from theorylab.learning.optimizers.sgd import sgd
+from theorylab.models.mlp import mlp
+from theorylab.models.seeded import seeded
+from theorylab.theory import games
+
+
+def subsets(P: int, n: int) -> Tensor:
+    return torch.rand(P, n, generator=torch.Generator().manual_seed(0)) < 0.4
+
+
+def test_logistic_game_has_the_accuracies_of_scikit_learn() -> None:
+    x, y = breast_cancer(140)
+    train, test = (x[:40], y[:40]), (x[40:], y[40:])
+    masks = subsets(30, 40)
+    masks[0], masks[1] = False, train[1] == 1  # nobody, and one class
+    worths = linear_game(*train, *test)(masks)
+    assert worths[0] == 0.5
+    assert worths[1] == (test[1] == 1).double().mean()
+    for mask, worth in zip(masks[2:], worths[2:], strict=True):
+        reference = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-10).fit(train[0][mask], train[1][mask])
+        assert worth == pytest.approx(reference.score(*test), abs=1e-12)
+
+
+def test_ridge_games_are_fits_on_the_rows_alone() -> None:
+    x, y = digits(60)
+    masks = subsets(5, 30)
+    one_hot = nn.functional.one_hot(y, 10).double()
+    accuracy = linear_game(x[:30], y[:30], x[30:], y[30:], learner="ridge", l2=0.3)(masks)
+    squared = linear_game(x[:30], x[:30, 20], x[30:], x[30:, 20], learner="ridge", l2=0.3)(masks)
+    for k, mask in enumerate(masks):
+        ones = torch.ones(1, int(mask.sum()))
+        labels = ridge(x[:30][mask], one_hot[:30][mask], ones, l2=0.3).classes(x[30:])[0]
+        assert accuracy[k] == (labels == y[30:]).double().mean()
+        outputs = ridge(x[:30][mask], x[:30, 20][mask], ones, l2=0.3).outputs(x[30:])[0, :, 0]
+        assert float(squared[k]) == pytest.approx(-float((outputs - x[30:, 20]).square().mean()), abs=1e-9)
+
+
+@pytest.mark.parametrize("noise", ["none", "fresh"])
+def test_a_retraining_game_trains_on_the_rows_alone(noise: str) -> None:
+    x, y = digits(30)
+    make = lambda: mlp([64, 4, 10])  # noqa: E731
+    score = lambda outputs, targets: -torch.stack([nn.functional.cross_entropy(o, targets) for o in outputs])  # noqa: E731
+    game = retraining_game(
+        make,
+        nn.functional.cross_entropy,
+        (x[:10], y[:10]),
+        (x[10:], y[10:]),
+        optimizer=sgd(0.3),
+        steps=7,
+        seed=5,
+        noise=noise,
+        score=score,
+        chunk=3,
+    )  # type: ignore[arg-type]
+    masks = subsets(4, 10)
+    masks[2] = False
+    worths = game(masks)
+    assert torch.equal(worths, game(masks))
+    if noise == "none":
+        for mask, worth in zip(masks, worths, strict=True):
+            net = seeded(make, 5)
+            for _ in range(7 if mask.any() else 0):
+                grads = torch.autograd.grad(nn.functional.cross_entropy(net(x[:10][mask]), y[:10][mask]), list(net.parameters()))
+                with torch.no_grad():
+                    for p, g in zip(net.parameters(), grads, strict=True):
+                        p -= 0.3 * g
+            assert float(worth) == pytest.approx(-float(nn.functional.cross_entropy(net(x[10:]), y[10:]).detach()), abs=1e-9)
+    else:
+        twice = game(masks[[0, 0, 1]])
+        assert twice[0] == twice[1] == worths[0]  # the coalition decides, not where it stands
+
+
+def test_a_feature_game_replaces_absent_features_row_by_row() -> None:
+    net = seeded(lambda: mlp([4, 5, 3]), 0)
+    random = torch.Generator().manual_seed(1)
+    x, background = torch.randn(4, generator=random).double(), torch.randn(6, 4, generator=random).double()
+    game = feature_game(Problem(net, nn.functional.cross_entropy, (background, torch.zeros(6).long())), x, background, output=2)
+    for mask, worth in zip(coalitions(4), table(game, 4), strict=True):
+        rows = [torch.stack([x[i] if mask[i] else b[i] for i in range(4)]) for b in background]
+        assert float(worth) == pytest.approx(float(net(torch.stack(rows))[:, 2].mean().detach()), abs=1e-12)
+    grouped = feature_game(net, x, background, output=2, groups=[[0, 3], [1, 2]])
+    torch.testing.assert_close(table(grouped, 2), table(game, 4)[[0, 9, 6, 15]])
+
+
+def test_feature_values_of_a_linear_model_and_their_sum() -> None:
+    random = torch.Generator().manual_seed(2)
+    w, x, background = (torch.randn(*s, generator=random, dtype=torch.float64) for s in ((5,), (3, 5), (9, 5)))
+    found = feature_shapley(lambda rows: rows @ w, x, background)
+    for values, row in zip(found.values, x, strict=True):
+        np.testing.assert_allclose(values, games.linear_model_values(w.numpy(), row.numpy(), background.numpy()), atol=1e-12)
+    torch.testing.assert_close(found.base + found.values.sum(1), x @ w)
+    sampled = feature_shapley(lambda rows: (rows @ w).sin(), x, background, method="permutation", budget=60)
+    assert float(sampled.stderr.min()) > 0
+
+
+def brute_knn(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, k: int) -> Tensor:
+    """Enumeration, with ties in the order of rows."""
+
+    def value(masks: Tensor) -> Tensor:
+        worths = []
+        for mask in masks:
+            rows = mask.nonzero()[:, 0]
+            total = 0.0
+            for t, label in zip(x_test, y_test, strict=True):
+                near = sorted(rows.tolist(), key=lambda i, t=t: (float((x[i] - t).norm()), i))[:k]
+                total += sum(float(y[i] == label) for i in near) / k
+            worths.append(total / len(x_test))
+        return torch.tensor(worths, dtype=torch.float64)
+
+    return shapley(value, len(x), method="exact").values
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 20])
+def test_knn_values_are_those_of_enumeration_also_with_ties(k: int) -> None:
+    random = torch.Generator().manual_seed(3)
+    x, x_test = (torch.randint(0, 3, (m, 2), generator=random).double() for m in (8, 3))  # many ties, some rows equal
+    y, y_test = (torch.randint(0, 2, (m,), generator=random) for m in (8, 3))
+    found = knn_shapley(x, y, x_test, y_test, k=k)
+    torch.testing.assert_close(found.values, brute_knn(x, y, x_test, y_test, k), rtol=0, atol=1e-12)
+
+
+def test_knn_errors_are_over_test_rows_and_one_row_is_enough() -> None:
+    x, y = digits(60)
+    each = torch.stack([knn_shapley(x[:40], y[:40], x[i : i + 1], y[i : i + 1], k=3).values for i in range(40, 60)])
+    found = knn_shapley(x[:40], y[:40], x[40:], y[40:], k=3)
+    torch.testing.assert_close(found.values, each.mean(0))
+    torch.testing.assert_close(found.stderr, each.std(0) / 20**0.5)
+    one = knn_shapley(x[:1], y[:1], x[40:41], y[40:41], k=3)
+    assert float(one.values[0]) == pytest.approx(float(y[0] == y[40]) / 3)
+
+
+@pytest.mark.parametrize("learner", ["ridge", "logistic"])
+def test_data_oob_is_a_loop_over_bags(learner: str) -> None:
+    x, y = breast_cancer(25)
+    found = data_oob(x, y, replicas=30, learner=learner, l2=0.5, seed=4)  # type: ignore[arg-type]
+    generator, right, out = torch.Generator().manual_seed(4), torch.zeros(25), torch.zeros(25)
+    for _ in range(30):
+        draws = torch.randint(25, (25,), generator=generator)
+        ones = torch.ones(1, 25)
+        if learner == "ridge":
+            fit = ridge(x[draws], nn.functional.one_hot(y[draws], 2).double(), ones, l2=0.5)
+        else:
+            fit = logistic(x[draws], y[draws], ones, l2=0.5)
+        for i in set(range(25)) - set(draws.tolist()):
+            out[i] += 1
+            right[i] += float(fit.classes(x[i : i + 1])[0, 0] == y[i])
+    torch.testing.assert_close(found.values, (right / out).double(), rtol=0, atol=1e-6)
+
+
+X, Y = breast_cancer(20)
+ONE_CLASS = torch.zeros(20, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linear_game(X, ONE_CLASS, X, ONE_CLASS), "two classes"),
+        (lambda: linear_game(X, Y.double(), X, Y.double()), "integer classes"),
+        (lambda: linear_game(X, Y[:3], X, Y), "as many targets"),
+        (lambda: linear_game(X, Y, X, Y, learner="tree"), "learner"),  # type: ignore[arg-type]
+        (lambda: data_oob(X, ONE_CLASS), "two classes"),
+        (lambda: data_oob(X, Y, replicas=2), "raise replicas"),
+        (lambda: knn_shapley(X[:0], Y[:0], X, Y), "with a row"),
+        (lambda: knn_shapley(X, Y, X, Y, k=0), "k must"),
+        (lambda: knn_shapley(X, Y, X[:, :3], Y), "as many columns"),
+        (lambda: knn_shapley(X * torch.nan, Y, X, Y), "finite"),
+        (lambda: feature_game(lambda rows: rows, X[0], X)(coalitions(4)[:, :1].expand(-1, 30)), "output must name"),
+        (lambda: feature_game(lambda rows: rows[:, 0], X[0], X[:0]), "background"),
+        (lambda: feature_game(lambda rows: rows[:, 0], X[0], X, groups=[[0], [0, 1]]), "groups must hold"),
+        (
+            lambda: retraining_game(lambda: nn.Linear(30, 2), nn.functional.cross_entropy, (X, Y), (X, Y), optimizer=sgd(0.1), steps=0),
+            "steps",
+        ),
+    ],
+)
+def test_what_is_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_pictures() -> None:
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        game = Game(linear_game(X[:8], Y[:8], X[8:], Y[8:]), 8)
+        sampled = shapley(game, 8, method="permutation", budget=100)
+        axes = [
+            sampled.plot(most=5),
+            sampled.waterfall(float(game(torch.zeros(1, 8, dtype=torch.bool))), most=3),
+            removal_curve(sampled, game).plot(label="Shapley"),
+            interactions(table(game, 8)).plot(names=list("abcdefgh")),
+        ]
+        features = feature_shapley(lambda rows: rows[:, 0] * rows[:, 1], X[:9, :3], X[9:, :3])
+        axes += [features.beeswarm(names=["a", "b", "c"]), features.waterfall(2)]
+        assert [len(a.get_yticklabels()) for a in axes[:2]] == [5, 4]
+        for a in axes:
+            a.figure.canvas.draw()
+        plt.close("all")
+        # the last bar of a waterfall ends where all players are worth
+        ends = [bar.get_x() + bar.get_width() for bar in features.waterfall(2).patches]
+        assert float(features.base + features.values[2].sum()) == pytest.approx(ends[-1])
+        plt.close("all")
+    with pytest.raises(ValueError, match="names"):
+        sampled.plot(names=["a"])
+
+
+def test_every_pair_of_orders_of_a_small_game_agrees_with_enumeration_of_orders() -> None:
+    game = Game(linear_game(X[:5], torch.tensor([0, 1, 0, 1, 1]), X[5:], Y[5:]), 5)
+    total = torch.zeros(5, dtype=torch.float64)
+    for order in itertools.permutations(range(5)):
+        mask = torch.zeros(1, 5, dtype=torch.bool)
+        before = game(mask)
+        for i in order:
+            mask[0, i] = True
+            total[i] += float(game(mask) - before)
+            before = game(mask)
+    torch.testing.assert_close(shapley(game, 5).values, total / 120)
