@@ -65,6 +65,7 @@ _PUBLIC = {
     "ntk": "instruments.kernels",
     "preflight": "instruments.preflight",
     "Notice": "core.notice",
+    "PrivacyLedger": "core.privacy_ledger",
     "kernel_spectrum": "instruments.kernel_learning",
     "kernel_alignment": "instruments.kernel_learning",
     "kernel_regression": "instruments.kernel_learning",
