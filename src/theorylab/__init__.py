@@ -72,6 +72,7 @@ _PUBLIC = {
     "distance_moved": "instruments.lazy",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
+    "clipped_sum": "instruments.clipping",
     "eigs": "linalg.lanczos",
     "spectrum": "linalg.spectrum",
     "trace": "linalg.trace",

@@ -154,6 +154,48 @@ def _index(rows: Tensor) -> slice | Tensor:
     return slice(first, first + len(rows)) if torch.equal(rows, torch.arange(first, first + len(rows))) else rows
 
 
+@dataclass(frozen=True)
+class RowsPart:
+    """Gradients of some rows, not formed where structure tells them.
+
+    Attributes:
+        factors: By explained parameter, the factors whose sum are the rows' gradients in it; nothing for one that does not matter.
+        rest: Parameters that are not explained, in the order of the columns of ``others``.
+        others: The rows' gradients in those, (rows, entries); None where there are none.
+    """
+
+    factors: Mapping[str, Sequence[Factor]]
+    rest: tuple[str, ...]
+    others: Tensor | None
+    rows: Tensor
+
+    def squares(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Squared norms of the rows' gradients, (rows,)."""
+        known = [_squares(factors, params[name]) for name, factors in self.factors.items()]
+        if self.others is not None:
+            known.append(_square(self.others))
+        return torch.stack(known).sum(0) if known else torch.zeros(len(self.rows), device=next(iter(params.values())).device)
+
+    def weighted(self, params: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+        """Their sum with ``weights`` (rows,), by parameter: from the factors, one product of matrices each."""
+        total = {
+            name: torch.stack([f.pull(weights[:, None]) for f in factors]).sum(0) if len(factors) > 1 else factors[0].pull(weights[:, None])
+            for name, factors in self.factors.items()
+        }
+        if self.others is not None:
+            pieces = (weights @ self.others).split([params[name].numel() for name in self.rest])
+            total.update(zip(self.rest, pieces, strict=True))
+        return {name: t.reshape(params[name].shape) for name, t in total.items()}
+
+
+def row_parts(problem: Problem, chunk: int | None = None) -> Iterator[RowsPart]:
+    """All rows in order, as many at a time as fit; iterate within `Problem.safe`."""
+    for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
+        others = others_of(problem, k, found.rest) if found.rest else None
+        for part in _chunks(problem, found, local, chunk):
+            yield RowsPart(found.gradients(_index(part)), tuple(found.rest), None if others is None else others(part), part)
+
+
 def looped_grads(problem: Problem, rows: Sequence[int] | Tensor | None = None, chunk: int | None = None) -> Tensor:
     """One backward pass a row, through the graph of its batch where outputs are known, else of the row alone: the oracle."""
     chosen, names, parts = _checked(problem, rows, chunk), list(problem.params), []
@@ -246,13 +288,6 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
 
     Source: Goodfellow 2015, arXiv:1510.01799, Section 4; for several places Li et al. 2022, arXiv:2110.05679, Section 4 (ghost clipping).
     """
-    squares = []
     with problem.safe():
-        for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
-            others = others_of(problem, k, found.rest) if found.rest else None
-            for part in _chunks(problem, found, local, chunk):
-                known = [_squares(factors, problem.params[name]) for name, factors in found.gradients(_index(part)).items()]
-                if others is not None:
-                    known.append(_square(others(part)))
-                squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), device=problem.device))
+        squares = [part.squares(problem.params) for part in row_parts(problem, chunk)]
     return torch.cat(squares).sqrt().to(problem.dtype)
