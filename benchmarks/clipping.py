@@ -37,7 +37,9 @@ def opacus(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor] | None:
         warnings.simplefilter("ignore")
         import copy
 
-        from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+        from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (  # pyright: ignore[reportMissingImports]
+            GradSampleModuleFastGradientClipping,
+        )
 
         model = GradSampleModuleFastGradientClipping(
             copy.deepcopy(net), batch_first=True, loss_reduction="sum", max_grad_norm=CLIP, use_ghost_clipping=True

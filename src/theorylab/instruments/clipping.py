@@ -123,7 +123,7 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     if method == "loop":
         return looped_clipped_sum(problem, clip)
-    total = {name: torch.zeros_like(p) for name, p in problem.params.items()}
+    total: dict[str, Tensor] = {}
     shrunk, formed = torch.zeros((), dtype=torch.int64, device=problem.device), dict[str, None]()
     with problem.safe():
         for part in (_formed_parts if method == "vmap" else row_parts)(problem, chunk):
@@ -137,7 +137,8 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
             factors = clip_factors(norms, clip).to(problem.dtype)
             shrunk += (norms > clip).sum()
             for name, piece in part.weighted(problem.params, factors).items():
-                total[name] += piece
+                total[name] = total[name].add_(piece) if name in total else piece
     if formed and method == "auto":
         log.info("clipped_sum: gradients in %s are formed row by row, since no known operation explains them", ", ".join(formed))
-    return ClippedSum(problem.flatten(total), float(shrunk) / problem.n, tuple(formed))
+    flat = torch.cat([total[name].reshape(-1) if name in total else torch.zeros_like(p).reshape(-1) for name, p in problem.params.items()])
+    return ClippedSum(flat, float(shrunk) / problem.n, tuple(formed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -46,9 +46,13 @@ class _Explained:
                 found.setdefault(name, []).append(use.factor(g, rows))
         return found
 
-    def work(self, params: Mapping[str, Tensor]) -> int:
-        """Numbers a row that its factors, and the gradient of one parameter, hold at once."""
-        held = [(use.entries + g.numel()) // len(g) + sum(params[name].numel() for name in use.names) for use, g in self.uses]
+    def work(self, params: Mapping[str, Tensor], *, formed: bool = True) -> int:
+        """Numbers a row that its factors, and the gradient of one parameter, hold at once; without ``formed`` only of those formed for norms."""
+        known = {name: p.numel() for name, p in params.items()}
+        if not formed:
+            cheap = [name for name, factors in self.gradients(slice(1)).items() if _has_cheap_products(factors, params[name])]
+            known.update(dict.fromkeys(cheap, 0))
+        held = [(use.entries + g.numel()) // len(g) + sum(known[name] for name in use.names) for use, g in self.uses]
         return max([sum(params[name].numel() for name in self.rest), *held], default=1)
 
 
@@ -91,8 +95,8 @@ def _explained(problem: Problem, k: int) -> _Explained:
     return _Explained(found, [name for name in problem.params if explained[name] != count[name]])
 
 
-def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
-    return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params))))
+def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None, *, formed: bool = True) -> tuple[Tensor, ...]:
+    return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params, formed=formed))))
 
 
 def _formed(factors: Sequence[Factor], parameter: Tensor, into: Tensor) -> None:
@@ -109,17 +113,22 @@ def _square(gradients: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(piece, dim=1).double().square() for piece in pieces]).sum(0)
 
 
+def _has_cheap_products(factors: Sequence[Factor], parameter: Tensor) -> TypeGuard[Sequence[Outer | Lookup]]:
+    """Whether the norm by products of all pairs of positions takes fewer operations than to form the gradient."""
+    inner = [f for f in factors if isinstance(f, Outer | Lookup)]
+    if len(inner) != len(factors) or len({f.groups for f in inner}) != 1:
+        return False
+    o, d = matrix_shape(parameter)
+    o //= inner[0].groups
+    return sum(f.left.shape[2] for f in inner) * (o + d) <= o * d
+
+
 def _squares(factors: Sequence[Factor], parameter: Tensor) -> Tensor:
     """Squared norms (m,) of the sum of the uses of a parameter."""
     if len(factors) == 1 and isinstance(factors[0], Dense):
         return _square(factors[0].jacobian)
-    inner = [f for f in factors if isinstance(f, Outer | Lookup)]
-    positions = sum(f.left.shape[2] for f in inner)
-    o, d = matrix_shape(parameter)
-    if len(inner) == len(factors) and len({f.groups for f in inner}) == 1:
-        o //= inner[0].groups
-        if positions * (o + d) <= o * d:  # fewer operations than forming them
-            return torch.stack([a.inner(b)[:, 0] for a in inner for b in inner]).sum(0).clamp(min=0)
+    if _has_cheap_products(factors, parameter):
+        return torch.stack([a.inner(b)[:, 0] for a in factors for b in factors]).sum(0).clamp(min=0)
     total = parameter.new_empty(factors[0].n, parameter.numel())
     _formed(factors, parameter, total)
     return _square(total)
@@ -192,7 +201,7 @@ def row_parts(problem: Problem, chunk: int | None = None) -> Iterator[RowsPart]:
     """All rows in order, as many at a time as fit; iterate within `Problem.safe`."""
     for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
         others = others_of(problem, k, found.rest) if found.rest else None
-        for part in _chunks(problem, found, local, chunk):
+        for part in _chunks(problem, found, local, chunk, formed=False):
             yield RowsPart(found.gradients(_index(part)), tuple(found.rest), None if others is None else others(part), part)
 
 
