@@ -47,7 +47,7 @@ class _Explained:
         return found
 
     def work(self, params: Mapping[str, Tensor], *, formed: bool = True) -> int:
-        """Numbers a row that its factors, and the gradient of one parameter, hold at once; without ``formed`` only of those formed for norms."""
+        """Numbers a row that its factors, and the gradient of one parameter, hold at once; not ``formed``, of those that norms form."""
         known = {name: p.numel() for name, p in params.items()}
         if not formed:
             cheap = [name for name, factors in self.gradients(slice(1)).items() if _has_cheap_products(factors, params[name])]
