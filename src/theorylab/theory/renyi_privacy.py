@@ -1,0 +1,166 @@
+"""Rényi differential privacy of the sampled Gaussian mechanism: divergences of any order, and the ε that follows from them."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from scipy.special import gammaln
+
+from theorylab.core.privacy_ledger import Adjacency
+
+ORDERS = tuple(np.concatenate([1 + np.geomspace(0.01, 1, 24)[:-1], np.geomspace(2, 1024, 120)]).tolist())
+"""Orders over which ε is minimized: fine enough to lose less than a thousandth, where integers alone lose up to a hundredth."""
+
+
+def integer_order_rdp(q: float, sigma: float, order: int) -> float:
+    r"""Rényi divergence of whole order α of :math:`(1-q)N(0,\sigma^2) + qN(1,\sigma^2)` from :math:`N(0,\sigma^2)`, in closed form.
+
+    .. math:: \frac1{\alpha-1}\ln\sum_{k=0}^\alpha\binom\alpha k(1-q)^{\alpha-k}q^k e^{(k^2-k)/2\sigma^2}
+
+    Args:
+        q: Sampling rate, in (0, 1].
+        sigma: Noise multiplier, above 0.
+        order: α, a whole number of at least 2.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(integer_order_rdp(0.1, 1.0, 2), 6)  # ln(1 + q²(e − 1))
+        0.017037
+
+    Source: Mironov, Talwar and Zhang 2019, arXiv:1908.10530, Section 3.3 (computing A_α for integer α).
+    """
+    _in_range(q, sigma)
+    if order != int(order) or order < 2:
+        raise ValueError(f"order must be a whole number of at least 2, got {order}; `sampled_rdp` takes any order above 1.")
+    if q == 1:
+        return order / (2 * sigma**2)
+    k = np.arange(int(order) + 1)
+    log_binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    terms = log_binomial + (order - k) * math.log1p(-q) + k * math.log(q) + (k * k - k) / (2 * sigma**2)
+    return max(0.0, float(np.logaddexp.reduce(terms)) / (order - 1))
+
+
+def sampled_rdp(q: float, sigma: float, order: float, adjacency: Adjacency = "add_remove") -> float:
+    r"""Rényi divergence of any order above 1 of one Poisson-sampled Gaussian step from its neighbour.
+
+    Under add/remove it is that of the mixture from the normal, the larger of the two directions; under replacement that of
+    :math:`(1-q)N(0,\sigma^2)+qN(1,\sigma^2)` from its mirror image. The integral is summed on an even grid, which for an analytic
+    integrand that decays like a normal density is exact to rounding once the grid is finer than the nearest singularity is far, πσ² here.
+
+    Args:
+        q: Sampling rate, in (0, 1].
+        sigma: Noise multiplier, above 0.
+        order: α > 1, of any size.
+        adjacency: Which data sets are neighbours.
+
+    Returns:
+        The divergence in nats, never negative.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(sampled_rdp(0.1, 1.0, 2.0), 6), round(sampled_rdp(1.0, 2.0, 1.5), 6)
+        (0.017037, 0.1875)
+
+    Source: Mironov, Talwar and Zhang 2019, arXiv:1908.10530, Theorems 4 and 5 (which direction is larger); for replacement, the pair of
+    Lebeda et al. 2024, arXiv:2405.20769.
+    """
+    _in_range(q, sigma)
+    if not 1 < order < math.inf:
+        raise ValueError(f"order must be above 1 and finite, got {order}.")
+    shift = 2 if adjacency == "replace_one" else 1
+    if q == 1:
+        return order * shift**2 / (2 * sigma**2)
+    return _divergence(q, sigma, (float(order),), adjacency)[0]
+
+
+@functools.lru_cache(64)
+def _divergence(q: float, sigma: float, orders: tuple[float, ...], adjacency: Adjacency) -> tuple[float, ...]:
+    step = min(sigma / 8, sigma**2 / 4)
+    found = []
+    for order in orders:
+        # the α-th power shifts the integrand's bump to the right by α − 1 at most, and by α − 1 to the left of −1 nowhere
+        x = np.arange(-1 - 12 * sigma, order + 1 + 12 * sigma, step)
+        log_ratio = np.logaddexp(math.log1p(-q), math.log(q) + (2 * x - 1) / (2 * sigma**2))
+        log_base = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
+        if adjacency == "replace_one":
+            mirrored = np.logaddexp(math.log1p(-q), math.log(q) - (2 * x + 1) / (2 * sigma**2))
+            terms = log_base + order * log_ratio + (1 - order) * mirrored
+        else:
+            terms = log_base + order * log_ratio
+        found.append(max(0.0, (float(np.logaddexp.reduce(terms)) + math.log(step)) / (order - 1)))
+    return tuple(found)
+
+
+def rdp_curve(q: float, sigma: float, adjacency: Adjacency = "add_remove") -> np.ndarray:
+    """`sampled_rdp` of one step at all of ``ORDERS``."""
+    _in_range(q, sigma)
+    if q == 1:
+        return np.array(ORDERS) * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
+    return np.array(_divergence(q, sigma, ORDERS, adjacency))
+
+
+def rdp_to_epsilon(divergences: np.ndarray, delta: float, orders: np.ndarray | None = None) -> float:
+    r"""The best ε that Rényi divergences of several orders imply at δ, never below 0.
+
+    .. math:: \varepsilon = \min_\alpha\; D_\alpha + \ln\frac{\alpha-1}\alpha - \frac{\ln\delta + \ln\alpha}{\alpha-1}
+
+    and 0 where already the total variation is at most δ, :math:`\sqrt{1-e^{-D}}\le\delta`.
+
+    Args:
+        divergences: D of the whole run, one an order.
+        delta: In (0, 1).
+        orders: α > 1; ``ORDERS`` by default.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(rdp_to_epsilon(1000 * rdp_curve(1.0, 50.0), 1e-5), 3)  # the exact value is 2.594
+        2.814
+
+    Source: Canonne, Kamath and Steinke 2020, arXiv:2004.00010, Proposition 12 (the conversion).
+    """
+    alpha = np.array(ORDERS if orders is None else orders, dtype=float)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}.")
+    if np.shape(divergences) != alpha.shape or not (alpha > 1).all():
+        raise ValueError(f"divergences must be one for each order above 1, got shapes {np.shape(divergences)} and {alpha.shape}.")
+    if math.sqrt(-math.expm1(-float(np.min(divergences)))) <= delta:  # Bretagnolle and Huber; orders above 1 bound order 1
+        return 0.0
+    epsilons = divergences + np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
+    return max(0.0, float(epsilons.min()))
+
+
+def rdp_to_delta(divergences: np.ndarray, epsilon: float, orders: np.ndarray | None = None) -> float:
+    r"""The best δ that Rényi divergences imply at ε, at most 1.
+
+    .. math:: \delta = \min_\alpha\; \frac{e^{(\alpha-1)(D_\alpha-\varepsilon)}}{\alpha-1}\Bigl(1-\frac1\alpha\Bigr)^\alpha
+
+    Args:
+        divergences: D of the whole run, one an order.
+        epsilon: At least 0.
+        orders: α > 1; ``ORDERS`` by default.
+
+    Example:
+        >>> curve = 1000 * rdp_curve(1.0, 50.0)
+        >>> round(rdp_to_delta(curve, rdp_to_epsilon(curve, 1e-5)) / 1e-5, 9)
+        1.0
+
+    Source: Canonne, Kamath and Steinke 2020, arXiv:2004.00010, Proposition 12.
+    """
+    alpha = np.array(ORDERS if orders is None else orders, dtype=float)
+    logs = (alpha - 1) * (divergences - epsilon + np.log1p(-1 / alpha)) - np.log(alpha)
+    return min(1.0, math.exp(min(0.0, float(logs.min()))), math.sqrt(-math.expm1(-float(np.min(divergences)))))
+
+
+def _in_range(q: float, sigma: float) -> None:
+    if not 0 < q <= 1:
+        raise ValueError(f"q must lie in (0, 1], got {q}.")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}: without noise no order's divergence is finite.")
