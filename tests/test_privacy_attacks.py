@@ -217,7 +217,7 @@ def test_clopper_pearson_audit_uses_both_sides_of_the_test() -> None:
         (lambda: auc([1.0], [0.0, 1.0]), "at least two members"),
     ],
 )
-def test_arguments_out_of_range(call, words: str) -> None:  # noqa: ANN001
+def test_arguments_out_of_range(call, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
 

@@ -87,11 +87,11 @@ def _models(scores: Any, membership: Any, least: int) -> tuple[Tensor, Tensor]:
 
 
 def lira(scores: Any, membership: Any, *, variance: Literal["row", "pooled"] = "row") -> Tensor:
-    r"""Log-likelihood ratio of membership, each model judged by all *others*: :math:`\log\frac{p(\phi\mid\mathrm{in})}{p(\phi\mid\mathrm{out})}`.
+    r"""Log-likelihood ratio of membership, each model judged by all *others*.
 
-    For every row two normal laws are fitted, to the scores of the models that were trained on it and of those that were not. The model
-    under attack is left out of both: with it, its own score would pull the law of its side towards itself, and the attack would look better
-    than it is.
+    It is :math:`\log\frac{p(\phi\mid\mathrm{in})}{p(\phi\mid\mathrm{out})}`. For every row two normal laws are
+    fitted, to the scores of the models that were trained on it and of those that were not. The model under attack is left out of both: with
+    it, its own score would pull the law of its side towards itself, and the attack would look better than it is.
 
     Args:
         scores: (models, rows), of every model at every row; from `logit_confidence`.
@@ -132,10 +132,10 @@ def lira(scores: Any, membership: Any, *, variance: Literal["row", "pooled"] = "
 
 
 def rmia(probabilities: Any, membership: Any, reference: Any, *, gamma: float = 1.0) -> Tensor:
-    r"""The share of reference rows z that a row x outdoes, :math:`\Pr_z\Bigl[\frac{p(x\mid\theta)/p(x)}{p(z\mid\theta)/p(z)} \ge \gamma\Bigr]`.
+    r"""The share of reference rows z that a row x outdoes, each relative to what other models say of it.
 
-    p(x) is the mean probability over other models, in and out of x alike; p(z) that over other models. The model under attack is in
-    neither.
+    It is :math:`\Pr_z\Bigl[\frac{p(x\mid\theta)/p(x)}{p(z\mid\theta)/p(z)} \ge \gamma\Bigr]`. p(x) is the mean probability over
+    other models, in and out of x alike; p(z) that over other models. The model under attack is in neither.
 
     Args:
         probabilities: Of the true class, in (0, 1], (models, rows).

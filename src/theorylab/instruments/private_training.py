@@ -171,7 +171,8 @@ def dp_ftrl(
         clip: The largest norm of a row's gradient.
         sigma: Noise multiplier of the release.
         seed: Of the noise, and of dropout.
-        microbatch, method: As for `dp_sgd`.
+        microbatch: Rows taken at once, as for `dp_sgd`.
+        method: How rows are clipped, see `clipped_sum`.
 
     Returns:
         As `dp_sgd`; the ledger holds one unamplified release.

@@ -24,7 +24,9 @@ class PrivateBatches(Iterator[Tensor]):
     """
 
     def __init__(self, n: int, q: float, sampling: Sampling, adjacency: Adjacency, draw: Callable[[], Tensor]) -> None:
-        self.n, self.q, self.sampling, self.adjacency = n, q, sampling, adjacency
+        self.n, self.q = n, q
+        self.sampling: Sampling = sampling
+        self.adjacency: Adjacency = adjacency
         self._draw = draw
 
     def __next__(self) -> Tensor:

@@ -68,7 +68,8 @@ def dp_sgd_population(
         optimizer: From `theorylab.learning.optimizers`.
         seeds: One a replica: of its initial network, its batches, and its noise.
         q: Chance of a row to be in a batch.
-        clip, sigma: Clipping norm and noise multiplier; a number or one a replica.
+        clip: Clipping norm; a number or one a replica.
+        sigma: Noise multiplier; a number or one a replica.
         steps: Noisy sums to release.
         members: Which rows a replica trains on, boolean (replica, n); all by default. Sums are divided by q times the mean number of
             members over replicas, so that the step tells nothing about one replica's number.

@@ -82,6 +82,7 @@ class Sequence(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scores (n, 10)."""
         h = torch.tanh(self.norm(self.first(x.unflatten(1, (8, 8)))))
         return self.head(torch.tanh(self.second(h)).mean(1))
 
@@ -99,6 +100,7 @@ class Tied(nn.Module):
             self.head.weight.data = self.embed.weight.data.clone()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scores of the twenty words (n, 20), of which ten are digits."""
         words = (3 * x.unflatten(1, (8, 8))[:, 3] + 10).round().clamp(0, 19).long()  # (n, place)
         return self.head(torch.tanh(self.mix(self.embed(words))).mean(1))
 
@@ -111,6 +113,7 @@ class Images(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scores (n, 10)."""
         return self.net(x.unflatten(1, (1, 8, 8)))
 
 
