@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 
 from theorylab.core.privacy_ledger import Adjacency, PrivacyLedger, Sampling
 from theorylab.theory.gaussian_privacy import gaussian_delta, gaussian_epsilon
-from theorylab.theory.privacy_loss import LEAST_DELTA, composed
+from theorylab.theory.privacy_loss import composed
 from theorylab.theory.renyi_privacy import rdp_curve, rdp_to_delta, rdp_to_epsilon
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def epsilon(ledger: Ledgers, delta: float, *, method: Method = "pld") -> float:
         ε ≥ 0, in nats. 0 where the total variation is below δ, and where nothing was released.
 
     Raises:
-        ValueError: δ out of range; noise of zero; for ``"pld"`` a δ below 10⁻¹², which the Fourier transform's rounding hides; for
-            ``"rdp"`` batches of fixed size; ledgers of different adjacency.
+        ValueError: δ out of range; noise of zero; for ``"pld"`` a δ below about T·10⁻¹⁶, which the Fourier transform's rounding hides;
+            for ``"rdp"`` batches of fixed size; ledgers of different adjacency.
 
     Example:
         >>> run = PrivacyLedger(q=0.01, sigma=4.0, steps=1000)
@@ -56,11 +56,13 @@ def epsilon(ledger: Ledgers, delta: float, *, method: Method = "pld") -> float:
         return gaussian_epsilon(_mu(runs), delta)
     if method == "rdp":
         return rdp_to_epsilon(_divergences(runs), delta)
-    if delta < LEAST_DELTA:
+    directions = composed(runs)
+    least = max(losses.infinite for losses in directions)
+    if delta <= least:
         raise ValueError(
-            f'delta must be at least {LEAST_DELTA:g} for method="pld", got {delta:g}; use method="rdp", which has no such limit.'
+            f'delta must be above {least:.1g} for method="pld", the rounding of so many steps, got {delta:g}; use method="rdp".'
         )
-    return max(losses.epsilon(delta) for losses in composed(runs))
+    return max(losses.epsilon(delta) for losses in directions)
 
 
 def delta(ledger: Ledgers, epsilon: float, *, method: Method = "pld") -> float:
@@ -69,7 +71,7 @@ def delta(ledger: Ledgers, epsilon: float, *, method: Method = "pld") -> float:
     Args:
         ledger: Of the run; several are composed.
         epsilon: ε ≥ 0, in nats.
-        method: As in `epsilon`. ``"pld"`` adds 10⁻¹⁵ for what is cut off.
+        method: As in `epsilon`. ``"pld"`` adds about T·10⁻¹⁶ for rounding.
 
     Raises:
         ValueError: ε negative or infinite, noise of zero, or what ``method`` refuses.
