@@ -128,9 +128,9 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def formed_norms(net: nn.Module, x: Tensor, y: Tensor, params: list[nn.Parameter] | None = None) -> Tensor:
+def formed_norms(net: nn.Module, x: Tensor, y: Tensor, params: list[Tensor] | None = None) -> Tensor:
     """Norms of the rows' gradients in some parameters (all by default), (n,): one backward pass a row."""
-    params, norms = list(net.parameters()) if params is None else params, []
+    params, norms = params or list(net.parameters()), []
     for i in range(len(x)):
         grads = torch.autograd.grad(ENTROPY(net(x[i : i + 1]), y[i : i + 1]), params)
         norms.append(torch.stack([g.square().sum() for g in grads]).sum().sqrt())
@@ -192,7 +192,7 @@ def check_norms(config: ClippingConfig, x: Tensor, y: Tensor) -> Iterator[Findin
     figure = Series("ghost", "Norms without gradients", x="norm of the formed gradient", y="norm by inner products", claim=GHOST_NORM.key)
     figure.x_scale = figure.y_scale = "log"
     for kind, make in KINDS.items():
-        gaps = []
+        gaps, true, ghost = [], x.new_zeros(0), x.new_zeros(0)
         for seed in config.replica_seeds:
             net = seeded(make, seed, dtype=config.torch_dtype).to(config.device)
             true, ghost = formed_norms(net, x, y), per_example_grad_norms(Problem(net, ENTROPY, (x, y)))
@@ -200,26 +200,27 @@ def check_norms(config: ClippingConfig, x: Tensor, y: Tensor) -> Iterator[Findin
         figure.line(kind, true, ghost, mark="points")
         yield GHOST_NORM.check(predicted=0.0, measured=gaps, setting=f"{kind}, largest relative gap")
 
-    pairs, equal, apart = [], [], []
+    pairs, equal, apart, shown = [], [], [], []
     for seed in config.replica_seeds:
         net = seeded(Sequence, seed, dtype=config.torch_dtype).to(config.device)
         all_pairs, same = place_by_place(net, x, y)
         true = formed_norms(net, x, y, [net.second.weight])
         pairs.append(gap(all_pairs, true))
         equal.append(gap(same, true))
-        figure_true, figure_same = true, same
+        shown = shown or [true, same]
         tied, untied = (seeded(partial(Tied, t), seed, dtype=config.torch_dtype).to(config.device) for t in (True, False))
         untied.load_state_dict(tied.state_dict())
         apart.append(gap(per_example_grad_norms(Problem(untied, ENTROPY, (x, y))), formed_norms(tied, x, y)))
     yield GHOST_NORM.check(predicted=0.0, measured=pairs, setting="one weight, the formula itself")
     yield GHOST_NORM.control_check(predicted=0.0, measured=equal, setting="equal places alone")
     yield GHOST_NORM.control_check(predicted=0.0, measured=apart, setting="tied weight as two")
-    yield figure.line("equal places alone", figure_true, figure_same, role="control", mark="points")
+    yield figure.line("equal places alone", *shown, role="control", mark="points")
 
 
 def check_sensitivity(config: ClippingConfig, x: Tensor, y: Tensor) -> Iterator[Finding | Series]:
     """How far the sum moves with each row: clipped by rows, clipped as a whole, and through batch normalization."""
     usual, strange = torch.arange(config.rows), torch.arange(config.rows, len(x))
+    last = len(usual) + 1 + torch.arange(len(strange))  # where the figure has them: of all rows they move the sum most
     title = "One row moves the sum by C at most"
     figure = Series("sensitivity", title, x="row, by how far it moves the sum", y="movement / C", claim=SENSITIVITY.key, y_scale="log")
     nets: dict[str, Callable[[], nn.Module]] = {
@@ -245,7 +246,6 @@ def check_sensitivity(config: ClippingConfig, x: Tensor, y: Tensor) -> Iterator[
         yield SENSITIVITY.control_check(predicted=1.0, measured=torch.cat(sum_clipped), setting=f"{name}, the sum clipped as a whole")
         if name == "MLP":
             figure.line("rows clipped", torch.arange(len(x)) + 1, rows_clipped[0].sort().values.clamp(min=FLOOR))
-            last = len(usual) + 1 + torch.arange(len(strange))
             figure.line("the sum clipped as a whole", last, sum_clipped[0].sort().values.clamp(min=FLOOR), role="control")
 
     def normalized() -> nn.Module:
