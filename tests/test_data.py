@@ -224,3 +224,17 @@ def test_labels_that_cannot_be_flipped_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             flip_labels(y, fraction)
+
+
+def test_mislabelled_rows_have_another_label_and_the_others_their_own() -> None:
+    y = torch.arange(600) % 3
+    changed, wrong = mislabelled(y, 200, 3, seed=1)
+    assert int(wrong.sum()) == 200
+    assert torch.equal(changed != y, wrong)
+    shift = (changed - y)[wrong] % 3
+    assert 70 < int((shift == 1).sum()) < 130  # 100 ± 4 deviations of 7
+    assert torch.equal(mislabelled(y, 0, 3, seed=1).y, y)
+    with pytest.raises(ValueError, match=r"count must be in 0\.\.600"):
+        mislabelled(y, 601, 3, seed=0)
+    with pytest.raises(ValueError, match="classes must be at least 2"):
+        mislabelled(y, 1, 2, seed=0)

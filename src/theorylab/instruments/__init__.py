@@ -2,6 +2,7 @@
 
 from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
+from theorylab.instruments import clipping as clipping
 from theorylab.instruments import conv_spectrum as conv_spectrum
 from theorylab.instruments import curvature as curvature
 from theorylab.instruments import effective as effective

@@ -107,9 +107,11 @@ class Outer(Factor):
 
     def pull(self, v: Tensor) -> Tensor:
         """Output gradients first summed over outputs, as a backward pass would leave them."""
-        weighed = torch.einsum("na,natgo->ntgo", v, self.left)
+        weighed = v[..., None, None] * self.left[:, 0] if v.shape[1] == 1 else torch.einsum("na,natgo->ntgo", v, self.left)
         if self.transposed:
             return torch.einsum("ntgo,ntgd->do", weighed, self.right)
+        if self.groups == 1:  # einsum would leave the product transposed, to be copied by whoever flattens it
+            return weighed.flatten(0, 2).T @ self.right.flatten(0, 2)
         return torch.einsum("ntgo,ntgd->god", weighed, self.right).flatten(0, 1)
 
     def sides(self) -> tuple[Tensor, Tensor]:

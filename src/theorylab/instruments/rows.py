@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -46,9 +46,13 @@ class _Explained:
                 found.setdefault(name, []).append(use.factor(g, rows))
         return found
 
-    def work(self, params: Mapping[str, Tensor]) -> int:
-        """Numbers a row that its factors, and the gradient of one parameter, hold at once."""
-        held = [(use.entries + g.numel()) // len(g) + sum(params[name].numel() for name in use.names) for use, g in self.uses]
+    def work(self, params: Mapping[str, Tensor], *, formed: bool = True) -> int:
+        """Numbers a row that its factors, and the gradient of one parameter, hold at once; not ``formed``, of those that norms form."""
+        known = {name: p.numel() for name, p in params.items()}
+        if not formed:
+            cheap = [name for name, factors in self.gradients(slice(1)).items() if _has_cheap_products(factors, params[name])]
+            known.update(dict.fromkeys(cheap, 0))
+        held = [(use.entries + g.numel()) // len(g) + sum(known[name] for name in use.names) for use, g in self.uses]
         return max([sum(params[name].numel() for name in self.rest), *held], default=1)
 
 
@@ -91,8 +95,8 @@ def _explained(problem: Problem, k: int) -> _Explained:
     return _Explained(found, [name for name in problem.params if explained[name] != count[name]])
 
 
-def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None) -> tuple[Tensor, ...]:
-    return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params))))
+def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None, *, formed: bool = True) -> tuple[Tensor, ...]:
+    return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params, formed=formed))))
 
 
 def _formed(factors: Sequence[Factor], parameter: Tensor, into: Tensor) -> None:
@@ -109,17 +113,22 @@ def _square(gradients: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(piece, dim=1).double().square() for piece in pieces]).sum(0)
 
 
+def _has_cheap_products(factors: Sequence[Factor], parameter: Tensor) -> TypeGuard[Sequence[Outer | Lookup]]:
+    """Whether the norm by products of all pairs of positions takes fewer operations than to form the gradient."""
+    inner = [f for f in factors if isinstance(f, Outer | Lookup)]
+    if len(inner) != len(factors) or len({f.groups for f in inner}) != 1:
+        return False
+    o, d = matrix_shape(parameter)
+    o //= inner[0].groups
+    return sum(f.left.shape[2] for f in inner) * (o + d) <= o * d
+
+
 def _squares(factors: Sequence[Factor], parameter: Tensor) -> Tensor:
     """Squared norms (m,) of the sum of the uses of a parameter."""
     if len(factors) == 1 and isinstance(factors[0], Dense):
         return _square(factors[0].jacobian)
-    inner = [f for f in factors if isinstance(f, Outer | Lookup)]
-    positions = sum(f.left.shape[2] for f in inner)
-    o, d = matrix_shape(parameter)
-    if len(inner) == len(factors) and len({f.groups for f in inner}) == 1:
-        o //= inner[0].groups
-        if positions * (o + d) <= o * d:  # fewer operations than forming them
-            return torch.stack([a.inner(b)[:, 0] for a in inner for b in inner]).sum(0).clamp(min=0)
+    if _has_cheap_products(factors, parameter):
+        return torch.stack([a.inner(b)[:, 0] for a in factors for b in factors]).sum(0).clamp(min=0)
     total = parameter.new_empty(factors[0].n, parameter.numel())
     _formed(factors, parameter, total)
     return _square(total)
@@ -152,6 +161,48 @@ def _index(rows: Tensor) -> slice | Tensor:
     """The same rows as a slice, which copies nothing, where they follow each other."""
     first = int(rows[0])
     return slice(first, first + len(rows)) if torch.equal(rows, torch.arange(first, first + len(rows))) else rows
+
+
+@dataclass(frozen=True)
+class RowsPart:
+    """Gradients of some rows, not formed where structure tells them.
+
+    Attributes:
+        factors: By explained parameter, the factors whose sum are the rows' gradients in it; nothing for one that does not matter.
+        rest: Parameters that are not explained, in the order of the columns of ``others``.
+        others: The rows' gradients in those, (rows, entries); None where there are none.
+    """
+
+    factors: Mapping[str, Sequence[Factor]]
+    rest: tuple[str, ...]
+    others: Tensor | None
+    rows: Tensor
+
+    def squares(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Squared norms of the rows' gradients, (rows,)."""
+        known = [_squares(factors, params[name]) for name, factors in self.factors.items()]
+        if self.others is not None:
+            known.append(_square(self.others))
+        return torch.stack(known).sum(0) if known else torch.zeros(len(self.rows), device=next(iter(params.values())).device)
+
+    def weighted(self, params: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+        """Their sum with ``weights`` (rows,), by parameter: from the factors, one product of matrices each."""
+        total = {
+            name: torch.stack([f.pull(weights[:, None]) for f in factors]).sum(0) if len(factors) > 1 else factors[0].pull(weights[:, None])
+            for name, factors in self.factors.items()
+        }
+        if self.others is not None:
+            pieces = (weights @ self.others).split([params[name].numel() for name in self.rest])
+            total.update(zip(self.rest, pieces, strict=True))
+        return {name: t.reshape(params[name].shape) for name, t in total.items()}
+
+
+def row_parts(problem: Problem, chunk: int | None = None) -> Iterator[RowsPart]:
+    """All rows in order, as many at a time as fit; iterate within `Problem.safe`."""
+    for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
+        others = others_of(problem, k, found.rest) if found.rest else None
+        for part in _chunks(problem, found, local, chunk, formed=False):
+            yield RowsPart(found.gradients(_index(part)), tuple(found.rest), None if others is None else others(part), part)
 
 
 def looped_grads(problem: Problem, rows: Sequence[int] | Tensor | None = None, chunk: int | None = None) -> Tensor:
@@ -246,13 +297,6 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
 
     Source: Goodfellow 2015, arXiv:1510.01799, Section 4; for several places Li et al. 2022, arXiv:2110.05679, Section 4 (ghost clipping).
     """
-    squares = []
     with problem.safe():
-        for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
-            others = others_of(problem, k, found.rest) if found.rest else None
-            for part in _chunks(problem, found, local, chunk):
-                known = [_squares(factors, problem.params[name]) for name, factors in found.gradients(_index(part)).items()]
-                if others is not None:
-                    known.append(_square(others(part)))
-                squares.append(torch.stack(known).sum(0) if known else torch.zeros(len(part), device=problem.device))
+        squares = [part.squares(problem.params) for part in row_parts(problem, chunk)]
     return torch.cat(squares).sqrt().to(problem.dtype)
