@@ -14,6 +14,7 @@ from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d, pixels
 from theorylab.data.labels import corrupt, flip_labels
+from theorylab.data.mislabelled import mislabelled
 from theorylab.data.modular import modular_addition
 from theorylab.data.tabular import breast_cancer
 from theorylab.data.text import text

@@ -89,12 +89,6 @@ def _divergence(q: float, sigma: float, orders: tuple[float, ...], adjacency: Ad
     found = []
     for order in orders:
         # the integrand is a sum of bumps of width σ between 0 and α
-@functools.lru_cache(64)
-def _divergence(q: float, sigma: float, orders: tuple[float, ...], adjacency: Adjacency) -> tuple[float, ...]:
-    step = min(sigma / 8, sigma**2 / 4)
-    found = []
-    for order in orders:
-        # the α-th power shifts the integrand's bump to the right by α − 1 at most, and by α − 1 to the left of −1 nowhere
         x = np.arange(-1 - 12 * sigma, order + 1 + 12 * sigma, step)
         log_ratio = np.logaddexp(math.log1p(-q), math.log(q) + (2 * x - 1) / (2 * sigma**2))
         log_base = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
@@ -118,11 +112,6 @@ def rdp_curve(q: float, sigma: float, adjacency: Adjacency = "add_remove") -> np
         return orders * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
     within = orders <= 2 + MOST_POINTS * _grid_step(sigma)
     return np.concatenate([_divergence(q, sigma, tuple(orders[within].tolist()), adjacency), np.full((~within).sum(), math.inf)])
-    """`sampled_rdp` of one step at all of ``ORDERS``."""
-    _in_range(q, sigma)
-    if q == 1:
-        return np.array(ORDERS) * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
-    return np.array(_divergence(q, sigma, ORDERS, adjacency))
 
 
 def rdp_to_epsilon(divergences: np.ndarray, delta: float, orders: np.ndarray | None = None) -> float:
