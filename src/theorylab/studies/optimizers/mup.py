@@ -10,8 +10,8 @@ The slopes are read at finite width after a few steps; at small widths the outpu
 region for it. Transfer is tested away from the optimum, by the step that reaches a given loss: near the optimum the curve is so flat that
 the position of its minimum is mostly noise.
 
-A first version had four seeds and widths up to 512; at base seed 0 one of the four moved by 1.1 octaves and left the transfer open. So there
-are eight seeds, and the widest network has 256 units for the sake of time.
+A first version had four seeds and widths up to 512; at base seed 0 one of the four moved by 1.1 octaves, which left the transfer open. So
+there are eight seeds, and the widest network has 256 units for the sake of time.
 
 Measured on real data: a ReLU network on the handwritten digits of scikit-learn, cross-entropy, Adam.
 """
