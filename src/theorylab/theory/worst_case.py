@@ -138,7 +138,8 @@ def worst_case(
             PEPit is installed, else from the formula.
 
     Raises:
-        ValueError: an argument out of its range, a method that does not fit the class, or no formula where one was asked for.
+        ValueError: an argument out of its range, an unknown method or class, a method that does not return the n + 1 iterates, or no
+            formula where one was asked for.
         ModuleNotFoundError: PEPit is needed and not installed.
         RuntimeError: the solver did not come to a solution.
 
