@@ -130,7 +130,7 @@ def worst_case(
         steps: n ≥ 1; the program has some n² unknowns: .1 s at n = 10, seconds at 30.
         step: η of ``"gradient_descent"`` (default 1/L) and ``"subgradient"`` (default R/(M√(n+1))).
         smoothness: L > 0.
-        curvature: μ in [0, L]; positive for ``pl``.
+        curvature: μ in [0, L) for ``convex``, in (0, L] for ``pl``; the other classes have none.
         lipschitz: M > 0.
         radius: R > 0.
         gap: > 0.
@@ -159,6 +159,11 @@ def worst_case(
         raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}], got {curvature}.")
     if function_class not in ("convex", "nonsmooth", "nonconvex", "pl"):
         raise ValueError(f"function_class must be 'convex', 'nonsmooth', 'nonconvex' or 'pl', got {function_class!r}.")
+    if function_class == "convex" and curvature == smoothness:
+        raise ValueError(
+            f"curvature must be below smoothness = {smoothness:g} for the class 'convex', got {curvature}: of equal ones there is but the "
+            "parabola, of which a gradient step with η = 1/L is the minimizer."
+        )
     if function_class == "pl" and curvature == 0:
         raise ValueError("curvature must be positive for the class 'pl', got 0.")
     if isinstance(method, str) and method not in NAMED:
