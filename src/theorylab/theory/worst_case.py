@@ -222,7 +222,7 @@ def _solve(
     import PEPit
     from PEPit import functions as classes
 
-    program = PEPit.PEP()
+    program: Any = PEPit.PEP()  # its types do not know what its arithmetic makes
     if function_class == "convex":
         f = program.declare_function(classes.SmoothStronglyConvexFunction, L=smoothness, mu=curvature)
     elif function_class == "nonsmooth":
