@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from theorylab.core.claim import Finding
+from theorylab.core.claim import Finding, Verdict
 from theorylab.core.estimate import mean_interval
 from theorylab.core.record import load, stored
 
@@ -70,13 +70,10 @@ def check_of(finding: Finding) -> Check | None:
 
 def rates(check: Check, truth: float, law: str, trials: int, rng: np.random.Generator) -> dict[str, float]:
     """How often each verdict comes out where the mean is ``truth``."""
-    count = dict.fromkeys(("holds", "fails", "inconclusive"), 0)
+    count = dict.fromkeys(Verdict, 0)
     for replicas in truth + check.sd * LAWS[law](rng, (trials, check.n)):
-        low, high = mean_interval(replicas)
-        inside = check.region[0] <= low and high <= check.region[1]
-        outside = high < check.region[0] or low > check.region[1]
-        count["holds" if inside else "fails" if outside else "inconclusive"] += 1
-    return {verdict: c / trials for verdict, c in count.items()}
+        count[Verdict.of(mean_interval(replicas), check.region)] += 1
+    return {str(verdict): c / trials for verdict, c in count.items()}
 
 
 def checks_in(runs: Path) -> list[Check]:

@@ -180,6 +180,6 @@ def test_a_bare_layer_needs_a_shape_that_fits() -> None:
 
 def test_all_of_too_many_singular_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(how, "UNROLLED_UP_TO", 100)
-    with pytest.raises(ValueError, match=r"k must be at most 64 for layer '', whose matrix has 192 singular values, got 192"):
+    with pytest.raises(ValueError, match=r"k must be at most 63 for layer '', whose matrix has 192 singular values, got 192"):
         layer_spectrum(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8))
     assert len(layer_spectrum(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8), 4).values) == 4

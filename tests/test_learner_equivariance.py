@@ -96,6 +96,13 @@ def test_a_map_of_ones_own_comes_with_its_initialization() -> None:
     assert half.apart_from == 10  # gradient descent sees the scale of its inputs
 
 
+def test_there_are_no_more_comparisons_than_asked_for() -> None:
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"optimizer": sgd(0.01), "steps": 7, "seeds": [0], "times": 4}
+    found = learner_equivariance(lambda: nn.Linear(3, 1), nn.functional.mse_loss, (x, x[:, :1]), torch.eye(3), **options)
+    assert found.steps.tolist() == [0, 2, 4, 6, 7]  # one before, and four
+
+
 def test_arguments_are_checked() -> None:
     for transform, options, words in (
         (2 * torch.eye(4), {}, "transform must be orthogonal"),

@@ -46,5 +46,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ridge_path(x, y[..., 0], [1.0])
     with pytest.raises(ValueError, match="penalties must be at least 0, got -1"):
         ridge_path(x, y, [0.0, -1.0])
+    with pytest.raises(ValueError, match="penalties must hold at least one"):
+        ridge_path(x, y, [])
     with pytest.raises(RuntimeError, match="not positive-definite"):
         minimum_norm(torch.zeros(3, 3).double(), torch.zeros(3, 1).double())

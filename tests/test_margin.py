@@ -91,3 +91,5 @@ def test_max_margin_refuses_other_norms_and_rows():
         max_margin(torch.ones(3), 2)
     with pytest.raises(ValueError, match="rows must be"):
         max_margin(torch.tensor([[1.0, math.nan]]), 2)
+    with pytest.raises(ValueError, match="rows must be"):
+        max_margin(torch.zeros(0, 3), 2)

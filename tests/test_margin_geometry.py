@@ -118,6 +118,7 @@ def test_inseparable_features_are_said_to_be_so() -> None:
     ("net", "y", "match"),
     [
         (nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), torch.tensor([0, 1]), "ends in one"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(inplace=True)), torch.tensor([0, 1]), "ends in one"),
         (nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten()), torch.tensor([0, 1]), "ends in one"),
         (nn.Linear(3, 2), torch.tensor([[0.3, 0.1], [0.2, 0.0]]), "no one-hot classes"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), torch.tensor([0, 1]), "parametrization"),
@@ -128,6 +129,19 @@ def test_refuses_what_has_no_linear_head(net: nn.Module, y: Tensor, match: str) 
     x = x[:, None] if isinstance(net, nn.Sequential) and isinstance(net[0], nn.Conv1d) else x
     with pytest.raises(Inapplicable, match=match):
         margin_geometry(Problem(net, F.cross_entropy, (x, y)))
+
+
+def test_a_head_may_be_called_by_keyword() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(input=x)
+
+    net, data = Keyword(), (torch.eye(3)[:2], torch.tensor([0, 1]))
+    assert margin_geometry(Problem(net, F.cross_entropy, data)).margins == margin_geometry(Problem(net.head, F.cross_entropy, data)).margins
 
 
 def test_refuses_a_head_of_zeros() -> None:

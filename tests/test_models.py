@@ -183,6 +183,10 @@ def test_diagonal_linear_is_its_coefficients_and_starts_at_zero(depth):
     torch.testing.assert_close(both, expected.expand(2, 4))
 
 
+def test_diagonal_linear_starts_at_a_whole_number_too():
+    assert DiagonalLinear(2, init=1).u.dtype == torch.get_default_dtype()
+
+
 def test_gradient_descent_on_two_diagonal_layers_conserves_uv_to_second_order():
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drifts = []

@@ -101,6 +101,16 @@ def test_a_batch_is_its_members_one_by_one() -> None:
         torch.testing.assert_close(together.matrix[k, 0], alone.matrix, rtol=0, atol=1e-10)
 
 
+def test_single_precision_stays_single() -> None:
+    truth = torch.outer(torch.arange(1.0, 6.0), torch.arange(1.0, 5.0))
+    mask = torch.ones(5, 4, dtype=torch.bool)
+    mask[1, 2] = mask[3, 0] = False
+    found = complete(truth, mask, tol=1e-4)
+    assert found.matrix.dtype == found.norm.dtype == found.bound.dtype == torch.float32
+    assert bool(found.converged)
+    assert float((found.matrix - truth).norm() / truth.norm()) < 1e-2
+
+
 def test_a_run_cut_short_says_so_and_its_bound_still_holds() -> None:
     matrix, mask = tasks(8, 2, 0.5, range(2))
     short, full = complete(matrix, mask, max_iterations=3), complete(matrix, mask, tol=1e-8)

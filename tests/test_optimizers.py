@@ -236,6 +236,11 @@ def test_equals_torch_optim(name):
             torch.testing.assert_close(ours[n][k], p.detach(), rtol=1e-10, atol=1e-10)
 
 
+def test_sam_of_an_optimizer_that_probes_is_refused() -> None:
+    with pytest.raises(ValueError, match="base must take its gradient at the parameters, got sam sgd"):
+        sam(sam(sgd(0.1)))
+
+
 def published_sam(parameters: list[torch.Tensor], base: torch.optim.Optimizer, rho: float, closure: Callable[[], torch.Tensor]) -> None:
     """Algorithm 1 of Foret et al., word by word: up to the worst neighbour, its gradient, back, and a step."""
     base.zero_grad()

@@ -187,3 +187,15 @@ def test_factors_divide_the_parameters_that_are_trained() -> None:
     net = Parametrized(nn.Linear(2, 2), {"weight": 4.0, "bias": 1.0})
     assert net.factors == {"weight": 4.0}
     assert [n for n, _ in net.named_parameters()] == ["model.weight", "model.bias"]
+
+
+def test_an_embedding_that_is_tied_to_the_readout_is_refused() -> None:
+    """As one parameter it would get one of two multipliers, and the outputs would blow up with the width."""
+
+    def tied(width: int) -> nn.Module:
+        net = nn.Sequential(nn.Embedding(10, width), nn.Linear(width, width), nn.Linear(width, 10, bias=False))
+        net[2].weight = net[0].weight
+        return net
+
+    with pytest.raises(ValueError, match=r"parameter 0\.weight must be used in one way.*weight of a Linear"):
+        mup(tied, 8)(32)

@@ -59,6 +59,15 @@ def test_a_step_too_long_for_a_sharp_minimum_ends_in_a_flatter_one() -> None:
     assert path.plot().get_xlabel() == "step"
 
 
+@pytest.mark.parametrize(("decay", "grows"), [(0.5, False), (1.5, True)])
+def test_the_edge_with_weight_decay_is_where_a_quadratic_begins_to_grow(decay: float, grows: bool) -> None:
+    x = torch.eye(2, dtype=torch.float64)
+    problem = Problem(nn.Linear(2, 1, bias=False).double(), nn.functional.mse_loss, (x, torch.zeros(2, 1, dtype=torch.float64)))  # λ₁ = 1
+    path = sharpness_along(problem, lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=decay), steps=10)
+    assert path.edge == 2 - decay
+    assert (path.ratio.value > 1) is (float(path.losses[-1]) > float(path.losses[0])) is grows
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -68,6 +77,7 @@ def test_a_step_too_long_for_a_sharp_minimum_ends_in_a_flatter_one() -> None:
         ({"edge": -1.0}, "edge must be positive"),
         ({"optimizer": lambda p: torch.optim.Adam(p)}, "edge must be given for an optimizer other than"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}, "edge must be given"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=4.0, weight_decay=0.5)}, "one weight decay below 2/η"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:

@@ -13,7 +13,9 @@ from theorylab.core.claim import Claim, Verdict
 from theorylab.core.scale import Scale
 from theorylab.core.study import Result, StudyError, find_studies, load_study
 from theorylab.core.topic import topic_texts
+from theorylab.data.synthetic import teacher_student
 from theorylab.report.mathml import paragraphs
+from theorylab.studies.generalization.interpolation import TEACHER_INPUTS, InterpolationConfig, random_directions
 
 CARDS, PROBLEMS = find_studies()
 EVERY = pytest.mark.parametrize("key", CARDS)
@@ -131,3 +133,12 @@ def test_every_topic_opens_with_setting_notation_what_is_known_and_what_is_open(
         assert paragraph.startswith(f"*{heading}* ")
         assert len(paragraph) > 200
         assert 'class="latex"' not in paragraphs(paragraph), "the report cannot set a formula of it"
+
+
+def test_random_features_share_no_numbers_with_the_inputs_of_their_seed() -> None:
+    """One seed in two generators gives one stream: the directions of the features were entries of the inputs."""
+    config = InterpolationConfig(seeds=3, seed=5)
+    for p in (10, 25, 100):
+        for seed, directions in zip(config.replica_seeds, random_directions(config, p), strict=True):
+            x = teacher_student(200, TEACHER_INPUTS, seed=seed).x
+            assert not bool(torch.isin(directions, x).any())

@@ -100,6 +100,7 @@ def test_logarithms_of_singular_values_of_gaussian_products() -> None:
     ("call", "message"),
     [
         (lambda: theory.length_map(-1.0, 1.0), "q must be"),
+        (lambda: theory.correlation_map(0.5, 0.0, 1.0), "q must be positive where bias_variance is 0"),
         (lambda: theory.length_map(1.0, 0.0), "weight_variance must be positive"),
         (lambda: theory.length_map(1.0, 1.0, -0.1), "bias_variance must be"),
         (lambda: theory.length_map(1.0, 1.0, 0.0, "step"), "activation must be one of"),

@@ -84,6 +84,7 @@ def test_the_named_methods_run_on_points_of_any_kind() -> None:
         (("gradient_descent", "convex", 0), {}, "steps must be at least 1"),
         (("gradient_descent", "convex", 2), {"smoothness": -1.0}, "smoothness must be positive"),
         (("gradient_descent", "convex", 2), {"curvature": 2.0}, "curvature must lie in"),
+        (("gradient_descent", "convex", 2), {"curvature": 1.0}, "curvature must be below smoothness"),
         (("gradient_descent", "pl", 2), {}, "curvature must be positive for the class 'pl'"),
         (("gradient_descent", "concave", 2), {}, "function_class must be"),
         (("adam", "convex", 2), {}, "method must be one of gradient_descent"),

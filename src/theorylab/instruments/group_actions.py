@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Literal
 
 import torch
@@ -102,13 +102,13 @@ def actions(group: str, axes: tuple[int, ...], sizes: tuple[int, ...], *, stride
         elements = [e for e in product((0, 1), repeat=len(axes)) if any(e) and all(n > 1 for n, r in zip(sizes, e, strict=True) if r)]
     elif group == "permutation":
         total = math.prod(sizes)
-        every = math.factorial(total) - 1 if total < 8 else math.inf
+        every = math.factorial(total) - 1 if total < 20 else math.inf
         found: dict[tuple[int, ...], None] = {}
-        while len(found) < min(count, every):
+        while len(found) < count < every:
             order = torch.randperm(total, generator=generator).tolist()
             if order != sorted(order):
                 found[tuple(order)] = None
-        elements = list(found)
+        elements = list(found) if count < every else list(permutations(range(total)))[1:]
     else:
         elements = list(product(*(range(0, n, s) for n, s in zip(sizes, strides, strict=True))))[1:]
     if not elements:

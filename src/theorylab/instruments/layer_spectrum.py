@@ -63,7 +63,7 @@ def singular_values(layer: LinearLayer, k: int | None, tol: float) -> LayerSpect
     if exact or k == side:
         if side > UNROLLED_UP_TO:
             raise ValueError(
-                f"k must be at most {side // FEW} for layer {layer.name!r}, whose matrix has {side} singular values, got {k}: "
+                f"k must be at most {(side - 1) // FEW} for layer {layer.name!r}, whose matrix has {side} singular values, got {k}: "
                 "only the largest of so many can be found."
             )
         return LayerSpectrum(layer.name, torch.linalg.svdvals(_matrix(layer))[:k], side, "dense", True)

@@ -73,11 +73,12 @@ def _head(problem: Problem) -> _Head | str:
     """The linear layer that makes the model's outputs, or why there is none."""
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((module, args[0].detach(), output.detach()))
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+        x = args[0] if args else kwargs["input"]
+        seen[:] = [(module, x.detach().clone(), output.detach().clone())]  # what follows may work in place on them
 
     names = {module: name for name, module in problem.model.named_modules() if isinstance(module, nn.Linear)}
-    hooks = [module.register_forward_hook(note) for module in names]
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in names]
     features, last = [], None
     try:
         with problem.safe(), torch.no_grad():

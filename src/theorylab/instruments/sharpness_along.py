@@ -92,11 +92,15 @@ def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
             raise ValueError(f"edge must be positive and finite, got {edge}.")
         return edge
     groups = optimizer.param_groups
-    if isinstance(optimizer, torch.optim.SGD) and len({g["lr"] for g in groups}) == 1 and not any(g["momentum"] for g in groups):
-        return 2 / float(groups[0]["lr"])
+    settings = {(float(g["lr"]), float(g["weight_decay"])) for g in groups}
+    if isinstance(optimizer, torch.optim.SGD) and len(settings) == 1 and not any(g["momentum"] for g in groups):
+        ((lr, decay),) = settings
+        if 2 / lr > decay:
+            return 2 / lr - decay  # decay adds λ to every eigenvalue of what is descended, and not to the risk's
     raise ValueError(
-        "edge must be given for an optimizer other than torch.optim.SGD without momentum and with one step size, got "
-        f"{type(optimizer).__name__}: its stability threshold, e.g. stability_threshold(lr, momentum) of theorylab.theory.optimization."
+        "edge must be given for an optimizer other than torch.optim.SGD without momentum, with one step size and one weight decay below "
+        f"2/η, got {type(optimizer).__name__}: its stability threshold, e.g. stability_threshold(lr, momentum) of "
+        "theorylab.theory.optimization."
     )
 
 
@@ -123,7 +127,7 @@ def sharpness_along(
             AdamW the Hessian is preconditioned as the optimizer does.
         steps: Optimizer steps, at least 2.
         every: Steps between measurements; by default a fortieth. One costs some twelve Hessian products, fewer where λ₁ moves slowly.
-        edge: The stability threshold; by default 2/η, for plain SGD.
+        edge: The stability threshold; by default 2/η, for plain SGD, less its weight decay.
         late: Part of training, counted from its end, over which the ratio is taken, in (0, 1].
         tol: Relative residual of the eigenvector; the eigenvalue's error is of the order of its square.
         seed: Of the first search.

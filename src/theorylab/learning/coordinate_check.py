@@ -87,7 +87,8 @@ def coordinate_check(
 
     Models of all widths take the same steps on the same batch. In the maximal-update parametrization every activation changes by
     :math:`\Theta(1)` in each coordinate, so that the slope of :math:`\log \|\Delta h\|_{\mathrm{rms}}` in the logarithm of the width is 0;
-    in the standard one, hidden activations and outputs blow up under Adam with slopes of about 1/2 and 1.
+    in the standard one, hidden activations and outputs blow up under Adam, with slopes of 1 and 3/2 in the limit of
+    small steps and large widths, and less before.
 
     Args:
         make_model: ``make_model(width)``, any module; its leaf modules' outputs are what is followed.

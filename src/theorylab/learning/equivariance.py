@@ -106,7 +106,7 @@ def learner_equivariance(
         if first.shape[-1] == x.shape[-1]:
             matrices = transform.to(first).expand(len(seeds), *transform.shape[-2:])
             pair[1].params = {**pair[1].params, name: first @ matrices.mT}
-    seen = [_outputs_along(population, steps, max(1, steps // times)) for population in pair]
+    seen = [_outputs_along(population, steps, -(-steps // times)) for population in pair]
     size = seen[0][1].abs().amax(2)
     gap = (seen[1][1] - seen[0][1]).abs().amax(2) / torch.where(size > 0, size, 1.0)
     late = (gap > APART).any(1).nonzero().flatten()

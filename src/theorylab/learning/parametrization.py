@@ -77,7 +77,15 @@ def _kinds(make_model: MakeModel, base: int, width: int) -> dict[str, _Kind]:
             f"make_model must give the same parameters at every width; {sorted(before.keys() ^ after.keys())[0]} is not in both."
         )
     kinds = {}
+    tensors = dict(wide.named_parameters())
     for name, shape in after.items():
+        uses = {type(m) for m in wide.modules() for p in m.parameters(recurse=False) if p is tensors[name]}
+        tables = {kind for kind in uses if issubclass(kind, nn.Embedding | nn.EmbeddingBag)}
+        if tables and uses - tables:
+            raise ValueError(
+                f"parameter {name} must be used in one way, got the table of an embedding that is also the weight of a "
+                f"{(uses - tables).pop().__name__}: the two ask for different multipliers. Untie them."
+            )
         ratio = {axis: b / a for axis, (a, b) in enumerate(zip(before[name], shape, strict=True)) if a != b}
         if len(before[name]) != len(shape) or len(ratio) > 2:
             raise ValueError(
@@ -129,7 +137,8 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
             descent, with momentum or without.
 
     Raises:
-        ValueError: parameters that differ by name, no shape that changes, or one that changes in other axes than outputs and inputs.
+        ValueError: parameters that differ by name, no shape that changes, one that changes in other axes than outputs and inputs, or one
+            that is tied between an embedding and another layer.
 
     Example:
         >>> net = lambda width: nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))

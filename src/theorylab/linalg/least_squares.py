@@ -49,13 +49,15 @@ def ridge_path(x: Tensor, y: Tensor, penalties: Sequence[float]) -> Tensor:
         Coefficients (penalty, ..., p, k).
 
     Raises:
-        ValueError: shapes that do not fit, or a negative penalty.
+        ValueError: shapes that do not fit, a negative penalty, or none.
 
     Example:
         >>> ridge_path(torch.tensor([[2.0], [1.0]]), torch.tensor([[2.0], [1.0]]), [0.0, 5.0]).flatten().tolist()
         [1.0, 0.5]
     """
     _check(x, y)
+    if len(penalties) == 0:
+        raise ValueError("penalties must hold at least one μ, got none.")
     if min(penalties) < 0:
         raise ValueError(f"penalties must be at least 0, got {min(penalties)}.")
     wide = x.shape[-2] < x.shape[-1]

@@ -29,7 +29,7 @@ def max_margin(rows: Tensor, p: float) -> tuple[float, Tensor]:
         that is where no hyperplane through 0 separates the data, 0 and zeros.
 
     Raises:
-        ValueError: another p, or rows that are not (n, d) and finite.
+        ValueError: another p, or rows that are not (n, d), none, or not finite.
 
     Example:
         >>> [round(max_margin(torch.tensor([[3.0, 4.0]]), p)[0], 9) for p in (1, 2, math.inf)]
@@ -40,8 +40,8 @@ def max_margin(rows: Tensor, p: float) -> tuple[float, Tensor]:
     """
     if p not in (1, 2, math.inf):
         raise ValueError(f"p must be 1, 2 or math.inf, got {p}.")
-    if rows.ndim != 2 or not bool(rows.isfinite().all()):
-        raise ValueError(f"rows must be (n, d) and finite, got {tuple(rows.shape)}.")
+    if rows.ndim != 2 or rows.numel() == 0 or not bool(rows.isfinite().all()):
+        raise ValueError(f"rows must be (n, d), not empty, and finite, got {tuple(rows.shape)}.")
     z = rows.double().cpu().numpy()
     n, d = z.shape
     scale = float(np.abs(z).max())

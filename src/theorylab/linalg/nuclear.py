@@ -96,7 +96,7 @@ def complete(observed: Tensor, mask: Tensor, *, tol: float = 1e-6, max_iteration
     batch, shape = m.shape[:-2], m.shape[-2:]
     m, known = m.reshape(-1, *shape), known.reshape(-1, *shape)
     # the threshold is in the units of M; it decides how fast the iteration converges, not where to
-    tau = torch.linalg.matrix_norm(m, 2) / known.double().mean((1, 2)) * SHARE
+    tau = torch.linalg.matrix_norm(m, 2) / known.to(m.dtype).mean((1, 2)) * SHARE
     tau = tau.clamp_min(torch.finfo(m.dtype).tiny)  # observations that are all zero
     best, bound = m.clone(), m.new_zeros(len(m))
     norm = torch.linalg.matrix_norm(m, "nuc")

@@ -37,8 +37,8 @@ class DiagonalLinear(nn.Module):
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}.")
         self.depth = depth
-        self.u = nn.Parameter(torch.full((d,), init))
-        self.v = nn.Parameter(torch.full((d,), init))
+        self.u = nn.Parameter(torch.full((d,), float(init)))
+        self.v = nn.Parameter(torch.full((d,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (n,) of inputs (n, d)."""

@@ -64,7 +64,7 @@ def hyperbolic_entropy(alpha: float) -> Potential:
 
     Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (the potential Q_α).
     """
-    if alpha <= 0:
+    if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}.")
     scale = alpha**2
 

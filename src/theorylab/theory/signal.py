@@ -71,6 +71,8 @@ def correlation_map(c: float, q: float, weight_variance: float, bias_variance: f
     if not -1 <= c <= 1:
         raise ValueError(f"c must lie in [-1, 1], got {c}.")
     after = length_map(q, weight_variance, bias_variance, activation)
+    if after == 0:
+        raise ValueError("q must be positive where bias_variance is 0: signals of length zero have no correlation. Raise one of them.")
     return (weight_variance * _expectations(activation, q, c)[0] + bias_variance) / after
 
 

@@ -130,7 +130,7 @@ def worst_case(
         steps: n ≥ 1; the program has some n² unknowns: .1 s at n = 10, seconds at 30.
         step: η of ``"gradient_descent"`` (default 1/L) and ``"subgradient"`` (default R/(M√(n+1))).
         smoothness: L > 0.
-        curvature: μ in [0, L]; positive for ``pl``.
+        curvature: μ in [0, L) for ``convex``, in (0, L] for ``pl``; the other classes have none.
         lipschitz: M > 0.
         radius: R > 0.
         gap: > 0.
@@ -138,7 +138,8 @@ def worst_case(
             PEPit is installed, else from the formula.
 
     Raises:
-        ValueError: an argument out of its range, a method that does not fit the class, or no formula where one was asked for.
+        ValueError: an argument out of its range, an unknown method or class, a method that does not return the n + 1 iterates, or no
+            formula where one was asked for.
         ModuleNotFoundError: PEPit is needed and not installed.
         RuntimeError: the solver did not come to a solution.
 
@@ -158,6 +159,11 @@ def worst_case(
         raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}], got {curvature}.")
     if function_class not in ("convex", "nonsmooth", "nonconvex", "pl"):
         raise ValueError(f"function_class must be 'convex', 'nonsmooth', 'nonconvex' or 'pl', got {function_class!r}.")
+    if function_class == "convex" and curvature == smoothness:
+        raise ValueError(
+            f"curvature must be below smoothness = {smoothness:g} for the class 'convex', got {curvature}: of equal ones there is but the "
+            "parabola, of which a gradient step with η = 1/L is the minimizer."
+        )
     if function_class == "pl" and curvature == 0:
         raise ValueError("curvature must be positive for the class 'pl', got 0.")
     if isinstance(method, str) and method not in NAMED:
@@ -216,7 +222,7 @@ def _solve(
     import PEPit
     from PEPit import functions as classes
 
-    program = PEPit.PEP()
+    program: Any = PEPit.PEP()  # its types do not know what its arithmetic makes
     if function_class == "convex":
         f = program.declare_function(classes.SmoothStronglyConvexFunction, L=smoothness, mu=curvature)
     elif function_class == "nonsmooth":

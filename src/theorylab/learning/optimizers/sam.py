@@ -17,8 +17,11 @@ def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
     The gradient is taken twice a step, on the same batch; weight decay and momentum of ``base`` see the second one, at θ itself.
 
     Args:
-        base: The optimizer that steps.
+        base: The optimizer that steps; one whose gradients are taken at the parameters.
         rho: ρ ≥ 0.
+
+    Raises:
+        ValueError: ``base`` takes its own gradients elsewhere, as this one does.
 
     Example:
         >>> from theorylab.learning.optimizers.base import take
@@ -30,6 +33,8 @@ def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
 
     Source: Foret et al. 2021, arXiv:2010.01412, Section 2, Equations 2 and 3, and Algorithm 1 (p = 2).
     """
+    if base.probe is not None:
+        raise ValueError(f"base must take its gradient at the parameters, got {base.name}: give the optimizer within it.")
 
     def probe(grads: Params, state: Any, params: Params) -> Params:
         squares: list[Tensor] = [g.reshape(len(g), -1).square().sum(1) for g in grads.values()]

@@ -15,7 +15,7 @@ vectors are kept orthogonal, and integrates polynomials of the spectrum exactly 
 traces without bias, and how well depends on the method and on the spectrum.
 
 *What is open.* What curvature has to do with generalization. A ReLU network can be rescaled, without any change of what it computes, so
-that every entry of the Hessian grows, so no flatness that depends on the parametrization can explain anything by itself; those that do
-not are measures of which some correlate with test error in some experiments. The studies here check the instruments on which every other
-topic stands.
+that the Hessian's trace and largest eigenvalue are as large as one likes. So no flatness that depends on the parametrization can explain
+anything by itself; those that do not are measures of which some correlate with test error in some experiments. The studies here check the
+instruments on which every other topic stands.
 """

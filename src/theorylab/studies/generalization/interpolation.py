@@ -267,6 +267,12 @@ def prominence(losses: Tensor, at: int) -> Tensor:
     return (losses[at] / torch.maximum(losses[0], losses[-1])).log()
 
 
+def random_directions(config: InterpolationConfig, p: int) -> Tensor:
+    """Of p random features, (replica, d, p); from other numbers than the inputs of the same seed, which would be the directions else."""
+    draws = [torch.Generator().manual_seed(s + 1_000_003) for s in config.replica_seeds]
+    return torch.stack([torch.randn(TEACHER_INPUTS, p, generator=g, dtype=torch.float64) for g in draws])
+
+
 def random_feature_curve(config: InterpolationConfig) -> tuple[list[int], Curve]:
     """Random ReLU features of a teacher's inputs, fitted by ridge regression; in double precision, which the threshold needs."""
     n, d = config.rows, TEACHER_INPUTS
@@ -275,8 +281,7 @@ def random_feature_curve(config: InterpolationConfig) -> tuple[list[int], Curve]
     sizes = [round(s * n) for s in config.sizes]
     found = []
     for p in sizes:
-        draws = [torch.randn(d, p, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in config.replica_seeds]
-        features = torch.relu(x @ torch.stack(draws).to(x)) / p**0.5
+        features = torch.relu(x @ random_directions(config, p).to(x)) / p**0.5
         fits = ridge_path(features[:, :n], y[:, :n], (0.0, *RIDGES))
         squares = torch.stack([(features @ fit - y).square().squeeze(2) for fit in fits])  # (penalty, replica, row)
         train, test = squares[:, :, :n].mean(2), squares[:, :, n:].mean(2)

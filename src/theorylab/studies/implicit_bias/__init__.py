@@ -12,11 +12,11 @@ the output.
 *What is known.* Gradient descent keeps what a symmetry of the parametrization conserves, up to terms of second order in the step. From
 zero it finds the solution of least Euclidean norm of a linear system; mirror descent finds that of least :math:`\psi`. On separable data
 the weights of a linear classifier grow without end, and their direction tends to the largest margin in the norm in which the method takes
-its steepest step, though only as fast as :math:`1/\ln t`. A product parametrization :math:`u\odot u - v\odot v` behaves as mirror descent
-with a hyperbolic entropy, which goes from the :math:`\ell_2` to the :math:`\ell_1` norm as the initialization shrinks. Deep matrix and
-tensor factorizations prefer low rank, and no norm explains it: there are problems on which training drives all norms to infinity and the
-rank down. With a large scale of the output a network stays in the neighbourhood of its initialization, where it is a kernel machine
-(lazy); with a small one it learns features (rich).
+its steepest step, though with steps of a fixed size only as fast as :math:`1/\ln t`. A product parametrization :math:`u\odot u - v\odot
+v` behaves as mirror descent with a hyperbolic entropy, which goes from the :math:`\ell_2` to the :math:`\ell_1` norm as the initialization
+shrinks. Deep matrix and tensor factorizations prefer low rank, and no norm explains it: there are problems on which training drives all
+norms to infinity and the rank down. With a large scale of the output a network stays in the neighbourhood of its initialization, where it
+is a kernel machine (lazy); with a small one it learns features (rich).
 
 *What is open.* Beyond linear, diagonal and homogeneous models the bias of training has no description as the minimum of anything. How
 noise, large steps and normalization change it is known for two-layer models at best. How slowly the limits are approached matters too: at

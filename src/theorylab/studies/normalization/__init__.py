@@ -13,8 +13,8 @@ the direction :math:`\theta/\|\theta\|`; :math:`\eta\lambda` the intrinsic one.
 With decay :math:`\lambda` and step :math:`\eta` training is exactly the same as without decay and with a step that grows exponentially.
 Growth by gradients and shrinking by decay balance after about :math:`1/(\eta\lambda)` steps: then each step turns the weights by the
 angle :math:`\sqrt{2\eta\lambda/(1+\gamma)}`, whatever the initialization was. At initialization normalization may do harm: in a deep
-fully connected ReLU network with BatchNorm gradients grow by a factor :math:`\pi/(\pi-1)` a layer. In transformers the place of the
-normalization decides whether the gradients of the last layers are bounded as depth grows.
+fully connected ReLU network with BatchNorm squared gradients grow by a factor :math:`\pi/(\pi-1)` a layer. In transformers the place of
+the normalization decides whether the gradients of the last layers shrink as depth grows.
 
 *What is open.* Why normalized networks generalize as they do, and whether the noise of batch statistics matters beyond its effect on
 speed. Equilibrium is a law of averages: how the loss behaves there, and why a drop of the step size helps so much, is understood by

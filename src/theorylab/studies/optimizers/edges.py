@@ -94,9 +94,9 @@ def preconditioner(population: Population, beta1: float, beta2: float, eps: floa
 
 
 def gradient_norms(population: Population) -> Tensor:
-    """‖∇L‖ of every replica, (replica,)."""
+    """‖∇L‖ of every replica, (replica,); on the processor, where the sharpness is too."""
     grads = population.gradients()[1].values()
-    return torch.stack([g.flatten(1).double().square().sum(1) for g in grads]).sum(0).sqrt()
+    return torch.stack([g.flatten(1).double().square().sum(1) for g in grads]).sum(0).sqrt().cpu()
 
 
 def late(run: Trajectory, values: Tensor) -> Tensor:

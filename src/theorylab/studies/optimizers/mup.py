@@ -1,10 +1,11 @@
 """In the maximal-update parametrization features change alike at every width, and the step size of a narrow network serves a wide one.
 
 Make a network wider in the usual parametrization, with the same step size, and Adam changes hidden activations by an amount that grows with
-the square root of the width, and the outputs by one that grows with the width itself: the best step size falls as networks grow, and must
-be searched for anew. In the maximal-update parametrization (muP) steps of hidden and output weights are divided by the width, and output
-weights begin smaller. Then every activation changes by an amount that does not depend on width, the network keeps learning features in the
-limit, and curves of loss against step size lie on top of each other.
+the width m, and the outputs by one that grows faster still: the best step size falls as networks grow, and must be searched for anew. For
+small steps and large widths the changes are as m and m^{3/2}; at the widths and the steps of this study the exponents are lower. In the
+maximal-update parametrization (muP) steps of hidden and output weights are divided by the width, and output weights begin smaller. Then
+every activation changes by an amount that does not depend on width, the network keeps learning features in the limit, and curves of loss
+against step size lie on top of each other.
 
 The slopes are read at finite width after a few steps; at small widths the output of a muP network still shrinks with width, hence the wider
 region for it. Transfer is tested away from the optimum, by the step that reaches a given loss: near the optimum the curve is so flat that

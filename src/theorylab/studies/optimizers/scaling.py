@@ -132,7 +132,7 @@ Run = Callable[["ScalingConfig", Sequence[Recipe]], list[Tensor]]
 
 
 def variances(config: ScalingConfig, averaged: bool) -> Tensor:
-    """Variance of the chains over that of the differential equation after 20 l steps from 0, (amplification, replica).
+    """Variance of the chains over that of the differential equation after 20 l_max steps from 0, (amplification, replica).
 
     ``averaged`` is the control: SGD with step η/l on the mean of the two gradients.
     """
