@@ -7,10 +7,11 @@ nothing of this.
 
 Two things must be arranged for. The step must be large enough that λ₁ gets to the edge before the data are fitted and sharpening ends: of
 128 digits it does not, with Polyak's momentum and the step that serves for 512, and λ₁ stops at 0.7 of the edge. And training must last:
-with Polyak's momentum λ₁ overshoots, falls back, and creeps up on the edge from a few percent below, within the claim's region but near its
-border: of two base seeds that were looked at only after the settings were fixed, one holds and one is left open by a single network that
-was still at 0.79 of its edge. Too large a step, on the other hand, does not survive the overshoot: with η = 0.4 for Polyak's and 0.15 for
-Nesterov's method, one network in sixteen diverged within 130 steps.
+with Polyak's momentum λ₁ overshoots, falls back, and creeps up on the edge from a few percent below, within the claim's region but near
+its border: one network of ten that is still well below leaves the claim open at that base seed. The first setting, half the steps and
+eight networks, did so at every third base seed. The present one was chosen at base seeds 5000, where it still does, and 6000; it holds at
+0 and 7000. Too large a step, on the other hand, does not survive the overshoot: with η = 0.4 for Polyak's and 0.15 for Nesterov's method,
+one network in sixteen diverged within 130 steps.
 
 Measured on real data: a tanh network on the handwritten digits of scikit-learn, squared loss Σ(f − y)² on one-hot targets, mean over rows.
 """
@@ -87,8 +88,8 @@ class EdgeConfig(Config):
     data: Literal["digits", "cifar10"] = setting("digits", "images to train on; cifar10 is read from the data folder")
     rows: int = setting(512, "images to train on; there are 1797 digits", low=16, high=50_000)
     width: int = setting(32, "units of each of the two hidden layers", low=2)
-    steps: int = setting(420, "training steps", low=8)
-    polyak_steps: int = setting(960, "training steps with Polyak's momentum, which swings about the edge", low=8)
+    steps: int = setting(700, "training steps", low=8)
+    momentum_steps: int = setting(1600, "training steps with momentum, which swings about the edge", low=8)
     measurements: int = setting(6, "how often λ₁ is measured on the way, after the start", low=2)
     gd_steps: tuple[float, ...] = setting((0.25,), "step sizes η of gradient descent", low=1e-3)
     polyak_step: float = setting(
@@ -106,15 +107,17 @@ def late(run: Trajectory) -> Tensor:
 @study(
     "optimization/edge_of_stability",
     claims=[GD, MOMENTUM, PROGRESSIVE_SHARPENING],
-    tiny=EdgeConfig(rows=128, width=16, steps=250, polyak_steps=200, measurements=4, polyak_step=0.4, nesterov_step=0.15, dtype="float32"),
-    small=EdgeConfig(dtype="float32"),
+    tiny=EdgeConfig(
+        rows=128, width=16, steps=250, momentum_steps=250, measurements=4, polyak_step=0.4, nesterov_step=0.15, dtype="float32"
+    ),
+    small=EdgeConfig(seeds=10, dtype="float32"),
     large=EdgeConfig(
         seeds=16,
         data="cifar10",
         rows=5000,
         width=200,
         steps=20_000,
-        polyak_steps=20_000,
+        momentum_steps=20_000,
         small_step=0.02,
         measurements=100,
         gd_steps=(0.05, 0.1, 0.25),
@@ -163,7 +166,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
 
     figure = Series("momentum", "Momentum moves the edge", x="step", y="λ₁ / edge with momentum", claim=MOMENTUM.key)
     beta = MOMENTUM_COEFFICIENT
-    methods = (("polyak", config.polyak_step, config.polyak_steps), ("nesterov", config.nesterov_step, config.steps))
+    methods = (("polyak", config.polyak_step, config.momentum_steps), ("nesterov", config.nesterov_step, config.momentum_steps))
     for method, eta, steps in methods:
         name = f"{method.capitalize()}, η = {eta:g}"
         yield Stage(name)

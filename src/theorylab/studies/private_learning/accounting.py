@@ -84,7 +84,7 @@ FIXED_SIZE = Claim(
     relation=AtLeast(),
     control="twice the noise on the batches of fixed size, which makes up for the distance",
     reading="Where a row is not drawn, a Poisson batch stays without it, one clipping norm away; in a batch of fixed size another row takes "
-    "its place, which may pull the opposite way, two norms away. Under much noise the two accounts differ by less than a factor of 2, near "
+    "its place, which may pull the opposite way, two norms away. Under much noise the two accounts differ by less than a factor 2, near "
     "σ = 1 they are worlds apart. Stating the Poisson ε for a loader of equal batches is a common error.",
 )
 
