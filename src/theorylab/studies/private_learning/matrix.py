@@ -100,7 +100,7 @@ def deviation(power: float, n: int, draws: int, seed: int) -> float:
     claims=[FACTOR, SQRT, GAIN],
     tiny=MatrixConfig(seeds=8, n=300),
     small=MatrixConfig(seeds=16),
-    large=MatrixConfig(seeds=32, n=4000, draws=4000),
+    large=MatrixConfig(seeds=32, n=4000, draws=1000),
 )
 def matrix(config: MatrixConfig) -> Iterator[Finding | Series | Stage]:
     """Check the factorization, its error against the asymptotic law, and the error of drawn noise."""
