@@ -152,20 +152,33 @@ def _fast_size(n: int) -> int:
 
 
 def _support(parts: Sequence[tuple[Losses, int]]) -> tuple[float, float]:
-    """An interval outside of which the sum of all losses has mass at most ``CUT``, by Chernoff's bound at a few exponents."""
-    log_cut = math.log(CUT / 2)
-    ends = [float(sum(n * part.values[k] for part, n in parts)) for k in (0, -1)]
+    """An interval outside of which the sum of all losses has mass at most ``CUT``, by Chernoff's bound.
+
+    The bound as a function of its exponent falls and then rises, so the best of a doubling sequence is searched from the exponent that is
+    best for a normal. A heavy tail, as of rare rows under little noise, has its best far below.
+    """
     spread = math.sqrt(sum(n * float(part.mass @ part.values**2 - (part.mass @ part.values) ** 2) for part, n in parts))
+    ends = [float(sum(n * part.values[k] for part, n in parts)) for k in (0, -1)]
+
+    def bound(sign: float, tilt: float) -> float:
+        total = 0.0
+        for part, n in parts:
+            exponent = sign * tilt * part.values
+            top = float(exponent[-1 if sign > 0 else 0])
+            moment = float(part.mass @ np.exp(exponent - top))
+            if moment <= 0:  # all that has mass is too far below the top to be seen: the exponent is too large to be the best
+                return math.inf
+            total += n * (top + math.log(moment))
+        return (total - math.log(CUT / 2)) / tilt
+
     for side, sign in enumerate((-1.0, 1.0)):
-        best = sign * ends[side]
-        for tilt in 8 / max(spread, 1e-300) * 2.0 ** np.arange(-4, 3):
-            total = 0.0
-            for part, n in parts:
-                exponent = sign * tilt * part.values
-                top = float(exponent[-1 if sign > 0 else 0])
-                total += n * (top + math.log(float(part.mass @ np.exp(exponent - top))))
-            best = min(best, (total - log_cut) / tilt)
-        ends[side] = sign * best
+        tilt = 8 / max(spread, 1e-300)
+        best = bound(sign, tilt)
+        for factor in (0.5, 2.0):
+            other = tilt * factor
+            while (found := bound(sign, other)) < best:
+                best, other = found, other * factor
+        ends[side] = sign * min(best, sign * ends[side])
     return ends[0], ends[1]
 
 

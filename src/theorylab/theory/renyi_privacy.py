@@ -11,7 +11,10 @@ from scipy.special import gammaln
 from theorylab.core.privacy_ledger import Adjacency
 
 ORDERS = tuple(np.concatenate([1 + np.geomspace(0.01, 1, 24)[:-1], np.geomspace(2, 1024, 120)]).tolist())
-"""Orders over which ε is minimized: fine enough to lose less than a thousandth, where integers alone lose up to a hundredth."""
+"""Orders over which ε is minimized: fine enough to lose less than a thousandth of it.
+
+Whole orders alone lose a hundredth where ε is below 8, and more than double it where ε is in the hundreds and the best order is below 2.
+"""
 
 
 def integer_order_rdp(q: float, sigma: float, order: int) -> float:

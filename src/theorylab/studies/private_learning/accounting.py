@@ -83,8 +83,8 @@ FIXED_SIZE = Claim(
     kind="inequality",
     relation=AtLeast(),
     control="twice the noise on the batches of fixed size, which makes up for the distance",
-    reading="Where a row is not drawn, a Poisson batch stays without it, one clipping norm away; in a batch of fixed size another row takes "
-    "its place, which may pull the opposite way, two norms away. Under much noise the two accounts differ by less than a factor 2, near "
+    reading="Where a row is not drawn, a Poisson batch stays without it, one clipping norm away; in a batch of fixed size another takes "
+    "its place, which may pull the opposite way, two norms away. Under much noise the two accounts differ by less than a factor of 2, near "
     "σ = 1 they are worlds apart. Stating the Poisson ε for a loader of equal batches is a common error.",
 )
 
@@ -122,7 +122,7 @@ def lower_bound(run: PrivacyLedger, delta: float) -> float:
     tiny=AccountingConfig(rates=(0.01,), sigmas=(4.0,), steps=(100,), rounding_steps=14_062, points=3),
     small=AccountingConfig(),
     large=AccountingConfig(
-        rates=(1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3), sigmas=(0.6, 0.8, 1.0, 1.5, 2.0, 4.0), steps=(1, 10, 100, 1000, 10_000), points=40
+        rates=(1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3), sigmas=(0.6, 0.8, 1.0, 1.5, 2.0, 4.0), steps=(1, 10, 100, 1000), points=40
     ),
 )
 def accounting(config: AccountingConfig) -> Iterator[Finding | Series | Stage]:

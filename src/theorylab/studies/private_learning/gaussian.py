@@ -3,7 +3,8 @@
 Two normals are hardest to tell apart along the line through their means, so a step of noise multiplier σ is a pair of unit normals 1/σ
 apart, and T steps, whatever each looked at of the earlier ones, a pair √T/σ apart. The curve of δ over ε is then two normal tails. It is
 compared with the distribution of the privacy loss of a single step, put on a grid and convolved T times by the Fourier transform, which
-knows nothing of normals staying normal. Nothing is random, so seeds play no part.
+knows nothing of normals staying normal. Nothing is random, so seeds play no part. Beyond some thousands of steps and at δ near 10⁻⁹ the
+transform's rounding, which is added to δ, moves ε by more than a thousandth.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class GaussianConfig(Config):
     claims=[CURVE],
     tiny=GaussianConfig(sigmas=(5.0,), steps=(1, 30), deltas=(1e-5,), points=5),
     small=GaussianConfig(),
-    large=GaussianConfig(sigmas=(0.5, 1.0, 2.0, 5.0, 10.0, 50.0), steps=(1, 10, 100, 1000, 10_000), deltas=(1e-3, 1e-5, 1e-7, 1e-9)),
+    large=GaussianConfig(sigmas=(1.0, 2.0, 5.0, 10.0, 50.0), steps=(1, 3, 10, 30, 100, 300, 1000), deltas=(1e-3, 1e-5, 1e-7, 1e-9)),
 )
 def gaussian(config: GaussianConfig) -> Iterator[Finding | Series | Stage]:
     """Compare ε of the composed privacy-loss distribution with the closed form, for both kinds of neighbours."""
