@@ -13,6 +13,7 @@ from theorylab.data import folder, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d
+from theorylab.data.mislabelled import mislabelled
 from theorylab.data.text import text
 
 GENERATORS = {
