@@ -93,6 +93,9 @@ def lira(scores: Any, membership: Any, *, variance: Literal["row", "pooled"] = "
     fitted, to the scores of the models that were trained on it and of those that were not. The model under attack is left out of both: with
     it, its own score would pull the law of its side towards itself, and the attack would look better than it is.
 
+    Compare rows within a model, or all pairs together. Among the models of *one* row the ratio is biased against the attack where there is
+    little to see: leaving a model out moves the law of its side away from it.
+
     Args:
         scores: (models, rows), of every model at every row; from `logit_confidence`.
         membership: (models, rows), which rows each model was trained on.
