@@ -22,6 +22,7 @@ MODULES = {
     "backpack-for-pytorch": "backpack",
     "nngeometry": "nngeometry",
     "PEPit": "PEPit",
+    "dp-accounting": "dp_accounting",
     "torch": "torch",
 }
 """Peer, as it is installed → the module that it brings."""
