@@ -197,6 +197,7 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise_and_delta(method
         (PrivacyLedger(0.5, 1e6, 10), 1e-3),
         (PrivacyLedger(0.01, 0.1, 50), 1e-5),
         (PrivacyLedger(1.0, 0.05, 2), 1e-5),
+        (PrivacyLedger(0.2, 0.03, 2, adjacency="replace_one"), 1e-5),
         (PrivacyLedger(0.3, 1.0, 0), 1e-5),
         (PrivacyLedger(0.01, 1.0, 10**6), 1e-5),
     ],
@@ -264,6 +265,13 @@ def test_at_whole_orders_the_sum_and_the_binomial_theorem_agree(q: float, sigma:
 def test_fractional_orders_are_those_of_dp_accounting(q: float, sigma: float, order: float, theirs: float) -> None:
     """dp-accounting 0.6.0, _compute_rdp_poisson_subsampled_gaussian. Its series is up to 4% above the integral at orders below 3."""
     assert renyi_privacy.sampled_rdp(q, sigma, order) == pytest.approx(theirs, rel=1e-9)
+
+
+def test_under_little_noise_high_orders_are_left_out_and_cost_nothing() -> None:
+    curve = renyi_privacy.rdp_curve(0.1, 0.05)
+    assert np.isinf(curve[-1])
+    assert np.isfinite(curve[:40]).all()
+    assert int(np.argmin(np.where(np.isfinite(curve), curve, np.inf) + 11.5 / (np.array(renyi_privacy.ORDERS) - 1))) < 40
 
 
 def test_the_conversion_is_the_tangent_of_the_best_order() -> None:

@@ -79,12 +79,16 @@ def sampled_rdp(q: float, sigma: float, order: float, adjacency: Adjacency = "ad
     return _divergence(q, sigma, (float(order),), adjacency)[0]
 
 
+MOST_POINTS = 100_000
+"""Of an integral in `rdp_curve`."""
+
+
 @functools.lru_cache(64)
 def _divergence(q: float, sigma: float, orders: tuple[float, ...], adjacency: Adjacency) -> tuple[float, ...]:
-    step = min(sigma / 8, sigma**2 / 4)
+    step = _grid_step(sigma)
     found = []
     for order in orders:
-        # the α-th power shifts the integrand's bump to the right by α − 1 at most, and by α − 1 to the left of −1 nowhere
+        # the integrand is a sum of bumps of width σ between 0 and α
         x = np.arange(-1 - 12 * sigma, order + 1 + 12 * sigma, step)
         log_ratio = np.logaddexp(math.log1p(-q), math.log(q) + (2 * x - 1) / (2 * sigma**2))
         log_base = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
@@ -98,11 +102,16 @@ def _divergence(q: float, sigma: float, orders: tuple[float, ...], adjacency: Ad
 
 
 def rdp_curve(q: float, sigma: float, adjacency: Adjacency = "add_remove") -> np.ndarray:
-    """`sampled_rdp` of one step at all of ``ORDERS``."""
+    """`sampled_rdp` of one step at all of ``ORDERS``; infinite, which is no claim, at high orders under little noise.
+
+    Those would need the longest grids, and under little noise the best order is near 1.
+    """
     _in_range(q, sigma)
+    orders = np.array(ORDERS)
     if q == 1:
-        return np.array(ORDERS) * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
-    return np.array(_divergence(q, sigma, ORDERS, adjacency))
+        return orders * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
+    within = orders <= 2 + MOST_POINTS * _grid_step(sigma)
+    return np.concatenate([_divergence(q, sigma, tuple(orders[within].tolist()), adjacency), np.full((~within).sum(), math.inf)])
 
 
 def rdp_to_epsilon(divergences: np.ndarray, delta: float, orders: np.ndarray | None = None) -> float:
@@ -157,6 +166,11 @@ def rdp_to_delta(divergences: np.ndarray, epsilon: float, orders: np.ndarray | N
     alpha = np.array(ORDERS if orders is None else orders, dtype=float)
     logs = (alpha - 1) * (divergences - epsilon + np.log1p(-1 / alpha)) - np.log(alpha)
     return min(1.0, math.exp(min(0.0, float(logs.min()))), math.sqrt(-math.expm1(-float(np.min(divergences)))))
+
+
+def _grid_step(sigma: float) -> float:
+    """Fine against the densities' width, and against the distance of the integrand's singularities from the line."""
+    return min(sigma / 8, sigma**2 / 4)
 
 
 def _in_range(q: float, sigma: float) -> None:
