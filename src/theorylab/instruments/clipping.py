@@ -123,7 +123,8 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     if method == "loop":
         return looped_clipped_sum(problem, clip)
-    total: dict[str, Tensor] = {}
+    flat = torch.empty(problem.P, dtype=problem.dtype, device=problem.device)
+    total, first = problem.unflatten(flat), True
     shrunk, formed = torch.zeros((), dtype=torch.int64, device=problem.device), dict[str, None]()
     with problem.safe():
         for part in (_formed_parts if method == "vmap" else row_parts)(problem, chunk):
@@ -136,9 +137,8 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
             norms = part.squares(problem.params).sqrt()
             factors = clip_factors(norms, clip).to(problem.dtype)
             shrunk += (norms > clip).sum()
-            for name, piece in part.weighted(problem.params, factors).items():
-                total[name] = total[name].add_(piece) if name in total else piece
+            part.add_weighted(factors, total, first)
+            first = False
     if formed and method == "auto":
         log.info("clipped_sum: gradients in %s are formed row by row, since no known operation explains them", ", ".join(formed))
-    flat = torch.cat([total[name].reshape(-1) if name in total else torch.zeros_like(p).reshape(-1) for name, p in problem.params.items()])
     return ClippedSum(flat, float(shrunk) / problem.n, tuple(formed))
