@@ -57,7 +57,7 @@ def logit_confidence(logits: Tensor, targets: Tensor) -> Tensor:
         >>> logit_confidence(torch.tensor([[0.0, 100.0]]), torch.tensor([1])).tolist()
         [100.0]
 
-    Source: Carlini et al. 2022, arXiv:2112.03570, Section IV (logit scaling) and its remark on stable computation.
+    Source: Carlini et al. 2022, arXiv:2112.03570, the logit scaling of the online attack and the remark on its stable computation.
     """
     if logits.ndim < 2 or logits.shape[-1] < 2 or targets.shape != logits.shape[-2:-1]:
         raise ValueError(
@@ -113,7 +113,7 @@ def lira(scores: Any, membership: Any, *, variance: Literal["row", "pooled"] = "
         >>> bool(((lira(3.0 * inside + noise, inside) > 0) == inside).all())
         True
 
-    Source: Carlini et al. 2022, arXiv:2112.03570, Algorithm 1 (online attack); the pooled variance is that of its Section VI-D.
+    Source: Carlini et al. 2022, arXiv:2112.03570, Algorithm 1 (online attack); the pooled variance is its remedy for few models.
     """
     if variance not in ("row", "pooled"):
         raise ValueError(f'variance must be "row" or "pooled", got {variance!r}.')
@@ -152,7 +152,7 @@ def rmia(probabilities: Any, membership: Any, reference: Any, *, gamma: float = 
     Raises:
         ValueError: shapes that do not match, probabilities outside (0, 1], γ ≤ 0, or too few models in or out of a row.
 
-    Source: Zarifzadeh et al. 2024, arXiv:2312.03262, Section 2.2 (the score) and its online estimate of p(x).
+    Source: Zarifzadeh et al. 2024, arXiv:2312.03262, the definition of the score, and the online estimate of p(x).
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}.")
