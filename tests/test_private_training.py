@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_clipping import Centred
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import mlp
 
+from theorylab.core.instrument import Inapplicable
 from theorylab.core.privacy_ledger import PrivacyLedger
 from theorylab.core.problem import Problem
 from theorylab.instruments.clipping import clipped_sum
@@ -239,6 +241,12 @@ def test_refuses_samplers_and_data_that_do_not_fit() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             make()
+
+
+def test_dp_sgd_refuses_a_model_that_couples_rows() -> None:
+    coupled = Problem(Centred().double(), F.cross_entropy, data())
+    with pytest.raises(Inapplicable, match="the first has other outputs alone"):
+        dp_sgd(coupled, poisson_batches(N, 0.2, 0), optimizer=sgd(0.1), clip=1.0, sigma=1.0, steps=1, seed=0)
 
 
 def test_a_population_refuses_what_couples_rows() -> None:
