@@ -1,9 +1,7 @@
-"""What a clipped sum costs against one gradient of all rows, and against Opacus where it is installed."""
+"""What a clipped sum costs against one gradient of all rows; `benchmarks.parity.clipping` compares it with Opacus."""
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -29,40 +27,8 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     return {"MLP": (perceptron, vectors), "CNN": (convolutional, images)}
 
 
-def opacus(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor] | None:
-    """The same clipped sum by Opacus' ghost clipping; None where it is not installed."""
-    if importlib.util.find_spec("opacus") is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import copy
-
-        from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (  # pyright: ignore[reportMissingImports]
-            GradSampleModuleFastGradientClipping,
-        )
-
-        model = GradSampleModuleFastGradientClipping(
-            copy.deepcopy(net), batch_first=True, loss_reduction="sum", max_grad_norm=CLIP, use_ghost_clipping=True
-        )
-
-    def run() -> Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.zero_grad()
-            model.enable_hooks()
-            losses = nn.functional.cross_entropy(model(x), y, reduction="none")
-            losses.sum().backward(retain_graph=True)
-            factors = model.get_clipping_coef()
-            model.zero_grad()
-            model.disable_hooks()
-            (factors * losses).sum().backward()
-            return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
-
-    return run
-
-
 def rows(rounds: int = 9) -> list[dict]:
-    """For each network: the cost in gradients, the speed-up over gradients formed by vmap, and over Opacus' ghost clipping."""
+    """For each network: the cost in gradients, and the speed-up over gradients formed by vmap."""
     table = []
     for name, (net, x) in networks().items():
         y = torch.randint(0, 10, (ROWS,), generator=torch.Generator().manual_seed(1))
@@ -76,10 +42,6 @@ def rows(rounds: int = 9) -> list[dict]:
             "ghost": lambda problem=problem: clipped_sum(problem, CLIP, method="ghost"),
             "vmap": lambda problem=problem: clipped_sum(problem, CLIP, method="vmap"),
         }
-        peer = opacus(net, x, y)
-        if peer is not None:
-            assert torch.allclose(peer(), clipped_sum(problem, CLIP).total, rtol=1e-3, atol=1e-4), "the peer sums something else"
-            contestants["opacus"] = peer
         seconds = interleaved(contestants, rounds=rounds)
         setting = f"{name}, P={problem.P}, n={ROWS}"
         table.append(
@@ -92,18 +54,14 @@ def rows(rounds: int = 9) -> list[dict]:
                 "unit": "gradients",
             }
         )
-        for other in [k for k in ("vmap", "opacus") if k in seconds]:
-            unit = "gradients formed by vmap" if other == "vmap" else "Opacus' ghost clipping"
-            faster = ratio(seconds[other], seconds["ghost"])
-            goal = 1.0 if other == "opacus" else None
-            table.append(
-                {
-                    "name": f"clipping: ghost against {other}",
-                    "setting": setting,
-                    "ratio": faster,
-                    "goal": goal,
-                    "better": "higher",
-                    "unit": unit,
-                }
-            )
+        table.append(
+            {
+                "name": "clipping: ghost against vmap",
+                "setting": setting,
+                "ratio": ratio(seconds["vmap"], seconds["ghost"]),
+                "goal": None,
+                "better": "higher",
+                "unit": "gradients formed by vmap",
+            }
+        )
     return table

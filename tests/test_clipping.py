@@ -131,3 +131,20 @@ def test_a_gradient_that_overflows_is_an_error_and_not_a_zero() -> None:
     net = nn.Linear(2, 1, bias=False)
     with pytest.raises(ValueError, match="gradients of rows must be finite"):
         clipped_sum(Problem(net, lambda o, y: 3e38 * (o[:, 0] * 1e5).tanh() * 1e-2, (torch.ones(2, 2) * 1e-12, torch.zeros(2))))
+
+
+class Centred(nn.Module):
+    """Takes the mean over the batch away: a coupling that no type of layer gives away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x - x.mean(0))
+
+
+@pytest.mark.parametrize("method", ["auto", "ghost", "vmap"])
+def test_refuses_a_coupling_of_its_own_making(method: str) -> None:
+    with pytest.raises(Inapplicable):
+        clipped_sum(Problem(Centred(), F.cross_entropy, vectors(), dtype=torch.float64), method=method)  # type: ignore[arg-type]

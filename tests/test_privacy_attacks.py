@@ -126,7 +126,7 @@ def test_the_interval_of_a_rate_is_exact() -> None:
 
 
 def literal_p_value(m: int, r: int, v: int, chance: Fraction, delta: Fraction) -> Fraction:
-    """Theorem 5.2 with fractions and plain sums."""
+    """The p-value with fractions and plain sums."""
 
     def at_least(k: int) -> Fraction:
         return sum((math.comb(r, j) * chance**j * (1 - chance) ** (r - j) for j in range(max(k, 0), r + 1)), Fraction(0))

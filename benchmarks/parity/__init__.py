@@ -23,6 +23,7 @@ MODULES = {
     "nngeometry": "nngeometry",
     "PEPit": "PEPit",
     "dp-accounting": "dp_accounting",
+    "opacus": "opacus",
     "torch": "torch",
 }
 """Peer, as it is installed → the module that it brings."""

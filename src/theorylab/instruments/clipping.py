@@ -15,13 +15,16 @@ from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
 from theorylab.instruments.refusals import couples_rows
+from theorylab.instruments.row_trust import row_wise
 from theorylab.instruments.rows import RowsPart, looped_grads, row_parts
-from theorylab.instruments.rows_alone import others_of, shares_predictions
+from theorylab.instruments.rows_alone import others_of, refuse_coupled_outputs, shares_predictions
 
 log = logging.getLogger(__name__)
 Method = Literal["auto", "ghost", "vmap", "loop"]
 AT_ONCE = 2**26
 """Numbers that the gradients of rows may hold at once where they are formed."""
+FEW = 8
+"""Rows among which the first is compared with itself alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,20 @@ def weighs_rows_together(problem: Problem) -> str | None:
             "others. Give one loss a row: the sum or the mean over the row's own predictions."
         )
     return None
+
+
+def refuse_coupled_rows(problem: Problem) -> None:
+    """Refuse a model in which a row's outputs depend on other rows: each has a gradient there too, but a row more changes all of them.
+
+    Raises:
+        Inapplicable: a row has other outputs alone.
+    """
+    if not row_wise(problem.model):
+        for k, batch in enumerate(problem.batches):
+            if batch.is_pair:  # of any other the rows' losses are compared with the batch's, since its outputs are unknown
+                few = problem.on([batch.part(slice(FEW))])
+                few.seed += k
+                refuse_coupled_outputs(few, 0)
 
 
 def clip_factors(norms: Tensor, clip: float) -> Tensor:
@@ -121,9 +138,11 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
         raise ValueError(f'method must be "auto", "ghost", "vmap" or "loop", got {method!r}.')
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
+    refuse_coupled_rows(problem)
     if method == "loop":
         return looped_clipped_sum(problem, clip)
-    total: dict[str, Tensor] = {}
+    flat = torch.empty(problem.P, dtype=problem.dtype, device=problem.device)
+    total, first = problem.unflatten(flat), True
     shrunk, formed = torch.zeros((), dtype=torch.int64, device=problem.device), dict[str, None]()
     with problem.safe():
         for part in (_formed_parts if method == "vmap" else row_parts)(problem, chunk):
@@ -136,9 +155,8 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
             norms = part.squares(problem.params).sqrt()
             factors = clip_factors(norms, clip).to(problem.dtype)
             shrunk += (norms > clip).sum()
-            for name, piece in part.weighted(problem.params, factors).items():
-                total[name] = total[name].add_(piece) if name in total else piece
+            part.add_weighted(factors, total, first)
+            first = False
     if formed and method == "auto":
         log.info("clipped_sum: gradients in %s are formed row by row, since no known operation explains them", ", ".join(formed))
-    flat = torch.cat([total[name].reshape(-1) if name in total else torch.zeros_like(p).reshape(-1) for name, p in problem.params.items()])
     return ClippedSum(flat, float(shrunk) / problem.n, tuple(formed))

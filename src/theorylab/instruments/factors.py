@@ -32,6 +32,10 @@ class Factor(ABC):
     def pull(self, v: Tensor) -> Tensor:
         """The parameter's gradient (lead, width) along v (n, c): Σ over rows and outputs of v times the Jacobian."""
 
+    def pull_to(self, v: Tensor, out: Tensor, first: bool) -> None:
+        """Add `pull` to ``out`` (lead, width), or write it there where it is the ``first`` to come."""
+        (out.copy_ if first else out.add_)(self.pull(v))
+
     @abstractmethod
     def add_to(self, total: Tensor, first: bool) -> None:
         """Add the whole Jacobian to ``total`` (n, c, lead, width), or write it there where it is the ``first`` to come."""
@@ -107,12 +111,20 @@ class Outer(Factor):
 
     def pull(self, v: Tensor) -> Tensor:
         """Output gradients first summed over outputs, as a backward pass would leave them."""
-        weighed = v[..., None, None] * self.left[:, 0] if v.shape[1] == 1 else torch.einsum("na,natgo->ntgo", v, self.left)
+        weighed = self._weighed(v)
         if self.transposed:
             return torch.einsum("ntgo,ntgd->do", weighed, self.right)
-        if self.groups == 1:  # einsum would leave the product transposed, to be copied by whoever flattens it
-            return weighed.flatten(0, 2).T @ self.right.flatten(0, 2)
         return torch.einsum("ntgo,ntgd->god", weighed, self.right).flatten(0, 1)
+
+    def pull_to(self, v: Tensor, out: Tensor, first: bool) -> None:
+        """Without groups one product of matrices, straight to its place."""
+        if self.transposed or self.groups > 1:
+            super().pull_to(v, out, first)
+        else:
+            torch.addmm(out, self._weighed(v).flatten(0, 2).T, self.right.flatten(0, 2), beta=0 if first else 1, out=out)
+
+    def _weighed(self, v: Tensor) -> Tensor:
+        return v[..., None, None] * self.left[:, 0] if v.shape[1] == 1 else torch.einsum("na,natgo->ntgo", v, self.left)
 
     def sides(self) -> tuple[Tensor, Tensor]:
         """The Jacobian as a product of matrices: (n, c or 1, group, lead, position) times (n, c or 1, group, position, width)."""

@@ -57,7 +57,7 @@ def logit_confidence(logits: Tensor, targets: Tensor) -> Tensor:
         >>> logit_confidence(torch.tensor([[0.0, 100.0]]), torch.tensor([1])).tolist()
         [100.0]
 
-    Source: Carlini et al. 2022, arXiv:2112.03570, Section IV (logit scaling) and its remark on stable computation.
+    Source: Carlini et al. 2022, arXiv:2112.03570, the logit scaling of the online attack and the remark on its stable computation.
     """
     if logits.ndim < 2 or logits.shape[-1] < 2 or targets.shape != logits.shape[-2:-1]:
         raise ValueError(
@@ -93,6 +93,9 @@ def lira(scores: Any, membership: Any, *, variance: Literal["row", "pooled"] = "
     fitted, to the scores of the models that were trained on it and of those that were not. The model under attack is left out of both: with
     it, its own score would pull the law of its side towards itself, and the attack would look better than it is.
 
+    Compare rows within a model, or all pairs together. Among the models of *one* row the ratio is biased against the attack where there is
+    little to see: leaving a model out moves the law of its side away from it.
+
     Args:
         scores: (models, rows), of every model at every row; from `logit_confidence`.
         membership: (models, rows), which rows each model was trained on.
@@ -110,7 +113,7 @@ def lira(scores: Any, membership: Any, *, variance: Literal["row", "pooled"] = "
         >>> bool(((lira(3.0 * inside + noise, inside) > 0) == inside).all())
         True
 
-    Source: Carlini et al. 2022, arXiv:2112.03570, Algorithm 1 (online attack); the pooled variance is that of its Section VI-D.
+    Source: Carlini et al. 2022, arXiv:2112.03570, Algorithm 1 (online attack); the pooled variance is its remedy for few models.
     """
     if variance not in ("row", "pooled"):
         raise ValueError(f'variance must be "row" or "pooled", got {variance!r}.')
@@ -149,7 +152,7 @@ def rmia(probabilities: Any, membership: Any, reference: Any, *, gamma: float = 
     Raises:
         ValueError: shapes that do not match, probabilities outside (0, 1], γ ≤ 0, or too few models in or out of a row.
 
-    Source: Zarifzadeh et al. 2024, arXiv:2312.03262, Section 2.2 (the score) and its online estimate of p(x).
+    Source: Zarifzadeh et al. 2024, arXiv:2312.03262, the definition of the score, and the online estimate of p(x).
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}.")

@@ -60,7 +60,7 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, d
         >>> round(one_run_p_value(10, 10, 10, 0.0, 0.0), 6)  # ten coins
         0.000977
 
-    Source: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, Theorem 5.2.
+    Source: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, Appendix D (the p-value of correct guesses).
     """
     from scipy.stats import binom
 
@@ -103,7 +103,7 @@ def audit_one_run(scores_in: Any, scores_out: Any, *, delta: float, guesses: int
         >>> 2.0 < bound.epsilon < 10.0
         True
 
-    Source: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, Algorithm 1 and Theorem 5.2.
+    Source: Steinke, Nasr and Jagielski 2023, arXiv:2305.08846, Algorithm 1 and Appendix D (the p-value).
     """
     members, others = _checked(scores_in, scores_out, level, delta)
     canaries = members.size + others.size

@@ -185,16 +185,21 @@ class RowsPart:
             known.append(_square(self.others))
         return torch.stack(known).sum(0) if known else torch.zeros(len(self.rows), device=next(iter(params.values())).device)
 
-    def weighted(self, params: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
-        """Their sum with ``weights`` (rows,), by parameter: from the factors, one product of matrices each."""
-        total = {
-            name: torch.stack([f.pull(weights[:, None]) for f in factors]).sum(0) if len(factors) > 1 else factors[0].pull(weights[:, None])
-            for name, factors in self.factors.items()
-        }
+    def add_weighted(self, weights: Tensor, total: Mapping[str, Tensor], first: bool) -> None:
+        """Add their sum with ``weights`` (rows,) to ``total``, by parameter, or write it there where these are the ``first`` rows.
+
+        From the factors, one product of matrices each.
+        """
+        for name, factors in self.factors.items():
+            for i, factor in enumerate(factors):
+                factor.pull_to(weights[:, None], total[name].view(matrix_shape(total[name])), first and i == 0)
         if self.others is not None:
-            pieces = (weights @ self.others).split([params[name].numel() for name in self.rest])
-            total.update(zip(self.rest, pieces, strict=True))
-        return {name: t.reshape(params[name].shape) for name, t in total.items()}
+            pieces = (weights @ self.others).split([total[name].numel() for name in self.rest])
+            for name, piece in zip(self.rest, pieces, strict=True):
+                (total[name].copy_ if first else total[name].add_)(piece.view_as(total[name]))
+        if first:
+            for name in total.keys() - self.factors.keys() - set(self.rest):
+                total[name].zero_()
 
 
 def row_parts(problem: Problem, chunk: int | None = None) -> Iterator[RowsPart]:

@@ -111,10 +111,15 @@ def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
     return alone
 
 
-def _refuse_coupled_outputs(problem: Problem, k: int) -> None:
-    """With dropout a row alone draws other numbers than in its batch; without, its outputs must be the same in both."""
+def refuse_coupled_outputs(problem: Problem, k: int) -> None:
+    """Compare the outputs of the first row alone with those in its batch; with dropout a row alone draws other numbers, so it is left off.
+
+    Raises:
+        Inapplicable: they differ.
+    """
     still, batch = copy.copy(problem), problem.batches[k]
-    still.train = False
+    with problem.safe():
+        still.train = problem.train and not problem.draws(k)
     with still.safe(), torch.no_grad():
         if still.draws(k):
             return
@@ -132,7 +137,7 @@ def others_of(problem: Problem, k: int, names: list[str]) -> Callable[[Tensor], 
     batch = problem.batches[k]
     random = problem.draws(k)
     if batch.is_pair and (random or shares_predictions(problem, k)):
-        _refuse_coupled_outputs(problem, k)
+        refuse_coupled_outputs(problem, k)
         return lambda rows: through_batch(problem, k, names, rows)
     if random:
         raise Inapplicable(

@@ -86,7 +86,7 @@ def shadow_models(
         >>> shadows.membership.sum(0).tolist(), shadows.outputs(x).shape
         ([2, 2, 2, 2, 2, 2, 2, 2, 2, 2], torch.Size([4, 10, 1]))
 
-    Source: Carlini et al. 2022, arXiv:2112.03570, Section V-A (every row in half of the models).
+    Source: Carlini et al. 2022, arXiv:2112.03570, the set-up of the evaluation (every row in half of the models).
     """
     membership = random_halves(models, len(data[0]), seed)
     population = Population(

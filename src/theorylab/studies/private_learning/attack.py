@@ -66,7 +66,7 @@ LIRA_BEATS_LOSS = Claim(
     "private_learning/attack/lira_beats_loss",
     "Where one non-member of a hundred may be accused, LiRA recognizes more members than a threshold on the loss.",
     formula=r"\mathrm{TPR}_{\mathrm{LiRA}}(0.01) > \mathrm{TPR}_{\mathrm{loss}}(0.01)",
-    source=Source("Carlini et al. 2022", "Section V (evaluation at low false positive rates)", "arXiv:2112.03570"),
+    source=Source("Carlini et al. 2022", "the evaluation at low false positive rates", "arXiv:2112.03570"),
     kind="statistical",
     relation=Orders(gap=0.03),
     control="the record of who was in permuted over models, for the attacker and for the score",

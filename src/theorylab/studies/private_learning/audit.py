@@ -31,7 +31,7 @@ VALID = Claim(
     "private_learning/audit/valid",
     "In at most one of twenty runs the lower bound of a one-run audit at 95 % confidence exceeds the true ε.",
     formula=r"P\bigl(\hat\varepsilon_{0.95} > \varepsilon\bigr) \le 0.05",
-    source=Source("Steinke, Nasr and Jagielski 2023", "Theorem 5.2 and Algorithm 1", "arXiv:2305.08846"),
+    source=Source("Steinke, Nasr and Jagielski 2023", "Algorithm 1 and Appendix D (the p-value of correct guesses)", "arXiv:2305.08846"),
     kind="statistical",
     relation=AtMost(atol=0.03),
     control="a mechanism that adds a quarter of the noise it states",
