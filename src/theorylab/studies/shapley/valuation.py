@@ -87,7 +87,7 @@ class ValuationConfig(Config):
     test: int = setting(300, "test digits", low=20)
     flipped: float = setting(0.1, "fraction of labels flipped", low=0.01, high=0.4)
     bags: int = setting(200, "bootstrap samples of Data-OOB", low=20)
-    draws: int = setting(20, "draws of the rows that are valued by refitting", low=2)
+    draws: int = setting(18, "draws of the rows that are valued by refitting", low=2)
     players: int = setting(50, "rows valued by refitting", low=10, high=250)
     orders: int = setting(20, "random orders of the rows", low=2)
     tasks: int = setting(12, "tasks of the network, each with two runs", low=2)
@@ -111,7 +111,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
 @study(
     "shapley/valuation",
     claims=[MISLABELS, REMOVAL, RANK_ROBUST],
-    tiny=ValuationConfig(seeds=5, rows=200, test=100, bags=100, draws=12, players=30, orders=12, tasks=4, groups=4),
+    tiny=ValuationConfig(seeds=5, rows=200, test=100, bags=100, draws=10, players=20, orders=8, tasks=3, groups=4),
     small=ValuationConfig(),
     large=ValuationConfig(seeds=30, draws=60, players=100, orders=1000, bags=2000, tasks=60, groups=10, size=20, steps=300),
 )
@@ -175,7 +175,7 @@ def check_removal(config: ValuationConfig) -> Iterator[Finding | Series | Stage]
     high, mid, low = (torch.stack([c[k] for c in curves]).mean(0) for k in range(3))
     figure = Series("removal", "Rows of high value are missed", x="rows removed", y="accuracy on fresh rows", claim=REMOVAL.key)
     figure.line("highest value first", removed, high).line("at random", removed, mid, role="control")
-    yield figure.line("lowest value first", removed, low, role="predicted")
+    yield figure.line("lowest value first", removed, low, mark="points")
 
 
 def check_ranks(config: ValuationConfig) -> Iterator[Finding | Series | Stage]:
