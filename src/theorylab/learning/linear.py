@@ -136,7 +136,7 @@ def logistic(
     l2: float,
     intercept: bool = True,
     classes: int | None = None,
-    tol: float = 1e-8,
+    tol: float = 1e-5,
     max_steps: int = 100,
 ) -> LinearFits:
     r"""Logistic regression, one fit for each row of weights.
@@ -157,7 +157,8 @@ def logistic(
         l2: Positive, for separable rows have no optimum without a penalty.
         intercept: Whether b, which is not penalized, is fitted.
         classes: Their number; by default that of ``y``.
-        tol: Ends a member where its Newton step is at most ``tol`` relative to its weights, or 1; the error is then of order tol².
+        tol: Ends a member where its Newton step is at most ``tol`` relative to its weights, or 1; what is left after that step is
+            of order tol², since Newton's method squares the error.
         max_steps: Newton steps allowed.
 
     Raises:

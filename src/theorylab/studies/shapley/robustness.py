@@ -127,11 +127,12 @@ def robustness(config: RobustnessConfig) -> Iterator[Finding | Series | Stage]:
             predicted=expected, measured=torch.cat(partial[name]), setting=f"{name}, coalitions of {half} only"
         )
 
-    size = np.arange(1, n)
+    size = list(range(1, n))
     figure = Series("sizes", "Which coalitions' noise a value hears", x="size of the noisy coalitions", y="variance of a value, σ = 1")
     figure.claim, figure.y_scale = BANZHAF_MINIMAL.key, "log"
-    for name, role in (("Shapley", "measured"), ("Banzhaf", "control"), ("Beta(4, 1)", "predicted")):
-        figure.line(name, size, [noise_variance_at_size(laws(n)[name], k) for k in size], role=role)
+    heard = {name: [noise_variance_at_size(laws(n)[name], k) for k in size] for name in ("Shapley", "Banzhaf", "Beta(4, 1)")}
+    figure.line("Shapley", size, heard["Shapley"]).line("Banzhaf", size, heard["Banzhaf"], role="control")
+    figure.line("Beta(4, 1)", size, heard["Beta(4, 1)"], role="predicted")
     yield figure
     chances = np.linspace(0.1, 0.9, 33)
     figure = Series("chances", "The steadiest coin is the fair one", x="chance p of taking part", y="variance of a value, σ = 1")

@@ -91,9 +91,8 @@ def semivalues(config: SemivaluesConfig) -> Iterator[Finding | Series | Stage]:
     t = np.linspace(0, 1, 101)
     curves = np.array([banzhaf_of_dividends(dividends[0], u) for u in t])
     figure = Series("coin", "The value by the coin's bias: its mean is Shapley's", x="bias t of the coin", y="value", claim=COIN.key)
-    for i, role in zip(range(3), ("measured", "control", "predicted"), strict=True):
-        figure.line(f"player {i + 1}", t, curves[:, i], role=role)
-        figure.line(f"player {i + 1}, Shapley", [0.0, 1.0], [exact[i], exact[i]], role=role)
+    figure.line("first player", t, curves[:, 0]).line("its mean: Shapley", [0.0, 1.0], [exact[0]] * 2, role="predicted")
+    figure.line("at a fair coin: Banzhaf", [0.5], half[:1], role="control", mark="points")
     yield figure
     errors = [float(np.abs(closed(k) - exact).max()) for k in range(1, enough + 2)]
     figure = Series("nodes", "Gauss nodes until the integral is exact", x="nodes", y="largest error", y_scale="log", claim=COIN.key)
