@@ -14,7 +14,6 @@ from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d, pixels
 from theorylab.data.labels import corrupt, flip_labels
-from theorylab.data.mislabelled import mislabelled
 from theorylab.data.modular import modular_addition
 from theorylab.data.tabular import breast_cancer
 from theorylab.data.text import text
@@ -207,6 +206,7 @@ def test_flipped_labels_are_all_wrong_and_the_rest_right() -> None:
     flipped, rows = flip_labels(y, 0.3, seed=2)
     wrong = (flipped != y).nonzero()[:, 0]
     assert torch.equal(wrong, rows)
+    assert torch.equal(flip_labels(y, 0.3, seed=2).wrong, flipped != y)
     assert len(rows) == 300
     assert torch.equal(y, before)
     shift = (flipped - y)[rows] % 10  # evenly over the nine others: 4 standard errors of a count of 300/9
@@ -225,17 +225,3 @@ def test_labels_that_cannot_be_flipped_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             flip_labels(y, fraction)
-
-
-def test_mislabelled_rows_have_another_label_and_the_others_their_own() -> None:
-    y = torch.arange(600) % 3
-    changed, wrong = mislabelled(y, 200, 3, seed=1)
-    assert int(wrong.sum()) == 200
-    assert torch.equal(changed != y, wrong)
-    shift = (changed - y)[wrong] % 3
-    assert 70 < int((shift == 1).sum()) < 130  # 100 ± 4 deviations of 7
-    assert torch.equal(mislabelled(y, 0, 3, seed=1).y, y)
-    with pytest.raises(ValueError, match=r"count must be in 0\.\.600"):
-        mislabelled(y, 601, 3, seed=0)
-    with pytest.raises(ValueError, match="classes must be at least 2"):
-        mislabelled(y, 1, 2, seed=0)

@@ -50,6 +50,11 @@ class FlippedLabels(NamedTuple):
     y: Tensor
     rows: Tensor
 
+    @property
+    def wrong(self) -> Tensor:
+        """Which rows are wrong, (n,) of bool."""
+        return torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device).index_fill(0, self.rows, True)
+
 
 def flip_labels(y: Tensor, fraction: float, *, seed: int = 0) -> FlippedLabels:
     """Give a random part of the rows another label, drawn evenly from the other classes that occur in ``y``.

@@ -34,7 +34,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
-from theorylab.data.mislabelled import mislabelled
+from theorylab.data.labels import flip_labels
 from theorylab.instruments.membership import auc, lira, logit_confidence
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
@@ -146,7 +146,8 @@ def attack(config: AttackConfig) -> Iterator[Finding | Series | Stage]:
 def check_private(config: AttackConfig, epsilon: float, delta: float) -> Iterator[Finding | Series]:
     """LiRA on the mislabelled rows of DP-SGD networks, with the noise that ε asks for and with none."""
     x, y = digits(config.private_rows, seed=config.seed, dtype=config.torch_dtype)
-    y, wrong = mislabelled(y, config.private_wrong, 10, seed=config.seed)
+    flipped = flip_labels(y, config.private_wrong / len(y), seed=config.seed)
+    y, wrong = flipped.y, flipped.wrong
     membership = random_halves(config.private_models, len(x), config.seed)
     sigma = calibrate(epsilon, delta, q=config.rate, steps=config.private_steps)
     at = torch.logspace(-2, 0, 25, dtype=torch.float64).clamp(max=1 - 1e-9)
@@ -185,7 +186,8 @@ def check_private(config: AttackConfig, epsilon: float, delta: float) -> Iterato
 def check_lira(config: AttackConfig) -> Iterator[Finding | Series]:
     """True positive rates of both attacks at the rows with right labels, and with permuted membership."""
     x, y = digits(config.rows, seed=config.seed, dtype=config.torch_dtype)
-    y, wrong = mislabelled(y, config.wrong, 10, seed=config.seed)
+    flipped = flip_labels(y, config.wrong / len(y), seed=config.seed)
+    y, wrong = flipped.y, flipped.wrong
     shadows = shadow_models(
         partial(mlp, [64, 32, 10]),
         nn.functional.cross_entropy,

@@ -23,7 +23,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
-from theorylab.data.mislabelled import mislabelled
+from theorylab.data.labels import flip_labels
 from theorylab.instruments.membership import auc, lira, logit_confidence
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.shadow_models import random_halves, shadow_models
@@ -70,6 +70,12 @@ def row_areas(confidence: Tensor, membership: Tensor, columns: Tensor) -> Tensor
     return torch.tensor(each, dtype=torch.float64).sort().values
 
 
+def _flipped(y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Labels of which ``count`` are wrong, and which, (n,) each."""
+    made = flip_labels(y, count / len(y), seed=seed)
+    return made.y, made.wrong
+
+
 @study(
     "private_learning/exposure",
     claims=[MISLABELLED],
@@ -81,8 +87,9 @@ def exposure(config: ExposureConfig) -> Iterator[Finding | Series | Stage]:
     """Train a population on random halves, and attack rows with right labels, with wrong ones, and rows it never saw."""
     x, y = digits(2 * config.rows, seed=config.seed, dtype=config.torch_dtype)
     seen = slice(0, config.rows)
-    y_seen, wrong = mislabelled(y[seen], config.wrong, 10, seed=config.seed)
-    y_other, wrong_other = mislabelled(y[config.rows :], config.wrong, 10, seed=config.seed + 1)
+    known, strangers = y[seen], y[config.rows :]
+    y_seen, wrong = _flipped(known, config.wrong, config.seed)
+    y_other, wrong_other = _flipped(strangers, config.wrong, config.seed + 1)
     yield Stage("shadow networks")
     shadows = shadow_models(
         partial(mlp, [64, 32, 10]),
