@@ -37,6 +37,7 @@ _PUBLIC = {
     "sharpness_along": "instruments.sharpness_along",
     "coordinate_check": "learning.coordinate_check",
     "mup": "learning.parametrization",
+    "worst_case": "theory.worst_case",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
     "gradient_noise": "instruments.gradient_noise",
