@@ -22,6 +22,9 @@ MODULES = {
     "backpack-for-pytorch": "backpack",
     "nngeometry": "nngeometry",
     "PEPit": "PEPit",
+    "pyDVL": "pydvl",
+    "shap": "shap",
+    "shapiq": "shapiq",
     "torch": "torch",
 }
 """Peer, as it is installed → the module that it brings."""
