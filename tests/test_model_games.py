@@ -73,7 +73,7 @@ def test_a_retraining_game_trains_on_the_rows_alone(noise: str) -> None:
         optimizer=sgd(0.3),
         steps=7,
         seed=5,
-        noise=noise,
+        noise=noise,  # type: ignore[arg-type]
         score=score,
         chunk=3,
     )  # type: ignore[arg-type]
@@ -246,7 +246,7 @@ def test_pictures() -> None:
             a.figure.canvas.draw()
         plt.close("all")
         # the last bar of a waterfall ends where all players are worth
-        ends = [bar.get_x() + bar.get_width() for bar in features.waterfall(2).patches]
+        ends = [bar.get_x() + bar.get_width() for bar in features.waterfall(2).patches]  # pyright: ignore[reportAttributeAccessIssue]
         assert float(features.base + features.values[2].sum()) == pytest.approx(ends[-1])
         plt.close("all")
     with pytest.raises(ValueError, match="names"):

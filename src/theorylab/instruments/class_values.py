@@ -90,12 +90,12 @@ def class_wise_shapley(
     mean, stderr, asked = torch.zeros(len(y), dtype=torch.float64), torch.zeros(len(y), dtype=torch.float64), 0
     for label in labels:
         other = (y != label).nonzero()[:, 0]
-        found = []
+        found, players = [], (y == label).nonzero()[:, 0]
         for k in range(contexts):
             context = torch.zeros(len(y), dtype=torch.bool)
             context[other] = torch.rand(len(other), generator=generator) < 0.5
             context[other[torch.randint(len(other), (1,), generator=generator)]] = True  # never empty
-            game, players = class_game(x, y, x_test, y_test, label=label, context=context, l2=l2)
+            game, _ = class_game(x, y, x_test, y_test, label=label, context=context, l2=l2)
             one = shapley(game, len(players), method="auto" if budget is None else "permutation", budget=budget, seed=seed + k)
             found.append(one.values)
             asked += one.evaluations
