@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from theorylab.core.problem import Problem
 from theorylab.data.digits import digits
 from theorylab.data.tabular import breast_cancer
+from theorylab.instruments.class_values import class_game, class_wise_shapley
 from theorylab.instruments.data_values import data_oob, knn_shapley
 from theorylab.instruments.feature_values import feature_shapley
 from theorylab.instruments.games import Game, coalitions, table
@@ -72,7 +73,7 @@ def test_a_retraining_game_trains_on_the_rows_alone(noise: str) -> None:
         optimizer=sgd(0.3),
         steps=7,
         seed=5,
-        noise=noise,
+        noise=noise,  # type: ignore[arg-type]
         score=score,
         chunk=3,
     )  # type: ignore[arg-type]
@@ -171,6 +172,25 @@ def test_data_oob_is_a_loop_over_bags(learner: str) -> None:
     torch.testing.assert_close(found.values, (right / out).double(), rtol=0, atol=1e-6)
 
 
+def test_class_wise_values_are_shapley_values_in_random_company() -> None:
+    x, y = digits(60)
+    x, y = x[:, 20:24], y % 3
+    context = torch.zeros(30, dtype=torch.bool)
+    context[::2] = True
+    game, players = class_game(x[:30], y[:30], x[30:], y[30:], label=1, context=context)
+    assert torch.equal(players, (y[:30] == 1).nonzero()[:, 0])
+    masks = subsets(6, len(players))
+    masks[0] = False
+    for mask, worth in zip(masks, game(masks), strict=True):
+        rows = torch.cat([players[mask], (context & (y[:30] != 1)).nonzero()[:, 0]])
+        right = logistic(x[rows], y[rows], torch.ones(1, len(rows)), l2=1.0, classes=3).classes(x[30:])[0] == y[30:]
+        own, rest = (float((right & part).double().mean()) for part in (y[30:] == 1, y[30:] != 1))
+        assert float(worth) == pytest.approx(own * np.exp(rest), abs=1e-12)
+    found = class_wise_shapley(x[:30], y[:30], x[30:], y[30:], contexts=3, budget=60)
+    assert bool((found.stderr > 0).any())
+    assert bool(found.values.isfinite().all())
+
+
 X, Y = breast_cancer(20)
 ONE_CLASS = torch.zeros(20, dtype=torch.int64)
 
@@ -183,6 +203,9 @@ ONE_CLASS = torch.zeros(20, dtype=torch.int64)
         (lambda: linear_game(X, Y[:3], X, Y), "as many targets"),
         (lambda: linear_game(X, Y, X, Y, learner="tree"), "learner"),  # type: ignore[arg-type]
         (lambda: data_oob(X, ONE_CLASS), "two classes"),
+        (lambda: class_wise_shapley(X, ONE_CLASS, X, ONE_CLASS), "two classes"),
+        (lambda: class_wise_shapley(X, Y, X, Y, contexts=1), "contexts"),
+        (lambda: class_game(X, Y, X, Y, label=7, context=Y == 0), "class 7 has 0 rows"),
         (lambda: data_oob(X, Y, replicas=2), "raise replicas"),
         (lambda: knn_shapley(X[:0], Y[:0], X, Y), "with a row"),
         (lambda: knn_shapley(X, Y, X, Y, k=0), "k must"),
@@ -223,7 +246,7 @@ def test_pictures() -> None:
             a.figure.canvas.draw()
         plt.close("all")
         # the last bar of a waterfall ends where all players are worth
-        ends = [bar.get_x() + bar.get_width() for bar in features.waterfall(2).patches]
+        ends = [bar.get_x() + bar.get_width() for bar in features.waterfall(2).patches]  # pyright: ignore[reportAttributeAccessIssue]
         assert float(features.base + features.values[2].sum()) == pytest.approx(ends[-1])
         plt.close("all")
     with pytest.raises(ValueError, match="names"):

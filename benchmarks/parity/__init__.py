@@ -24,6 +24,9 @@ MODULES = {
     "PEPit": "PEPit",
     "dp-accounting": "dp_accounting",
     "opacus": "opacus",
+    "pyDVL": "pydvl",
+    "shap": "shap",
+    "shapiq": "shapiq",
     "torch": "torch",
 }
 """Peer, as it is installed → the module that it brings."""

@@ -94,6 +94,7 @@ _PUBLIC = {
     "interactions": "instruments.interactions",
     "knn_shapley": "instruments.data_values",
     "data_oob": "instruments.data_values",
+    "class_wise_shapley": "instruments.class_values",
     "linear_game": "instruments.model_games",
     "retraining_game": "instruments.model_games",
     "feature_game": "instruments.model_games",
