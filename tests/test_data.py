@@ -13,6 +13,8 @@ from theorylab.data import folder, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d
+from theorylab.data.labels import flip_labels
+from theorylab.data.tabular import breast_cancer
 from theorylab.data.text import text
 
 GENERATORS = {
@@ -22,6 +24,7 @@ GENERATORS = {
     "matrix_completion": lambda seed: synthetic.matrix_completion(6, 5, rank=2, fraction=0.5, seed=seed),
     "random_labels": lambda seed: synthetic.random_labels(30, 4, seed=seed),
     "digits": lambda seed: digits(30, seed=seed),
+    "breast_cancer": lambda seed: breast_cancer(30, seed=seed),
 }
 
 
@@ -134,3 +137,29 @@ def test_real_files_load(data_folder: Path) -> None:
     assert len(set(y.tolist())) == 10  # a sorted file read in order would show one class
     assert text("tinyshakespeare").startswith("First Citizen")
     assert len(text("names").split()) > 30_000
+
+
+def test_flipped_labels_are_all_wrong_and_the_rest_right() -> None:
+    _, y = digits(1000)
+    before = y.clone()
+    flipped, rows = flip_labels(y, 0.3, seed=2)
+    wrong = (flipped != y).nonzero()[:, 0]
+    assert torch.equal(wrong, rows)
+    assert len(rows) == 300
+    assert torch.equal(y, before)
+    shift = (flipped - y)[rows] % 10  # evenly over the nine others: 4 standard errors of a count of 300/9
+    assert float((shift.bincount(minlength=10)[1:] - 300 / 9).abs().max()) < 4 * (300 * 8 / 81) ** 0.5
+    assert torch.equal(flip_labels(y, 0.3, seed=2).y, flipped)
+    assert not torch.equal(flip_labels(y, 0.3, seed=3).y, flipped)
+    assert torch.equal(flip_labels(y, 0.0).y, y)
+    assert not (flip_labels(y, 1.0).y == y).any()
+
+
+def test_labels_that_cannot_be_flipped_are_refused() -> None:
+    for y, fraction, message in [
+        (torch.tensor([0, 1]), 1.5, "fraction"),
+        (torch.tensor([0, 0]), 0.5, "two classes"),
+        (torch.tensor([0.0, 1.0]), 0.5, "integer"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            flip_labels(y, fraction)
