@@ -376,3 +376,16 @@ def test_sums_over_long_vectors_keep_the_digits_of_single_precision() -> None:
     p = len(w)
     A = Operator((p, p), lambda v: w * v, symmetric=True, dtype=torch.float32)
     assert len(lanczos(A, torch.ones(p), 5).alpha) == 5
+
+
+def test_solve_takes_columns_side_by_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    b = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    b[:, 1] = 0.0
+    root = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+    A = operator(root @ root.T)
+    together = solve(A, b, damping=1.0, tol=1e-10)
+    assert together.converged
+    assert together.n_matvecs == A.n_matvecs
+    for j, column in enumerate(b.T):
+        torch.testing.assert_close(together.x[:, j], solve(A, column, damping=1.0, tol=1e-10).x, rtol=1e-7, atol=1e-9)

@@ -69,6 +69,7 @@ _PUBLIC = {
     "kernel_alignment": "instruments.kernel_learning",
     "kernel_regression": "instruments.kernel_learning",
     "distance_moved": "instruments.lazy",
+    "influence": "instruments.attribution",
     "per_example_grads": "instruments.rows",
     "per_example_grad_norms": "instruments.rows",
     "eigs": "linalg.lanczos",

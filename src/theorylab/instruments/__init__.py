@@ -1,5 +1,6 @@
 """Measurements of a Problem: plain functions, each registered with its oracle and its source."""
 
+from theorylab.instruments import attribution as attribution
 from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import curvature as curvature

@@ -1,0 +1,151 @@
+"""Influence: every curvature by every solver is the dense formula, with the sign of real refits, and what has no answer is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import make, mlp, vectors
+
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Problem
+from theorylab.instruments.attribution import dense_influence, influence, root_rows
+from theorylab.instruments.curvature import dense_ggn
+from theorylab.learning.linear import ridge
+
+
+def probes(m: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(m, 5, generator=generator), torch.arange(m) % 3
+
+
+def small(seed: int = 0, n: int = 12) -> Problem:
+    torch.manual_seed(seed)
+    return Problem(mlp(), F.cross_entropy, vectors(n), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "kfac", "ekfac", "fisher", "identity"])
+@pytest.mark.parametrize("damping", [None, 0.03])
+def test_every_curvature_is_its_dense_formula(curvature: str, damping: float | None) -> None:
+    problem = small()
+    found = influence(problem, probes(), curvature=curvature, damping=damping)
+    torch.testing.assert_close(found, dense_influence(problem, probes(), curvature=curvature, damping=damping), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["dense", "dual", "cg"])
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_solvers_agree(curvature: str, solver: str) -> None:
+    problem = small()
+    found = influence(problem, probes(), curvature=curvature, damping=0.05, solver=solver, tol=1e-12)
+    expected = dense_influence(problem, probes(), curvature=curvature, damping=0.05)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp, minibatches", "mlp, row losses", "dropout", "attention, tied"])
+def test_the_root_is_a_root_of_the_gauss_newton_matrix(name: str) -> None:
+    problem = make(name)
+    G = torch.zeros(problem.P, problem.P, dtype=torch.float64)
+    for R in root_rows(problem, memory=200 * problem.P):  # in small blocks
+        G += R.T @ R
+    torch.testing.assert_close(G, dense_ggn(problem).to_dense(), rtol=1e-9, atol=1e-12)
+
+
+def test_memory_bounds_the_blocks_and_not_the_result() -> None:
+    problem = small()
+    expected = influence(problem, probes(), damping=0.05)
+    torch.testing.assert_close(influence(problem, probes(), damping=0.05, memory=1), expected, rtol=1e-6, atol=1e-9)  # one row, and cg
+
+
+def test_a_positive_score_says_that_adding_the_row_raises_the_target() -> None:
+    """Ridge regression, where refits with a changed weight are exact: 1/n Σ w (x·θ − y)² + λ/2 ‖θ‖²."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((15, 3), (15,)))
+    y, decay, test = x.sum(1) + noise, 0.1, torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    eps = 1e-5
+    weights = 1 + eps * torch.cat([torch.eye(15), -torch.eye(15)]).double()
+    outputs = ridge(x, y, weights, l2=15 * decay / 2, intercept=False).outputs(test)[..., 0]
+    slopes = (outputs[:15] - outputs[15:]) / (2 * eps)
+    theta = ridge(x, y, torch.ones(1, 15), l2=15 * decay / 2, intercept=False).weights[0]
+    problem = Problem(nn.Linear(3, 1, bias=False), F.mse_loss, (x, y[:, None]), dtype=torch.float64).at({"weight": theta.T})
+    scores = influence(problem, (test, torch.zeros(4, 1)), target=lambda out, _: out[:, 0], damping=decay)
+    torch.testing.assert_close(scores, slopes, rtol=1e-6, atol=1e-8)
+
+
+def test_the_damping_is_read_from_the_optimizer() -> None:
+    problem = small()
+    parameters = list(problem.model.parameters())
+    expected = influence(problem, probes(), damping=0.02)
+    torch.testing.assert_close(influence(problem, probes(), damping=torch.optim.SGD(parameters, 0.1, weight_decay=0.02)), expected)
+    with pytest.raises(ValueError, match="decoupled"):
+        influence(problem, damping=torch.optim.AdamW(parameters))
+    groups = [{"params": parameters[:1], "weight_decay": 0.1}, {"params": parameters[1:]}]
+    with pytest.raises(ValueError, match="different weight decays"):
+        influence(problem, damping=torch.optim.SGD(groups, 0.1))
+
+
+def test_targets_by_row_number_and_all_rows() -> None:
+    problem = small()
+    every = influence(problem, damping=0.1)
+    torch.testing.assert_close(influence(problem, [3, 0], damping=0.1), every[:, [3, 0]])
+    torch.testing.assert_close(every, every.T)  # a symmetric form
+    assert bool((every.diagonal() < 0).all())  # a row lowers its own loss
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    problem = small()
+    others = [problem.at({k: p * c for k, p in problem.params.items()}) for c in (0.5, 2.0)]
+    alone = [influence(p, probes(), damping=0.1) for p in (problem, *others)]
+    torch.testing.assert_close(influence(problem, probes(), damping=0.1, ensemble=others), torch.stack(alone).mean(0))
+    with pytest.raises(ValueError, match="must have the 12 rows"):
+        influence(problem, ensemble=[small(n=9)])
+    with pytest.raises(TypeError, match="must hold problems"):
+        influence(problem, ensemble=[nn.Linear(1, 1)])
+
+
+def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
+    problem = small()
+    least = float(torch.linalg.eigvalsh(dense_ggn(problem).to_dense())[0])
+    assert least > -1e-12
+    with pytest.raises(ValueError, match=r"least eigenvalue is -.*above 0\.\d+"):
+        influence(problem, probes(), curvature="hessian", damping=1e-3)
+    with pytest.raises(ValueError, match="raise damping"):
+        influence(problem, probes(), curvature="hessian", damping=1e-3, solver="cg")
+    with pytest.warns(UserWarning, match="indefinite"):
+        found = influence(problem, probes(), curvature="hessian", damping=2.0)
+    torch.testing.assert_close(found, dense_influence(problem, probes(), curvature="hessian", damping=2.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": [12]}, "within 0..11"),
+        ({"targets": torch.tensor([-1])}, "within 0..11"),
+        ({"damping": -1.0}, "damping must be at least 0"),
+        ({"damping": 0.0, "solver": "dense"}, "singular"),
+        ({"damping": 0.0, "solver": "dual"}, "damping must be positive"),
+        ({"solver": "cg"}, "damping must be given"),
+        ({"curvature": "hessian", "solver": "dual"}, "sum over rows"),
+        ({"curvature": "kfac", "solver": "cg"}, "closed form"),
+        ({"curvature": "none"}, "curvature must be one of"),
+        ({"solver": "lu"}, "solver must be"),
+    ],
+)
+def test_bad_requests_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        influence(small(), **options)
+
+
+def test_layers_without_kronecker_factors_are_refused() -> None:
+    with pytest.raises(Inapplicable):
+        influence(make("attention"), curvature="ekfac", damping=0.1)
+
+
+def test_a_large_damping_leaves_the_product_of_gradients() -> None:
+    problem = small()
+    plain = influence(problem, probes(), curvature="identity")
+    for curvature, solver in itertools.product(("ggn", "fisher"), ("dense", "dual")):
+        damped = influence(problem, probes(), curvature=curvature, damping=1e6, solver=solver)
+        torch.testing.assert_close(1e6 * damped, plain, rtol=1e-4, atol=1e-8)
