@@ -44,8 +44,8 @@ DERIVATIVE = Claim(
 NEWTON_STEP = Claim(
     "influence/logistic/newton_step",
     "One Newton step without the row is nearer to the real leave-one-out change than influence, and influence errs less as n grows.",
-    formula=r"\Bigl\lVert \Delta_i - \tfrac{H^{-1}\nabla\ell_i}{n\,(1-h_i)} \Bigr\rVert < \Bigl\lVert \Delta_i - \tfrac1n H^{-1}\nabla\ell_i "
-    r"\Bigr\rVert,\quad \Delta_i = \hat\theta_{-i} - \hat\theta",
+    formula=r"\Bigl\lVert \Delta_i - \tfrac{H^{-1}\nabla\ell_i}{n\,(1-h_i)} \Bigr\rVert < "
+    r"\Bigl\lVert \Delta_i - \tfrac1n H^{-1}\nabla\ell_i \Bigr\rVert,\quad \Delta_i = \hat\theta_{-i} - \hat\theta",
     source=Source(
         "Koh and Liang 2017",
         "Section 2.1 (removal as a step of −1/n); the step is Pregibon 1981, doi:10.1214/aos/1176345513",
@@ -54,8 +54,8 @@ NEWTON_STEP = Claim(
     kind="statistical",
     relation=Orders(gap=0.01),
     control="λ = 300, where no row has leverage",
-    reading="Influence understates what a row does, by the row's own share of the curvature: an outlier with leverage one half moves the fit "
-    "about twice as far as its influence says. Where every row is a small share of the curvature, many rows or a strong penalty, "
+    reading="Influence understates what a row does, by the row's own share of the curvature: an outlier with leverage one half moves the "
+    "fit about twice as far as its influence says. Where every row is a small share of the curvature, many rows or a strong penalty, "
     "the two agree.",
 )
 
@@ -178,6 +178,5 @@ def check_removal(config: LogisticConfig) -> Iterator[Finding | Series]:
 
     axes = {"x": "rows n", "y": "relative error of the change", "x_scale": "log", "y_scale": "log"}
     figure = Series("removal", "A removed row moves the fit further than its influence says", claim=NEWTON_STEP.key, **axes)
-    for label, values, role in (("influence", influence, "control"), ("Newton step", step, "measured")):
-        figure.line(label, config.sizes, values.mean(0), low=values.min(0), high=values.max(0), role=role)
-    yield figure
+    figure.line("influence", config.sizes, influence.mean(0), low=influence.min(0), high=influence.max(0), role="control")
+    yield figure.line("Newton step", config.sizes, step.mean(0), low=step.min(0), high=step.max(0))

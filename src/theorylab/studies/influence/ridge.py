@@ -73,8 +73,7 @@ def refits(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
 )
 def ridge(config: RidgeConfig) -> Iterator[Finding | Series | Stage]:
     """Refit without each row in turn."""
-    axes = {"x": "y − ŷ of the refit without the row", "y": "by formula, from one fit"}
-    figure = Series("press", "One fit tells what every refit misses", claim=LEAVE_ONE_OUT.key, **axes)
+    shown: list[Tensor] = []
     for penalty in config.penalties:
         yield Stage(f"λ = {penalty:g}")
         misses, moves, wrong = [], [], []
@@ -88,13 +87,15 @@ def ridge(config: RidgeConfig) -> Iterator[Finding | Series | Stage]:
             h, plain = (torch.from_numpy(hat_values(X, value)).to(missed) for value in (penalty, 0.0))
             textbook = predicted * (1 - h) / (1 - plain)
             wrong.append(float((missed - textbook).abs().max()))
+            shown = [t[missed.argsort()] for t in (missed, predicted, textbook, predicted * (1 - h))]
         yield LEAVE_ONE_OUT.check(predicted=0.0, measured=misses, setting=f"λ = {penalty:g}, largest difference over rows")
         yield LEAVE_ONE_OUT.check(predicted=0.0, measured=moves, setting=f"λ = {penalty:g}, of the parameters")
         if penalty > 0:
             yield LEAVE_ONE_OUT.control_check(predicted=0.0, measured=wrong, setting=f"λ = {penalty:g}, leverage without it")
-        if penalty == config.penalties[-1]:
-            order = missed.argsort()
-            figure.line("r / (1 − h)", missed[order], predicted[order], role="predicted")
-            figure.line("leverage without λ", missed[order], textbook[order], role="control", mark="points")
-            figure.line("residual of the one fit", missed[order], (predicted * (1 - h))[order], mark="points")
-    yield figure
+    missed, predicted, textbook, residual = shown  # at the last penalty, of the last seed
+    title = "One fit tells what every refit misses"
+    axes = {"x": "y − ŷ of the refit without the row", "y": "by formula, from one fit"}
+    figure = Series("press", title, claim=LEAVE_ONE_OUT.key, **axes)
+    figure.line("r / (1 − h)", missed, predicted, role="predicted")
+    figure.line("leverage without λ", missed, textbook, role="control", mark="points")
+    yield figure.line("residual of the one fit", missed, residual, mark="points")
