@@ -17,3 +17,5 @@ from theorylab.instruments import noise_scale as noise_scale
 from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam
 from theorylab.instruments import rows as rows
+from theorylab.instruments import tracin as tracin
+from theorylab.instruments import trak as trak

@@ -181,7 +181,8 @@ def _gradient_rows(problem: Problem, memory: int) -> Iterator[Tensor]:
         yield per_example_grads(problem, rows=rows) / problem.n**0.5
 
 
-def _members(problem: Problem, ensemble: Sequence[Problem]) -> list[Problem]:
+def members_of(problem: Problem, ensemble: Sequence[Problem]) -> list[Problem]:
+    """The problem and the rest of the ensemble, which must have the same rows."""
     for k, other in enumerate(ensemble):
         if not isinstance(other, Problem):
             raise TypeError(
@@ -212,7 +213,7 @@ def dense_influence(
 ) -> Tensor:
     """The dense curvature and one solve with it, gradients row by row: the oracle of `influence`."""
     every = []
-    for member in _members(problem, ensemble):
+    for member in members_of(problem, ensemble):
         moved, rows = parse_targets(member, targets, target)
         p = member.P
         C = _DENSE[curvature](member).to_dense() if curvature != "identity" else torch.eye(p, dtype=member.dtype, device=member.device)
@@ -289,7 +290,7 @@ def influence(
         raise ValueError(f'solver must be "auto", "dense", "dual" or "cg", got {solver!r}.')
     damping = weight_decay(damping) if isinstance(damping, torch.optim.Optimizer) else damping
     total: Tensor | None = None
-    members = _members(problem, ensemble)
+    members = members_of(problem, ensemble)
     for member in members:
         work = member.to(dtype=torch.float64)
         moved, rows = parse_targets(work, targets, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,11 @@ def spearman(x: Any, y: Any) -> np.ndarray:
     return (_ranked(_array(x, "x")) * _ranked(_array(y, "y"))).sum(0)
 
 
-def _jackknife(count: int, statistic: Any) -> Estimate:
-    """Mean of a statistic over blocks left out of ``count`` subsets, with the jackknife's standard error."""
+def jackknife(count: int, statistic: Callable[[np.ndarray], float]) -> Estimate:
+    """A statistic of ``count`` things, given which are kept (count,), with the standard error of the jackknife over blocks of them.
+
+    Source: Efron and Stein 1981, doi:10.1214/aos/1176345462, for blocks of one.
+    """
     blocks = min(BLOCKS, count)
     owner = np.arange(count) % blocks
     whole = statistic(np.ones(count, dtype=bool))
@@ -83,7 +87,7 @@ def lds(scores: Any, masks: Any, outputs: Any) -> Estimate:
     if len(masks) < 8:
         raise ValueError(f"masks must hold at least 8 subsets to correlate anything, got {len(masks)}.")
     predicted = masks @ scores
-    return _jackknife(len(masks), lambda kept: spearman(predicted[kept], outputs[kept]).mean())
+    return jackknife(len(masks), lambda kept: spearman(predicted[kept], outputs[kept]).mean())
 
 
 def noise_ceiling(outputs: Any) -> Estimate:
@@ -118,4 +122,4 @@ def noise_ceiling(outputs: Any) -> Estimate:
         r = max(float(np.mean(pairs)), 0.0)
         return float(np.sqrt(s * r / (1 + (s - 1) * r)))
 
-    return _jackknife(len(outputs), ceiling)
+    return jackknife(len(outputs), ceiling)

@@ -7,7 +7,7 @@ minimizer moves with that little as the damped Gauss-Newton formula says, at any
 
 Here the proximal problem is solved for every row at ε = ±1e-5, by Newton's method with its own Hessian, at random parameters and during
 training, and the central difference is compared with the formula. With the Hessian in place of the Gauss-Newton matrix the formula is wrong
-by as much as it is long.
+by more than its own length.
 """
 
 from __future__ import annotations
