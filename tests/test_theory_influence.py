@@ -114,3 +114,15 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_regression_scores_do_not_see_a_change_of_basis() -> None:
+    rng = np.random.default_rng(4)
+    features, targets, misses = rng.standard_normal((20, 5)), rng.standard_normal((3, 5)), rng.random(20)
+    found = theory.regression_scores(features, targets, misses)
+    explicit = np.diag(misses) @ features @ np.linalg.inv(features.T @ features) @ targets.T
+    np.testing.assert_allclose(found, explicit, atol=1e-12)
+    basis = rng.standard_normal((5, 5))
+    np.testing.assert_allclose(theory.regression_scores(features @ basis, targets @ basis, misses), found, atol=1e-11)
+    with pytest.raises(ValueError, match="full column rank"):
+        theory.regression_scores(features[:4], targets, misses)

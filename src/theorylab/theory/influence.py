@@ -246,3 +246,26 @@ def datamodel_slopes(values: np.ndarray) -> np.ndarray:
     coefficients = fourier(values)
     n = len(coefficients).bit_length() - 1
     return -2 * coefficients[[1 << i for i in range(n)]]
+
+
+def regression_scores(features: np.ndarray, targets: np.ndarray, misses: np.ndarray) -> np.ndarray:
+    r"""TRAK without a projection: :math:`\tau_{ij} = \phi_j^\top (\Phi^\top\Phi)^{-1} \phi_i\, q_i`, (n, target).
+
+    Args:
+        features: Φ, (n, p) of rank p.
+        targets: Rows φⱼ, (target, p).
+        misses: q, (n,).
+
+    Raises:
+        ValueError: features of less than full rank.
+
+    Example:
+        >>> regression_scores(np.array([[1.0], [2.0]]), np.array([[5.0]]), np.array([1.0, 0.5])).tolist()
+        [[1.0], [1.0]]
+
+    Source: Park et al. 2023, arXiv:2303.14186, Section 3.
+    """
+    basis, triangle = np.linalg.qr(np.asarray(features, dtype=float))
+    if triangle.shape[0] < triangle.shape[1] or np.abs(np.diag(triangle)).min() <= 1e-12 * np.abs(np.diag(triangle)).max():
+        raise ValueError(f"features must have full column rank, got shape {features.shape}.")
+    return misses[:, None] * (basis @ np.linalg.solve(triangle.T, np.asarray(targets, dtype=float).T))
