@@ -153,12 +153,12 @@ def trak(
         work.loss()  # refuses one that is not finite
         own, (moved, rows) = parse_targets(work, None, margin)[0], parse_targets(work, targets, target or margin)
         Phi, phi = _features(own, None, size, seed + m), _features(moved, rows, size, seed + m)
-        gram = Phi.T @ Phi
-        gram.diagonal().add_(ridge)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if bool(info) or float(factor.diagonal().square().min()) <= 1e-14 * float(gram.diagonal().max()):
+        # by QR and not by the Gram matrix, which squares the condition number of the projection
+        basis, triangle = torch.linalg.qr(torch.cat([Phi, ridge**0.5 * torch.eye(size).to(Phi)]))
+        pivots = triangle.diagonal().abs()
+        if float(pivots.min()) <= 1e-10 * float(pivots.max()):
             raise ValueError(f"k must be smaller, or ridge positive: the gradients of the rows do not span {size} dimensions.")
-        kernel = Phi @ torch.cholesky_solve(phi.T, factor)
+        kernel = basis[: len(Phi)] @ torch.linalg.solve_triangular(triangle.T, phi.T, upper=False)
         total = kernel if total is None else total + kernel
         weight = _misses(work) if weight is None else weight + _misses(work)
     assert total is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.instruments.tracin import tracin as measure
+from theorylab.models.seeded import seeded
 
 TELESCOPING = Claim(
     "influence/tracin/telescoping",
@@ -63,7 +65,7 @@ def setup(config: TracinConfig, seed: int) -> tuple[Problem, tuple[Tensor, Tenso
     signal = torch.randn(config.inputs, 1, generator=generator, dtype=torch.float64)
     y = (torch.rand(n, 1, generator=generator, dtype=torch.float64) < torch.sigmoid(x @ signal)).double()
     x, y = x.to(config.device), y.to(config.device)
-    net = nn.Linear(config.inputs, 1, bias=False, dtype=torch.float64).to(config.device)
+    net = seeded(partial(nn.Linear, config.inputs, 1, bias=False), seed).to(config.device)
     train = Problem(net, binary_cross_entropy_with_logits, (x[: config.rows], y[: config.rows]))
     return train.at({"weight": torch.zeros(1, config.inputs)}), (x[config.rows :], y[config.rows :])
 
