@@ -58,6 +58,14 @@ def test_the_root_is_a_root_of_the_gauss_newton_matrix(name: str) -> None:
     torch.testing.assert_close(G, dense_ggn(problem).to_dense(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_the_default_damping_is_that_of_every_solver(curvature: str) -> None:
+    problem = small()
+    dense, dual, cg = (influence(problem, probes(), curvature=curvature, solver=s, tol=1e-12) for s in ("dense", "dual", "cg"))
+    torch.testing.assert_close(dual, dense, rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(cg, dense, rtol=1e-7, atol=1e-10)
+
+
 def test_memory_bounds_the_blocks_and_not_the_result() -> None:
     problem = small()
     expected = influence(problem, probes(), damping=0.05)
@@ -131,7 +139,7 @@ def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
         ({"damping": -1.0}, "damping must be at least 0"),
         ({"damping": 0.0, "solver": "dense"}, "singular"),
         ({"damping": 0.0, "solver": "dual"}, "damping must be positive"),
-        ({"solver": "cg"}, "damping must be given"),
+        ({"curvature": "hessian", "solver": "cg"}, "damping must be given"),
         ({"curvature": "hessian", "solver": "dual"}, "sum over rows"),
         ({"curvature": "kfac", "solver": "cg"}, "closed form"),
         ({"curvature": "none"}, "curvature must be one of"),

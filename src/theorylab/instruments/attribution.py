@@ -150,10 +150,12 @@ def _preconditioned(
         K = kfac(problem) if curvature == "kfac" else ekfac(problem)
         return K.inverse(_damped(damping, K.trace(), p)) @ b
     if solver == "cg":
-        if damping is None:
-            raise ValueError('damping must be given with solver="cg", where the trace is not known: pass the weight decay of training.')
+        if curvature == "hessian" and damping is None:
+            raise ValueError('damping must be given with solver="cg", which does not know the Hessian\'s trace: pass the weight decay.')
+        blocks = root_rows(problem, memory) if curvature == "ggn" else _gradient_rows(problem, memory)
+        trace = sum(float(R.square().sum()) for R in blocks) if damping is None else 0.0
         C = {"ggn": ggn, "fisher": empirical_fisher, "hessian": hessian}[curvature](problem)
-        found = solve(C, b, _damped(damping, 0.0, 1), tol=tol)
+        found = solve(C, b, _damped(damping, trace, p), tol=tol)
         if not found.converged:
             warnings.warn(f"conjugate gradients reached a relative residual of {found.residual:.1e}, not {tol:.1e}.", stacklevel=4)
         return found.x
@@ -271,8 +273,8 @@ def influence(
     Raises:
         Inapplicable: a loss that hides the outputs, rows that depend on each other, half precision; for "ggn" a loss that is not convex in
             the outputs; for "kfac" and "ekfac" layers other than Linear and Conv.
-        ValueError: targets outside the data, a damping that leaves C + λI singular or indefinite (it names the eigenvalue), "cg" without
-            damping, or an ensemble of other rows.
+        ValueError: targets outside the data, a damping that leaves C + λI singular or indefinite (it names the eigenvalue), "cg" for
+            the Hessian without damping, or an ensemble of other rows.
 
     Example:
         >>> x, y = torch.eye(2), torch.tensor([[1.0], [1.0]])

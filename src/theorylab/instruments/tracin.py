@@ -15,6 +15,9 @@ from theorylab.instruments.attribution import Target, parse_targets
 from theorylab.instruments.refusals import couples_rows, too_few_digits
 from theorylab.instruments.rows import looped_grads, per_example_grads
 
+BLOCK = 2**26
+"""Entries of the training rows' gradients that are held at once."""
+
 
 def _at(problem: Problem, checkpoints: Sequence[Mapping[str, Tensor]]) -> list[Problem]:
     """The problem at each checkpoint."""
@@ -51,7 +54,8 @@ def _sum(
     points = _at(problem.to(dtype=torch.float64), checkpoints)
     for point, rate in zip(points, _rates(rates, len(points)), strict=True):
         moved, rows = parse_targets(point, targets, target)
-        part = gradients(point) @ gradients(moved, rows=rows).T * (-rate / point.n)
+        along = gradients(moved, rows=rows).T * (-rate / point.n)
+        part = torch.cat([gradients(point, rows=some) @ along for some in torch.arange(point.n).split(max(1, BLOCK // point.P))])
         total = part if total is None else total + part
     assert total is not None
     return total.to(problem.dtype)

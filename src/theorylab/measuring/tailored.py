@@ -106,5 +106,8 @@ TAILORED: Mapping[str, Tailored] = {
     "kernel_regression": Tailored({"trace_outputs": True}, KERNEL_ROWS, _regression),
     "landscape": Tailored(read=_landscape),
     "gradient_noise": Tailored(read=_noise),
+    "influence": Tailored(rows=KERNEL_ROWS),
+    "tracin": Tailored(rows=KERNEL_ROWS),
+    "trak": Tailored(rows=KERNEL_ROWS),
 }
 """By instrument; a result that has ``readings()`` of its own is read by them."""
