@@ -59,6 +59,24 @@ def test_the_root_is_a_root_of_the_gauss_newton_matrix(name: str) -> None:
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_approximate_solvers_tend_to_the_exact_one(curvature: str) -> None:
+    problem = small()
+    expected = influence(problem, probes(), curvature=curvature, damping=0.1)
+
+    def error(**options: object) -> float:
+        found = influence(problem, probes(), curvature=curvature, damping=0.1, **options)
+        return float((found - expected).norm() / expected.norm())
+
+    assert error(solver="arnoldi", rank=30) < error(solver="arnoldi", rank=3)
+    assert error(solver="arnoldi", rank=problem.P) < 1e-5
+    assert error(solver="lissa", depth=300) < 1e-6 < error(solver="lissa", depth=5)
+    batches = problem.on([batch.part(rows) for batch in problem.batches for rows in (slice(0, 5), slice(5, 12))])
+    drawn = [influence(batches, probes(), curvature=curvature, damping=0.1, solver="lissa", depth=300, seed=s) for s in range(30)]
+    assert float((torch.stack(drawn).mean(0) - expected).norm() / expected.norm()) < 0.1  # uneven batches weigh by their rows
+    assert not torch.allclose(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
 def test_the_default_damping_is_that_of_every_solver(curvature: str) -> None:
     problem = small()
     dense, dual, cg = (influence(problem, probes(), curvature=curvature, solver=s, tol=1e-12) for s in ("dense", "dual", "cg"))

@@ -21,10 +21,11 @@ from theorylab.instruments.loss_root import loss_root
 from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
 from theorylab.instruments.rows import looped_grads, per_example_grads
+from theorylab.linalg.approximate import neumann_solve, truncated_solve
 from theorylab.linalg.solve import solve
 
 Curvature = Literal["ggn", "ekfac", "kfac", "fisher", "hessian", "identity"]
-Solver = Literal["auto", "dense", "dual", "cg"]
+Solver = Literal["auto", "dense", "dual", "cg", "arnoldi", "lissa"]
 Target = Callable[[Tensor, Tensor], Tensor]
 Rows = Sequence[int] | Tensor | None
 
@@ -138,7 +139,17 @@ def _solve_dense(C: Tensor, damping: float, b: Tensor, name: str) -> Tensor:
 
 
 def _preconditioned(
-    problem: Problem, T: Tensor, curvature: Curvature, damping: float | None, solver: Solver, tol: float, memory: int
+    problem: Problem,
+    T: Tensor,
+    curvature: Curvature,
+    damping: float | None,
+    solver: Solver,
+    *,
+    tol: float,
+    memory: int,
+    rank: int,
+    depth: int,
+    seed: int,
 ) -> Tensor:
     """(C + λI)⁻¹ Tᵀ, (p, m), of target gradients T (m, p)."""
     p, b = problem.P, T.T.contiguous()
@@ -149,13 +160,21 @@ def _preconditioned(
             raise ValueError(f'solver must be "auto" for {curvature}, whose inverse is known in closed form, got {solver!r}.')
         K = kfac(problem) if curvature == "kfac" else ekfac(problem)
         return K.inverse(_damped(damping, K.trace(), p)) @ b
-    if solver == "cg":
+    if solver in ("cg", "arnoldi", "lissa"):
         if curvature == "hessian" and damping is None:
-            raise ValueError('damping must be given with solver="cg", which does not know the Hessian\'s trace: pass the weight decay.')
+            raise ValueError(
+                f'damping must be given with solver="{solver}", which does not know the trace of the Hessian: pass the weight decay.'
+            )
         blocks = root_rows(problem, memory) if curvature == "ggn" else _gradient_rows(problem, memory)
         trace = sum(float(R.square().sum()) for R in blocks) if damping is None else 0.0
-        C = {"ggn": ggn, "fisher": empirical_fisher, "hessian": hessian}[curvature](problem)
-        found = solve(C, b, _damped(damping, trace, p), tol=tol)
+        operator, value = {"ggn": ggn, "fisher": empirical_fisher, "hessian": hessian}[curvature], _damped(damping, trace, p)
+        if solver == "arnoldi":
+            return truncated_solve(operator(problem), b, min(rank, p), value, seed=seed)
+        if solver == "lissa":
+            weights = problem.weights
+            parts = [len(weights) * w * operator(problem.on([batch])) for w, batch in zip(weights, problem.batches, strict=True)]
+            return neumann_solve(parts, b, depth, value, seed=seed)
+        found = solve(operator(problem), b, value, tol=tol)
         if not found.converged:
             warnings.warn(f"conjugate gradients reached a relative residual of {found.residual:.1e}, not {tol:.1e}.", stacklevel=4)
         return found.x
@@ -241,6 +260,9 @@ def influence(
     solver: Solver = "auto",
     ensemble: Sequence[Problem] = (),
     tol: float = 1e-8,
+    rank: int = 32,
+    depth: int = 1000,
+    seed: int = 0,
     memory: int = MEMORY_BUDGET,
 ) -> Tensor:
     r"""Influence of every training row on every target, (n, target): how the target moves per unit of the row's weight.
@@ -265,9 +287,14 @@ def influence(
         damping: λ, in units of C: the weight decay of training, as a number, or the optimizer that trained, from which it is read. Where
             it is not given, a tenth of C's mean eigenvalue.
         solver: "dense" forms C, "dual" a matrix of one row for each output of each row (Woodbury), "cg" neither, by conjugate gradients for
-            all targets side by side. "auto" takes the smaller of the first two that fits into ``memory``, else the last.
+            all targets side by side. "auto" takes the smaller of the first two that fits into ``memory``, else the third. Two are
+            approximations in use, to compare with: "arnoldi" keeps the eigenvectors of largest magnitude and drops the rest, "lissa" is
+            a random Neumann series over the problem's batches.
         ensemble: The same training rows at other parameters: scores are averaged over these problems and this one.
         tol: Relative residual of "cg".
+        rank: Eigenvectors of "arnoldi".
+        depth: Terms of "lissa", several times the largest eigenvalue over λ.
+        seed: Of "arnoldi"'s start and of "lissa"'s draws.
         memory: Bytes that matrices and blocks of rows' gradients may take.
 
     Raises:
@@ -288,16 +315,19 @@ def influence(
     """
     if curvature not in ("identity", *_DENSE):
         raise ValueError(f"curvature must be one of {', '.join([*_DENSE, 'identity'])}, got {curvature!r}.")
-    if solver not in ("auto", "dense", "dual", "cg"):
-        raise ValueError(f'solver must be "auto", "dense", "dual" or "cg", got {solver!r}.')
+    if solver not in ("auto", "dense", "dual", "cg", "arnoldi", "lissa"):
+        raise ValueError(f'solver must be "auto", "dense", "dual", "cg", "arnoldi" or "lissa", got {solver!r}.')
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}.")
     damping = weight_decay(damping) if isinstance(damping, torch.optim.Optimizer) else damping
+    options = {"tol": tol, "memory": memory, "rank": rank, "depth": depth, "seed": seed}
     total: Tensor | None = None
     members = members_of(problem, ensemble)
     for member in members:
         work = member.to(dtype=torch.float64)
         moved, rows = parse_targets(work, targets, target)
         chosen = solver if curvature in ("kfac", "ekfac", "identity") else _choose(work, curvature, solver, memory)
-        X = _preconditioned(work, per_example_grads(moved, rows=rows), curvature, damping, chosen, tol, memory)
+        X = _preconditioned(work, per_example_grads(moved, rows=rows), curvature, damping, chosen, **options)
         parts = [per_example_grads(work, rows=r) @ X for r in torch.arange(work.n).split(max(1, memory // (16 * work.P)))]
         scores = torch.cat(parts) / -work.n
         total = scores if total is None else total + scores
