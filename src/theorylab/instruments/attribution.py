@@ -311,7 +311,7 @@ def influence(
         [[-1.0, -0.0], [-0.0, -1.0]]
 
     Source: Koh and Liang 2017, arXiv:1703.04730, Section 2.1; Gauss-Newton: Bae et al. 2022, arXiv:2209.05364; EK-FAC and the default
-    damping: Grosse et al. 2023, arXiv:2308.03296, Section 3.2 (a tenth of the mean eigenvalue).
+    damping: Grosse et al. 2023, arXiv:2308.03296 (a tenth of the mean eigenvalue).
     """
     if curvature not in ("identity", *_DENSE):
         raise ValueError(f"curvature must be one of {', '.join([*_DENSE, 'identity'])}, got {curvature!r}.")

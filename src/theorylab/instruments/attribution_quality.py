@@ -85,7 +85,7 @@ def evaluate_attribution(
         (1.0, 1.0, 7.0)
 
     Source: Park et al. 2023, arXiv:2303.14186, Section 2 (linear datamodeling score); Koh and Liang 2017, arXiv:1703.04730, Section 4.1
-    (leave-one-out retraining); Ilyas et al. 2022, arXiv:2202.00622, Section 4 (removing the rows of largest scores).
+    (leave-one-out retraining); Ilyas et al. 2022, arXiv:2202.00622 (removing the rows of largest scores).
     """
     if scores.ndim != 2 or not bool(scores.isfinite().all()):
         raise ValueError(f"scores must be finite, (n, target), got shape {tuple(scores.shape)}.")

@@ -40,7 +40,7 @@ def truncated_solve(A: Operator, b: Tensor, rank: int, damping: float = 0.0, *, 
         >>> truncated_solve(A, torch.ones(3).double(), rank=2, damping=1.0).round(decimals=6).tolist()
         [0.1, 0.25, 0.0]
 
-    Source: Schioppa et al. 2022, arXiv:2112.03052, Section 3 (there by Arnoldi's iteration, which for a symmetric map is Lanczos's).
+    Source: Schioppa et al. 2022, arXiv:2112.03052 (there by Arnoldi's iteration, which for a symmetric map is Lanczos's).
     """
     columns = _check(A, b, damping)
     found = eigs(A, k=rank, which="LM", tol=tol, seed=seed)
@@ -79,7 +79,7 @@ def neumann_solve(parts: Sequence[Operator], b: Tensor, depth: int, damping: flo
         >>> neumann_solve([A], torch.ones(2).double(), depth=100, damping=1.0).round(decimals=6).tolist()
         [0.25, 0.5]
 
-    Source: Agarwal, Bullins and Hazan 2017, arXiv:1602.03943, Section 3 (LiSSA); for influence Koh and Liang 2017, arXiv:1703.04730,
+    Source: Agarwal, Bullins and Hazan 2017, arXiv:1602.03943 (LiSSA); for influence Koh and Liang 2017, arXiv:1703.04730,
     Section 3.
     """
     if not parts:

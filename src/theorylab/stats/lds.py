@@ -76,7 +76,7 @@ def lds(scores: Any, masks: Any, outputs: Any) -> Estimate:
         >>> lds(effects, masks, masks @ effects).value, round(lds(effects[::-1], masks, masks @ effects).value, 3)
         (1.0, 0.376)
 
-    Source: Ilyas et al. 2022, arXiv:2202.00622, Section 3 (the idea); Park et al. 2023, arXiv:2303.14186, Definition 2.3.
+    Source: Ilyas et al. 2022, arXiv:2202.00622 (the idea); Park et al. 2023, arXiv:2303.14186, Section 2 (the linear datamodeling score).
     """
     scores, masks, outputs = _array(scores, "scores"), _array(masks, "masks"), _array(outputs, "outputs")
     outputs = outputs.mean(1) if outputs.ndim == 3 else outputs

@@ -176,7 +176,7 @@ def fourier(values: np.ndarray) -> np.ndarray:
         >>> fourier(np.array([0.0, 1.0, 1.0, 2.0])).tolist()  # the number of players: half of a player each, with the sign of (−1)^x
         [1.0, -0.5, -0.5, 0.0]
 
-    Source: O'Donnell 2014, Analysis of Boolean Functions, Sections 1.2 and 1.3.
+    Source: O'Donnell 2014, Analysis of Boolean Functions, Chapter 1.
     """
     f = np.array(values, dtype=float)
     if f.ndim != 1 or len(f) == 0 or len(f) & (len(f) - 1):
@@ -196,7 +196,7 @@ def fourier_weights(values: np.ndarray) -> np.ndarray:
         >>> fourier_weights(np.array([0.0, 1.0, 1.0, 2.0])).tolist()
         [1.0, 0.5, 0.0]
 
-    Source: O'Donnell 2014, Analysis of Boolean Functions, Definition 1.19.
+    Source: O'Donnell 2014, Analysis of Boolean Functions, Chapter 1 (weight at degree k).
     """
     coefficients = fourier(values)
     n = len(coefficients).bit_length() - 1
@@ -215,7 +215,7 @@ def noise_stability(weights: np.ndarray, rho: float) -> float:
         >>> noise_stability(np.array([1.0, 0.5, 0.0]), 0.5)
         1.25
 
-    Source: O'Donnell 2014, Analysis of Boolean Functions, Theorem 2.49; Saunshi et al. 2023, arXiv:2210.01072, Section 3.
+    Source: O'Donnell 2014, Analysis of Boolean Functions, Section 2.4; Saunshi et al. 2023, arXiv:2210.01072 (datamodels by Fourier coefficients).
     """
     if not -1 <= rho <= 1:
         raise ValueError(f"rho must lie in [-1, 1], got {rho}.")
@@ -229,7 +229,7 @@ def datamodel_residual(values: np.ndarray) -> float:
         >>> datamodel_residual(np.array([0.0, 0.0, 0.0, 4.0]))  # both players are needed: 4 x₁x₂
         1.0
 
-    Source: Saunshi et al. 2023, arXiv:2210.01072, Section 3.
+    Source: Saunshi et al. 2023, arXiv:2210.01072 (datamodels by Fourier coefficients).
     """
     return float(fourier_weights(values)[2:].sum())
 
@@ -241,7 +241,7 @@ def datamodel_slopes(values: np.ndarray) -> np.ndarray:
         >>> datamodel_slopes(np.array([0.0, 0.0, 0.0, 4.0])).tolist()
         [2.0, 2.0]
 
-    Source: Saunshi et al. 2023, arXiv:2210.01072, Section 3.
+    Source: Saunshi et al. 2023, arXiv:2210.01072 (datamodels by Fourier coefficients).
     """
     coefficients = fourier(values)
     n = len(coefficients).bit_length() - 1

@@ -36,7 +36,7 @@ PROXIMAL_BREGMAN = Claim(
     "At any parameters, the damped Gauss-Newton influence of a row is the derivative of the solution of a proximal Bregman problem.",
     formula=r"-(G+\lambda I)^{-1}\nabla\ell_i = \frac{d}{d\varepsilon}\arg\min_\theta \frac1n\sum_j D_{\ell_j}(f_j(\theta), f_j(\theta_0)) "
     r"+ \frac\lambda2\lVert\theta-\theta_0\rVert^2 + \varepsilon\,\ell_i(\theta)",
-    source=Source("Bae et al. 2022", "Section 4 (the proximal Bregman response function)", "arXiv:2209.05364"),
+    source=Source("Bae et al. 2022", "the proximal Bregman response function, linearized", "arXiv:2209.05364"),
     kind="identity",
     relation=Equals(atol=1e-4),
     control="the Hessian in place of the Gauss-Newton matrix",
