@@ -13,7 +13,7 @@ from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
-from theorylab.learning.retraining import half_subsets, retrain
+from theorylab.learning.retraining import activations, half_subsets, retrain
 from theorylab.models.mlp import mlp
 from theorylab.models.seeded import seeded
 from theorylab.stats.lds import lds, noise_ceiling, spearman
@@ -75,6 +75,13 @@ def test_a_target_function_and_row_weights() -> None:
     again = retrain(net, F.cross_entropy, doubled, torch.ones(1, 15), [0], **options)
     torch.testing.assert_close(found[1], again[0], rtol=1e-8, atol=1e-10)
     assert not torch.allclose(found[0], found[1])
+
+
+def test_memory_counts_what_the_modules_put_out() -> None:
+    x = torch.zeros(3, 4)
+    state = torch.get_rng_state()
+    assert activations(net, x, 10) == (4 * 5 + 5 + 5 * 3 + 3, 10 * (4 + 4 + 5 + 5 + 3))  # inputs, flattened, hidden, tanh, logits
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_population_outputs_are_those_of_its_replicas() -> None:

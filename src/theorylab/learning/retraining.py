@@ -16,6 +16,20 @@ COPIES = 6
 """Tensors of the parameters' size that a member in training holds: itself, a gradient, the optimizer's state, and what the update makes."""
 
 
+def activations(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tuple[int, int]:
+    """Parameters of a network, and numbers that its modules put out at so many rows like those of ``x``; global generators stay."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model, seen = make_model(), []
+        hooks = [m.register_forward_hook(lambda _m, _i, out: seen.append(out)) for m in model.modules() if not list(m.children())]
+        parameter = next(model.parameters())
+        few = x[:2]  # one row alone is refused by batch norm in training
+        model(few.to(parameter) if x.is_floating_point() else few.to(parameter.device))
+        for hook in hooks:
+            hook.remove()
+    each = sum(out.numel() for out in seen if isinstance(out, Tensor)) // len(few)
+    return sum(p.numel() for p in model.parameters()), rows * (each + x[0].numel())
+
+
 def half_subsets(n: int, count: int, *, fraction: float = 0.5, seed: int = 0) -> Tensor:
     """Random subsets of n rows, each of ``round(fraction · n)`` rows drawn without replacement: booleans (count, n).
 
@@ -74,7 +88,7 @@ def retrain(
         targets: Inputs and targets (m, ...) of the rows on which members are measured.
         target: What is measured: a function (outputs, targets) → one number a row (m,). By default the loss of each row.
         batch_size: Rows of a minibatch; None for full batches.
-        memory: Bytes that a group may take, counting parameters, optimizer state and the activations of the first layers' inputs.
+        memory: Bytes that a group may take, counting parameters, optimizer state and what the modules put out.
         progress: Told how many members are done, and of how many, after each group.
         dtype: Of parameters and data.
         device: Where to train.
@@ -112,10 +126,10 @@ def retrain(
     if len(probes) != len(labels):
         raise ValueError(f"targets must be inputs and targets of the same rows, got {len(probes)} and {len(labels)}.")
     labels = labels.to(device, dtype if labels.is_floating_point() else None)
-    with torch.random.fork_rng(devices=[]):
-        parameters = sum(p.numel() for p in make_model().parameters())
-    held = (COPIES * parameters + 2 * n + (batch_size or n) * x[0].numel() + len(probes) * probes[0].numel()) * weights.element_size()
-    group = max(1, memory // held)
+    parameters, put_out = activations(make_model, x, batch_size or n)
+    measured = put_out * len(probes) // (batch_size or n)
+    held = COPIES * parameters + 2 * n + max(2 * put_out, measured)  # forward and backward
+    group = max(1, memory // (held * weights.element_size()))
     pairs = [(k, seed) for k in range(len(masks)) for seed in members]
     found = []
     for start in range(0, len(pairs), group):

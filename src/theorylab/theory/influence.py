@@ -215,7 +215,7 @@ def noise_stability(weights: np.ndarray, rho: float) -> float:
         >>> noise_stability(np.array([1.0, 0.5, 0.0]), 0.5)
         1.25
 
-    Source: O'Donnell 2014, Analysis of Boolean Functions, Section 2.4; Saunshi et al. 2023, arXiv:2210.01072 (datamodels by Fourier coefficients).
+    Source: O'Donnell 2014, Analysis of Boolean Functions, Section 2.4; for retraining Saunshi et al. 2023, arXiv:2210.01072.
     """
     if not -1 <= rho <= 1:
         raise ValueError(f"rho must lie in [-1, 1], got {rho}.")
