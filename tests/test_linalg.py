@@ -13,6 +13,7 @@ from zoo import make
 
 from theorylab.core.operator import Operator
 from theorylab.instruments.curvature import dense_hessian, hessian
+from theorylab.linalg.approximate import neumann_solve, truncated_solve
 from theorylab.linalg.diagonal import diag
 from theorylab.linalg.lanczos import Krylov, eigs, lanczos, length, products
 from theorylab.linalg.logdet import logdet
@@ -430,3 +431,54 @@ def test_sums_over_long_vectors_keep_the_digits_of_single_precision() -> None:
     p = len(w)
     A = Operator((p, p), lambda v: w * v, symmetric=True, dtype=torch.float32)
     assert len(lanczos(A, torch.ones(p), 5).alpha) == 5
+
+
+def test_solve_takes_columns_side_by_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    b = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    b[:, 1] = 0.0
+    root = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+    A = operator(root @ root.T)
+    together = solve(A, b, damping=1.0, tol=1e-10)
+    assert together.converged
+    assert together.n_matvecs == A.n_matvecs
+    for j, column in enumerate(b.T):
+        torch.testing.assert_close(together.x[:, j], solve(A, column, damping=1.0, tol=1e-10).x, rtol=1e-7, atol=1e-9)
+
+
+def spd(p: int, seed: int, rank: int | None = None) -> torch.Tensor:
+    root = torch.randn(p, rank or p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return root @ root.T / p
+
+
+def test_truncated_solve_is_exact_on_what_it_keeps() -> None:
+    A, b = spd(30, 0, rank=6), torch.randn(30, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(A)
+    kept = vectors[:, -4:]
+    expected = kept @ ((kept.T @ b) / (values[-4:, None] + 0.1))
+    torch.testing.assert_close(truncated_solve(operator(A), b, 4, 0.1, tol=1e-10), expected, rtol=1e-6, atol=1e-9)
+    inside = A @ b  # in the span of its six eigenvectors nothing is dropped
+    exact = torch.cholesky_solve(inside, torch.linalg.cholesky(A + 0.1 * torch.eye(30)))
+    torch.testing.assert_close(truncated_solve(operator(A), inside, 6, 0.1, tol=1e-10), exact, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="positive definite"):
+        truncated_solve(operator(-A), b, 2, 0.01)
+
+
+def test_neumann_series_errs_as_its_depth_says_and_is_unbiased_over_draws() -> None:
+    halves = [spd(12, 2), spd(12, 3)]
+    mean, b, damping = (halves[0] + halves[1]) / 2, torch.ones(12).double(), 0.5
+    exact = torch.cholesky_solve(b[:, None], torch.linalg.cholesky(mean + damping * torch.eye(12)))[:, 0]
+    scale = 1.05 * float(torch.linalg.eigvalsh(mean)[-1]) + damping
+    for depth in (5, 20, 80):
+        error = float((neumann_solve([operator(mean)], b, depth, damping) - exact).norm())
+        assert error <= 1.01 * (1 - damping / scale) ** depth * float(exact.norm()) + 1e-12
+    drawn = torch.stack([neumann_solve([operator(h) for h in halves], b, 60, damping, seed=s) for s in range(400)])
+    spread = drawn.std(0) / 400**0.5
+    assert float(((drawn.mean(0) - exact).abs() / spread).max()) < 4.5  # of twelve normal numbers, below 4.5 but once in ten thousand
+    for call, message in (
+        (lambda: neumann_solve([], b, 5, 0.1), "at least one operator"),
+        (lambda: neumann_solve([operator(mean)], b, 0, 0.1), "depth must be"),
+        (lambda: neumann_solve([operator(mean)], b, 5, 0.0), "damping must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,5 +1,6 @@
 """Measurements of a Problem: plain functions, each registered with its oracle and its source."""
 
+from theorylab.instruments import attribution as attribution
 from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import clipping as clipping
@@ -23,3 +24,5 @@ from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam
 from theorylab.instruments import rows as rows
 from theorylab.instruments import signal as signal
+from theorylab.instruments import tracin as tracin
+from theorylab.instruments import trak as trak

@@ -344,6 +344,11 @@ class Population:
         """
         return torch.cat([group.losses().to(self.device) for group in self._groups])
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """Outputs (replica, m, ...) of each replica at rows ``x`` (m, ...) of any data; mode, dropout and buffers as in `losses`."""
+        x = x.to(self.device, next(iter(self.params.values())).dtype if x.is_floating_point() else None)
+        return torch.cat([group.outputs(x).to(self.device) for group in self._groups])
+
     def gradients(self) -> tuple[Tensor, Params]:
         """Risks (replica,) as in `losses`, and their gradients with respect to `params`, by name (replica, ...)."""
         each = [group.gradients() for group in self._groups]

@@ -73,7 +73,15 @@ class StackedGradient:
         def one(params: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
             return risk(functional_call(module, (params, buffers), (x,), tie_weights=tied), y, weights)
 
-        self.one = one
+        def forward(params: Params, buffers: Params, x: Tensor) -> Tensor:
+            return functional_call(module, (params, buffers), (x,), tie_weights=tied)
+
+        self.one, self.forward = one, forward
+
+    def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor) -> Tensor:
+        """Outputs (replica, n, ...) of all replicas at the same rows ``x`` (n, ...)."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(self.forward, in_dims=(0, 0, None), randomness="error")({**params, **frozen}, buffers, x)
 
     def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
@@ -118,6 +126,14 @@ class LoopGradient:
         for name, owner, key in self.buffer_slots:
             if name in buffers:
                 owner[key] = buffers[name][k]
+
+    def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor) -> Tensor:
+        """Outputs (replica, n, ...) of all replicas at the same rows ``x`` (n, ...)."""
+        each = []
+        for k in range(len(next(iter({**params, **frozen}.values())))):
+            self._load(params, frozen, buffers, k)
+            each.append(self.module(x))
+        return torch.stack(each)
 
     def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""

@@ -180,6 +180,16 @@ def _kernel(problem: Problem) -> Work:
     return Work(1 + 10 * min(1.0, KERNEL_ROWS / problem.n), calls=20)
 
 
+def _attribution(passes: float) -> Callable[[Problem], Work]:
+    """Gradients of the rows of which a card attributes, several times over."""
+
+    def work(problem: Problem) -> Work:
+        rows = min(KERNEL_ROWS, problem.n)
+        return Work(1 + 10 * passes * rows / problem.n, passes * rows, passes * rows, calls=10 * passes)
+
+    return work
+
+
 def _certify(problem: Problem) -> Work:
     """Two trainings on half of the rows each, and evaluations at draws from the posterior; every step costs a dozen small calls."""
     defaults = inspect.signature(certify).parameters
@@ -214,6 +224,9 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "flatness": lambda problem: Work(120, 0, 3),
     "invariances": lambda problem: Work(6, 0, 2),
     "signal_profile": lambda problem: Work(2),
+    "influence": _attribution(12),
+    "tracin": _attribution(2),
+    "trak": _attribution(3),
     "per_example_grads": lambda problem: Work(10, problem.n, problem.n),
     "per_example_grad_norms": lambda problem: Work(2, 0, 1),
 }

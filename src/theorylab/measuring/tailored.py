@@ -107,5 +107,8 @@ TAILORED: Mapping[str, Tailored] = {
     "margin_geometry": Tailored(rows=KERNEL_ROWS),
     "landscape": Tailored(read=_landscape),
     "gradient_noise": Tailored(read=_noise),
+    "influence": Tailored(rows=KERNEL_ROWS),
+    "tracin": Tailored(rows=KERNEL_ROWS),
+    "trak": Tailored(rows=KERNEL_ROWS),
 }
 """By instrument; a result that has ``readings()`` of its own is read by them."""

@@ -1,0 +1,303 @@
+"""Influence: every curvature by every solver is the dense formula, with the sign of real refits, and what has no answer is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import make, mlp, vectors
+
+from theorylab.core.instrument import Inapplicable
+from theorylab.core.problem import Problem
+from theorylab.instruments.attribution import dense_influence, influence, root_rows
+from theorylab.instruments.attribution_quality import evaluate_attribution
+from theorylab.instruments.curvature import dense_ggn
+from theorylab.instruments.rows import per_example_grads
+from theorylab.instruments.tracin import tracin
+from theorylab.instruments.trak import dense_trak, margin, trak
+from theorylab.learning.linear import ridge
+from theorylab.stats.datamodels import datamodels
+
+
+def probes(m: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(m, 5, generator=generator), torch.arange(m) % 3
+
+
+def small(seed: int = 0, n: int = 12) -> Problem:
+    torch.manual_seed(seed)
+    return Problem(mlp(), F.cross_entropy, vectors(n), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "kfac", "ekfac", "fisher", "identity"])
+@pytest.mark.parametrize("damping", [None, 0.03])
+def test_every_curvature_is_its_dense_formula(curvature: str, damping: float | None) -> None:
+    problem = small()
+    found = influence(problem, probes(), curvature=curvature, damping=damping)
+    torch.testing.assert_close(found, dense_influence(problem, probes(), curvature=curvature, damping=damping), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["dense", "dual", "cg"])
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_solvers_agree(curvature: str, solver: str) -> None:
+    problem = small()
+    found = influence(problem, probes(), curvature=curvature, damping=0.05, solver=solver, tol=1e-12)
+    expected = dense_influence(problem, probes(), curvature=curvature, damping=0.05)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp, minibatches", "mlp, row losses", "dropout", "attention, tied"])
+def test_the_root_is_a_root_of_the_gauss_newton_matrix(name: str) -> None:
+    problem = make(name)
+    G = torch.zeros(problem.P, problem.P, dtype=torch.float64)
+    for R in root_rows(problem, memory=200 * problem.P):  # in small blocks
+        G += R.T @ R
+    torch.testing.assert_close(G, dense_ggn(problem).to_dense(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_approximate_solvers_tend_to_the_exact_one(curvature: str) -> None:
+    problem = small()
+    expected = influence(problem, probes(), curvature=curvature, damping=0.1)
+
+    def error(**options: object) -> float:
+        found = influence(problem, probes(), curvature=curvature, damping=0.1, **options)
+        return float((found - expected).norm() / expected.norm())
+
+    assert error(solver="arnoldi", rank=30) < error(solver="arnoldi", rank=3)
+    assert error(solver="arnoldi", rank=problem.P) < 1e-5
+    assert error(solver="lissa", depth=300) < 1e-6 < error(solver="lissa", depth=5)
+    batches = problem.on([batch.part(rows) for batch in problem.batches for rows in (slice(0, 5), slice(5, 12))])
+    drawn = [influence(batches, probes(), curvature=curvature, damping=0.1, solver="lissa", depth=300, seed=s) for s in range(30)]
+    assert float((torch.stack(drawn).mean(0) - expected).norm() / expected.norm()) < 0.1  # uneven batches weigh by their rows
+    assert not torch.allclose(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+def test_the_default_damping_is_that_of_every_solver(curvature: str) -> None:
+    problem = small()
+    dense, dual, cg = (influence(problem, probes(), curvature=curvature, solver=s, tol=1e-12) for s in ("dense", "dual", "cg"))
+    torch.testing.assert_close(dual, dense, rtol=1e-7, atol=1e-10)
+    torch.testing.assert_close(cg, dense, rtol=1e-7, atol=1e-10)
+
+
+def test_memory_bounds_the_blocks_and_not_the_result() -> None:
+    problem = small()
+    expected = influence(problem, probes(), damping=0.05)
+    torch.testing.assert_close(influence(problem, probes(), damping=0.05, memory=1), expected, rtol=1e-6, atol=1e-9)  # one row, and cg
+
+
+def test_a_positive_score_says_that_adding_the_row_raises_the_target() -> None:
+    """Ridge regression, where refits with a changed weight are exact: 1/n Σ w (x·θ − y)² + λ/2 ‖θ‖²."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((15, 3), (15,)))
+    y, decay, test = x.sum(1) + noise, 0.1, torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    eps = 1e-5
+    weights = 1 + eps * torch.cat([torch.eye(15), -torch.eye(15)]).double()
+    outputs = ridge(x, y, weights, l2=15 * decay / 2, intercept=False).outputs(test)[..., 0]
+    slopes = (outputs[:15] - outputs[15:]) / (2 * eps)
+    theta = ridge(x, y, torch.ones(1, 15), l2=15 * decay / 2, intercept=False).weights[0]
+    problem = Problem(nn.Linear(3, 1, bias=False), F.mse_loss, (x, y[:, None]), dtype=torch.float64).at({"weight": theta.T})
+    scores = influence(problem, (test, torch.zeros(4, 1)), target=lambda out, _: out[:, 0], damping=decay)
+    torch.testing.assert_close(scores, slopes, rtol=1e-6, atol=1e-8)
+
+
+def test_the_damping_is_read_from_the_optimizer() -> None:
+    problem = small()
+    parameters = list(problem.model.parameters())
+    expected = influence(problem, probes(), damping=0.02)
+    torch.testing.assert_close(influence(problem, probes(), damping=torch.optim.SGD(parameters, 0.1, weight_decay=0.02)), expected)
+    with pytest.raises(ValueError, match="decoupled"):
+        influence(problem, damping=torch.optim.AdamW(parameters))
+    groups = [{"params": parameters[:1], "weight_decay": 0.1}, {"params": parameters[1:]}]
+    with pytest.raises(ValueError, match="different weight decays"):
+        influence(problem, damping=torch.optim.SGD(groups, 0.1))
+
+
+def test_targets_by_row_number_and_all_rows() -> None:
+    problem = small()
+    every = influence(problem, damping=0.1)
+    torch.testing.assert_close(influence(problem, [3, 0], damping=0.1), every[:, [3, 0]])
+    torch.testing.assert_close(every, every.T)  # a symmetric form
+    assert bool((every.diagonal() < 0).all())  # a row lowers its own loss
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    problem = small()
+    others = [problem.at({k: p * c for k, p in problem.params.items()}) for c in (0.5, 2.0)]
+    alone = [influence(p, probes(), damping=0.1) for p in (problem, *others)]
+    torch.testing.assert_close(influence(problem, probes(), damping=0.1, ensemble=others), torch.stack(alone).mean(0))
+    with pytest.raises(ValueError, match="must have the 12 rows"):
+        influence(problem, ensemble=[small(n=9)])
+    with pytest.raises(TypeError, match="must hold problems"):
+        influence(problem, ensemble=[nn.Linear(1, 1)])
+
+
+def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
+    problem = small()
+    least = float(torch.linalg.eigvalsh(dense_ggn(problem).to_dense())[0])
+    assert least > -1e-12
+    with pytest.raises(ValueError, match=r"least eigenvalue is -.*above 0\.\d+"):
+        influence(problem, probes(), curvature="hessian", damping=1e-3)
+    with pytest.raises(ValueError, match="raise damping"):
+        influence(problem, probes(), curvature="hessian", damping=1e-3, solver="cg")
+    with pytest.warns(UserWarning, match="indefinite"):
+        found = influence(problem, probes(), curvature="hessian", damping=2.0)
+    torch.testing.assert_close(found, dense_influence(problem, probes(), curvature="hessian", damping=2.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": [12]}, "within 0..11"),
+        ({"targets": torch.tensor([-1])}, "within 0..11"),
+        ({"damping": -1.0}, "damping must be at least 0"),
+        ({"damping": 0.0, "solver": "dense"}, "singular"),
+        ({"damping": 0.0, "solver": "dual"}, "damping must be positive"),
+        ({"curvature": "hessian", "solver": "cg"}, "damping must be given"),
+        ({"curvature": "hessian", "solver": "dual"}, "sum over rows"),
+        ({"curvature": "kfac", "solver": "cg"}, "closed form"),
+        ({"curvature": "none"}, "curvature must be one of"),
+        ({"solver": "lu"}, "solver must be"),
+    ],
+)
+def test_bad_requests_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        influence(small(), **options)
+
+
+def test_layers_without_kronecker_factors_are_refused() -> None:
+    with pytest.raises(Inapplicable):
+        influence(make("attention"), curvature="ekfac", damping=0.1)
+
+
+def test_a_large_damping_leaves_the_product_of_gradients() -> None:
+    problem = small()
+    plain = influence(problem, probes(), curvature="identity")
+    for curvature, solver in itertools.product(("ggn", "fisher"), ("dense", "dual")):
+        damped = influence(problem, probes(), curvature=curvature, damping=1e6, solver=solver)
+        torch.testing.assert_close(1e6 * damped, plain, rtol=1e-4, atol=1e-8)
+
+
+def test_tracin_refuses_checkpoints_of_another_model() -> None:
+    problem = small()
+    with pytest.raises(ValueError, match=r"checkpoints\[1\] must hold every parameter"):
+        tracin(problem, [problem.params, {"weight": torch.zeros(1)}])
+    wrong = {k: torch.zeros(2, 2) for k in problem.params}
+    with pytest.raises(ValueError, match=r"checkpoints\[0\] is of another model"):
+        tracin(problem, [wrong])
+    with pytest.raises(ValueError, match="one for each of the 2 checkpoints"):
+        tracin(problem, [problem.params] * 2, [0.1])
+    with pytest.raises(ValueError, match="rates must be positive"):
+        tracin(problem, [problem.params], 0.0)
+
+
+def test_tracin_takes_state_dicts_and_adds_up_the_first_order_change_of_a_step() -> None:
+    problem = small()
+    moved = problem.at(problem.unflatten(problem.flatten(problem.params) - 1e-6 * problem.gradient()))
+    change = [float(Problem(problem.model, F.cross_entropy, probes(), dtype=torch.float64).at(p.params).loss()) for p in (problem, moved)]
+    scores = tracin(problem, [problem.model.double().state_dict()], 1e-6, probes())
+    assert float(scores.sum(0).mean()) == pytest.approx(change[1] - change[0], rel=1e-4)
+    twice = tracin(problem, [problem.params] * 2, [1e-6, 3e-6], probes())
+    torch.testing.assert_close(twice, 4 * scores)
+
+
+def test_trak_at_all_dimensions_is_regression_on_the_gradients_themselves() -> None:
+    """The first layer's gradients span all its dimensions, so that the projection drops out."""
+    problem = Problem(small().model, F.cross_entropy, vectors(80), params=["0.*"], dtype=torch.float64)
+    own = problem.on(problem.batches)
+    own.criterion = margin
+    features = per_example_grads(own)
+    expected = features @ torch.linalg.solve(features.T @ features, features.T) * (1 - torch.exp(-per_row_loss(problem)))[:, None]
+    torch.testing.assert_close(trak(problem, k=problem.P, seed=1), expected, rtol=1e-6, atol=1e-8)
+    assert not torch.allclose(trak(problem, k=5, seed=1), trak(problem, k=5, seed=2))
+
+
+def per_row_loss(problem: Problem) -> Tensor:
+    with problem.safe(), torch.no_grad():
+        return F.cross_entropy(problem.outputs(0), problem.batches[0].content[1], reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 12}, "below the 12 rows"),
+        ({"k": 0}, "k must lie in 1"),
+        ({"k": 1000, "ridge": 1.0}, "k must lie in 1"),
+        ({"ridge": -1.0}, "ridge must be at least 0"),
+    ],
+)
+def test_trak_refuses_what_fits_noise(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trak(small(), **options)
+
+
+def test_trak_needs_classes_and_ensembles_average_kernels_and_misses() -> None:
+    with pytest.raises(Inapplicable, match="needs a classifier"):
+        trak(make("mlp, row losses"))
+    problem = small()
+    other = problem.at({k: 0.5 * p for k, p in problem.params.items()})
+    torch.testing.assert_close(trak(problem, k=4, ensemble=[other]), dense_trak(problem, k=4, ensemble=[other]), rtol=1e-8, atol=1e-10)
+
+
+def test_datamodels_are_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks, outputs = torch.rand(30, 6, generator=generator) < 0.5, torch.randn(30, 2, 3, generator=generator, dtype=torch.float64)
+    design = torch.cat([masks.double(), torch.ones(30, 1).double()], 1)
+    expected = torch.linalg.lstsq(design, outputs.mean(1)).solution[:6]
+    torch.testing.assert_close(datamodels(masks, outputs, ridge=0.0), expected)
+    alpha = 2.5
+    penalty = torch.diag(torch.tensor([alpha] * 6 + [0.0])).double()
+    damped = torch.linalg.solve(design.T @ design + penalty, design.T @ outputs.mean(1))[:6]
+    torch.testing.assert_close(datamodels(masks, outputs, ridge=alpha), damped)
+    with pytest.raises(ValueError, match="do not determine"):
+        datamodels(masks[:5], outputs[:5], ridge=0.0)
+    with pytest.raises(ValueError, match="masks must be"):
+        datamodels(masks, outputs[:9])
+
+
+def test_cross_validation_shrinks_noise_and_keeps_signal() -> None:
+    generator = torch.Generator().manual_seed(1)
+    masks = (torch.rand(200, 40, generator=generator) < 0.5).double()
+    effects, noise = torch.randn(40, 1, generator=generator).double(), torch.randn(200, 1, generator=generator).double()
+    torch.testing.assert_close(datamodels(masks, masks @ effects), effects, rtol=0, atol=1e-2)
+    assert float(datamodels(masks, noise).norm()) < 0.3 * float(datamodels(masks, noise, ridge=0.0).norm())
+
+
+def test_evaluation_ranks_good_scores_above_bad_ones() -> None:
+    """Outcomes that are additive with noise: the true effects reach the ceiling, permuted ones do not."""
+    generator = torch.Generator().manual_seed(2)
+    effects = torch.randn(60, 5, generator=generator, dtype=torch.float64)
+
+    def train(masks: Tensor) -> Tensor:
+        return (masks.double() @ effects)[:, None] + 0.5 * torch.randn(len(masks), 3, 5, generator=generator, dtype=torch.float64)
+
+    good = evaluate_attribution(effects, train, subsets=128)
+    bad = evaluate_attribution(effects[torch.randperm(60, generator=generator)], train, subsets=128)
+    assert abs(good.lds.value - good.ceiling.value) < 0.02
+    assert good.leave_one_out.value > 0.7
+    assert bool((good.removed > 3 * good.at_random.abs()).all())
+    low, high = bad.lds.interval()
+    assert low < 0.2
+    assert high < good.lds.interval()[0]
+    assert bool((bad.removed < 0.5 * good.removed).all())
+    assert "of at most" in str(good)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subsets": 4}, "subsets must be at least 8"),
+        ({"left_out": 100}, "left_out must lie in 8..20"),
+        ({"removals": [1.0]}, "removals must each leave"),
+        ({"train": lambda masks: torch.zeros(len(masks), 1, 2)}, "at least 2 seeds"),
+        ({"scores": torch.full((20, 2), float("nan"))}, "scores must be finite"),
+    ],
+)
+def test_evaluation_refuses_bad_requests(options: dict, message: str) -> None:
+    given = {"scores": torch.zeros(20, 2), "train": lambda masks: torch.zeros(len(masks), 2, 2)} | options
+    with pytest.raises(ValueError, match=message):
+        evaluate_attribution(given.pop("scores"), given.pop("train"), **given)
