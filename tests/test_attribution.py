@@ -15,11 +15,7 @@ from theorylab.core.problem import Problem
 from theorylab.instruments.attribution import dense_influence, influence, root_rows
 from theorylab.instruments.attribution_quality import evaluate_attribution
 from theorylab.instruments.curvature import dense_ggn
-from theorylab.instruments.rows import per_example_grads
-from theorylab.instruments.tracin import tracin
-from theorylab.instruments.trak import dense_trak, margin, trak
 from theorylab.learning.linear import ridge
-from theorylab.stats.datamodels import datamodels
 
 
 def probes(m: int = 4) -> tuple[Tensor, Tensor]:
@@ -180,91 +176,6 @@ def test_a_large_damping_leaves_the_product_of_gradients() -> None:
     for curvature, solver in itertools.product(("ggn", "fisher"), ("dense", "dual")):
         damped = influence(problem, probes(), curvature=curvature, damping=1e6, solver=solver)
         torch.testing.assert_close(1e6 * damped, plain, rtol=1e-4, atol=1e-8)
-
-
-def test_tracin_refuses_checkpoints_of_another_model() -> None:
-    problem = small()
-    with pytest.raises(ValueError, match=r"checkpoints\[1\] must hold every parameter"):
-        tracin(problem, [problem.params, {"weight": torch.zeros(1)}])
-    wrong = {k: torch.zeros(2, 2) for k in problem.params}
-    with pytest.raises(ValueError, match=r"checkpoints\[0\] is of another model"):
-        tracin(problem, [wrong])
-    with pytest.raises(ValueError, match="one for each of the 2 checkpoints"):
-        tracin(problem, [problem.params] * 2, [0.1])
-    with pytest.raises(ValueError, match="rates must be positive"):
-        tracin(problem, [problem.params], 0.0)
-
-
-def test_tracin_takes_state_dicts_and_adds_up_the_first_order_change_of_a_step() -> None:
-    problem = small()
-    moved = problem.at(problem.unflatten(problem.flatten(problem.params) - 1e-6 * problem.gradient()))
-    change = [float(Problem(problem.model, F.cross_entropy, probes(), dtype=torch.float64).at(p.params).loss()) for p in (problem, moved)]
-    scores = tracin(problem, [problem.model.double().state_dict()], 1e-6, probes())
-    assert float(scores.sum(0).mean()) == pytest.approx(change[1] - change[0], rel=1e-4)
-    twice = tracin(problem, [problem.params] * 2, [1e-6, 3e-6], probes())
-    torch.testing.assert_close(twice, 4 * scores)
-
-
-def test_trak_at_all_dimensions_is_regression_on_the_gradients_themselves() -> None:
-    """The first layer's gradients span all its dimensions, so that the projection drops out."""
-    problem = Problem(small().model, F.cross_entropy, vectors(80), params=["0.*"], dtype=torch.float64)
-    own = problem.on(problem.batches)
-    own.criterion = margin
-    features = per_example_grads(own)
-    expected = features @ torch.linalg.solve(features.T @ features, features.T) * (1 - torch.exp(-per_row_loss(problem)))[:, None]
-    torch.testing.assert_close(trak(problem, k=problem.P, seed=1), expected, rtol=1e-6, atol=1e-8)
-    assert not torch.allclose(trak(problem, k=5, seed=1), trak(problem, k=5, seed=2))
-
-
-def per_row_loss(problem: Problem) -> Tensor:
-    with problem.safe(), torch.no_grad():
-        return F.cross_entropy(problem.outputs(0), problem.batches[0].content[1], reduction="none")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 12}, "below the 12 rows"),
-        ({"k": 0}, "k must lie in 1"),
-        ({"k": 1000, "ridge": 1.0}, "k must lie in 1"),
-        ({"ridge": -1.0}, "ridge must be at least 0"),
-    ],
-)
-def test_trak_refuses_what_fits_noise(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        trak(small(), **options)
-
-
-def test_trak_needs_classes_and_ensembles_average_kernels_and_misses() -> None:
-    with pytest.raises(Inapplicable, match="needs a classifier"):
-        trak(make("mlp, row losses"))
-    problem = small()
-    other = problem.at({k: 0.5 * p for k, p in problem.params.items()})
-    torch.testing.assert_close(trak(problem, k=4, ensemble=[other]), dense_trak(problem, k=4, ensemble=[other]), rtol=1e-8, atol=1e-10)
-
-
-def test_datamodels_are_least_squares() -> None:
-    generator = torch.Generator().manual_seed(0)
-    masks, outputs = torch.rand(30, 6, generator=generator) < 0.5, torch.randn(30, 2, 3, generator=generator, dtype=torch.float64)
-    design = torch.cat([masks.double(), torch.ones(30, 1).double()], 1)
-    expected = torch.linalg.lstsq(design, outputs.mean(1)).solution[:6]
-    torch.testing.assert_close(datamodels(masks, outputs, ridge=0.0), expected)
-    alpha = 2.5
-    penalty = torch.diag(torch.tensor([alpha] * 6 + [0.0])).double()
-    damped = torch.linalg.solve(design.T @ design + penalty, design.T @ outputs.mean(1))[:6]
-    torch.testing.assert_close(datamodels(masks, outputs, ridge=alpha), damped)
-    with pytest.raises(ValueError, match="do not determine"):
-        datamodels(masks[:5], outputs[:5], ridge=0.0)
-    with pytest.raises(ValueError, match="masks must be"):
-        datamodels(masks, outputs[:9])
-
-
-def test_cross_validation_shrinks_noise_and_keeps_signal() -> None:
-    generator = torch.Generator().manual_seed(1)
-    masks = (torch.rand(200, 40, generator=generator) < 0.5).double()
-    effects, noise = torch.randn(40, 1, generator=generator).double(), torch.randn(200, 1, generator=generator).double()
-    torch.testing.assert_close(datamodels(masks, masks @ effects), effects, rtol=0, atol=1e-2)
-    assert float(datamodels(masks, noise).norm()) < 0.3 * float(datamodels(masks, noise, ridge=0.0).norm())
 
 
 def test_evaluation_ranks_good_scores_above_bad_ones() -> None:

@@ -1,8 +1,9 @@
-"""Attribution along training: what each row's gradient did to each target, step by step."""
+"""TracIn: attribution by tracing, step by step, what each row's gradient did to a target in training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,108 +13,136 @@ from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
 from theorylab.instruments.attribution import Target, parse_targets
+from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, too_few_digits
 from theorylab.instruments.rows import looped_grads, per_example_grads
 
-BLOCK = 2**26
-"""Entries of the training rows' gradients that are held at once."""
+Checkpoint = Mapping[str, Tensor] | Problem
 
 
-def _at(problem: Problem, checkpoints: Sequence[Mapping[str, Tensor]]) -> list[Problem]:
-    """The problem at each checkpoint."""
-    found = []
-    for k, checkpoint in enumerate(checkpoints):
-        missing = [name for name in problem.params if name not in checkpoint]
-        if missing:
-            raise ValueError(f"checkpoints[{k}] must hold every parameter of the problem, and lacks {missing[0]!r}: is it of this model?")
-        try:
-            found.append(problem.at({name: checkpoint[name] for name in problem.params}))
-        except ValueError as error:
-            raise ValueError(f"checkpoints[{k}] is of another model: {error}") from error
-    return found or [problem]
+def checkpoint(problem: Problem, k: int, given: Checkpoint) -> Problem:
+    """The problem at a checkpoint: parameters by name, a model's whole state, or a problem on the same rows.
+
+    Raises:
+        TypeError: something else.
+        ValueError: names or shapes that are not those of the problem's model, numbers that are not finite, another number of rows, or other
+            values of what is not selected.
+    """
+    what = f"checkpoints[{k}]"
+    if isinstance(given, Problem):
+        if {name: p.shape for name, p in given.params.items()} != {name: p.shape for name, p in problem.params.items()}:
+            raise ValueError(f"{what} is of another model: its parameters are {', '.join(given.params)}, not {', '.join(problem.params)}.")
+        if given.n != problem.n:
+            raise ValueError(f"{what} must have the {problem.n} rows of the problem, got {given.n}.")
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} must map parameter names to tensors, or be a problem, got {type(given).__name__}.")
+    own = problem._tensors(None)
+    for name in [*own, *given]:
+        if name not in given and name in problem.params:
+            raise ValueError(f"{what} is of another model, or not whole: it has no parameter {name!r}.")
+        if name not in own:
+            raise ValueError(f"{what} is of another model: it holds {name!r}, which is not among {', '.join(list(own)[:20])}.")
+        if name in given and given[name].shape != own[name].shape:
+            raise ValueError(f"{what} is of another model: {name!r} has shape {tuple(given[name].shape)}, not {tuple(own[name].shape)}.")
+        if name in given and given[name].is_floating_point() and not bool(given[name].isfinite().all()):
+            raise ValueError(f"{what}: {name!r} is not finite; training had diverged.")
+        if name in given and name not in problem.params and not torch.equal(given[name].to(own[name]), own[name]):
+            raise ValueError(
+                f"{what} has another {name!r}, which is no selected parameter, so that it cannot be moved there: give Problem(model, ...) "
+                "of that checkpoint instead."
+            )
+    return problem.at({name: given[name] for name in problem.params})
 
 
-def _rates(rates: float | Sequence[float], count: int) -> list[float]:
-    each = [float(rates)] * count if isinstance(rates, int | float) else [float(rate) for rate in rates]
-    if len(each) != count:
-        raise ValueError(f"rates must be a number or one for each of the {count} checkpoints, got {len(each)}.")
-    if not all(rate > 0 for rate in each):
-        raise ValueError(f"rates must be positive, got {min(each)}.")
-    return each
-
-
-def _sum(
-    problem: Problem,
-    checkpoints: Sequence[Mapping[str, Tensor]],
-    rates: float | Sequence[float],
-    targets: Any,
-    target: Target | None,
-    gradients: Callable[..., Tensor],
-) -> Tensor:
-    total: Tensor | None = None
-    points = _at(problem.to(dtype=torch.float64), checkpoints)
-    for point, rate in zip(points, _rates(rates, len(points)), strict=True):
-        moved, rows = parse_targets(point, targets, target)
-        along = gradients(moved, rows=rows).T * (-rate / point.n)
-        part = torch.cat([gradients(point, rows=some) @ along for some in torch.arange(point.n).split(max(1, BLOCK // point.P))])
-        total = part if total is None else total + part
-    assert total is not None
-    return total.to(problem.dtype)
+def _visits(problem: Problem, checkpoints: Sequence[Checkpoint] | None, rates: float | Sequence[float]) -> list[tuple[Problem, float]]:
+    if checkpoints is None:
+        checkpoints = [problem]
+    if isinstance(checkpoints, Mapping | Problem) or len(checkpoints) == 0:
+        raise ValueError("checkpoints must be a list of at least one checkpoint.")
+    given = [float(rates)] * len(checkpoints) if isinstance(rates, int | float) else [float(r) for r in rates]
+    if len(given) != len(checkpoints):
+        raise ValueError(f"rates must be a number, or one for each of the {len(checkpoints)} checkpoints, got {len(given)}.")
+    if not all(math.isfinite(r) and r >= 0 for r in given):
+        raise ValueError(f"rates must be finite and at least 0, got {given}.")
+    return [(checkpoint(problem, k, c), r) for k, (c, r) in enumerate(zip(checkpoints, given, strict=True))]
 
 
 def looped_tracin(
     problem: Problem,
-    checkpoints: Sequence[Mapping[str, Tensor]] = (),
+    checkpoints: Sequence[Checkpoint] | None = None,
     rates: float | Sequence[float] = 1.0,
     targets: Any = None,
     *,
     target: Target | None = None,
 ) -> Tensor:
-    """The same sum with gradients row by row: the oracle of `tracin`."""
-    return _sum(problem, checkpoints, rates, targets, target, looped_grads)
+    """Every product of every pair of gradients by itself: the oracle of `tracin`."""
+    total = 0.0
+    for at, rate in _visits(problem, checkpoints, rates):
+        moved, rows = parse_targets(at, targets, target)
+        total = total - torch.stack([torch.stack([rate * (g * h).sum() for h in looped_grads(moved, rows)]) for g in looped_grads(at)])
+    assert isinstance(total, Tensor)
+    return total / problem.n
 
 
 @instrument(
     oracle=looped_tracin,
-    source=Source("Pruthi et al. 2020", "Section 3 (TracIn and its checkpoint version, TracInCP)", "arXiv:2002.08484"),
+    source=Source("Pruthi et al. 2020", "Section 3 (first-order approximation, checkpoints)", "arXiv:2002.08484"),
     refuses=(too_few_digits, couples_rows),
     family="attribution",
     row_axes=(0, 1),
 )
 def tracin(
     problem: Problem,
-    checkpoints: Sequence[Mapping[str, Tensor]] = (),
+    checkpoints: Sequence[Checkpoint] | None = None,
     rates: float | Sequence[float] = 1.0,
     targets: Any = None,
     *,
     target: Target | None = None,
+    memory: int = MEMORY_BUDGET,
 ) -> Tensor:
-    r"""What each training row did to each target along training, to first order in every step: (n, target).
+    r"""What each training row did to each target in the course of gradient descent, to first order in the step: (n, target).
 
-    .. math:: \tau_{ij} = -\sum_t \frac{\eta_t}{n}\, \langle \nabla f_j(\theta_t), \nabla \ell_i(\theta_t) \rangle
+    .. math:: \tau_{ij} = -\frac1n \sum_t \eta_t\, \langle \nabla \ell_i(\theta_t), \nabla f_j(\theta_t)\rangle
 
-    Summed over rows and over *all* steps of full-batch gradient descent, these are the total change of the target, up to terms of order η.
-    With few checkpoints, each standing for many steps, they are not: most of the change happens early. In sign and scale they are as the
-    scores of `influence`: positive where adding the row raises the target. The work is that of the rows' gradients at each checkpoint.
+    A step of gradient descent on the mean loss moves the target by :math:`-\eta\langle\nabla L, \nabla f\rangle + O(\eta^2)`, of which row
+    i has the part above. So with every step as a checkpoint the scores of a target sum, over rows, to how far training moved it, but for
+    an error of relative size η. Scores are positive where the row raised the target; with the loss as the target,
+    helpful rows are negative (the source has the opposite sign, and no 1/n).
+
+    Where checkpoints are fewer than steps, each stands for the steps around it: its rate is the sum of theirs, and the sum of products is
+    a quadrature of a function that falls steeply in early training. A checkpoint every so many steps, from the first one on,
+    overstates the movement several times.
 
     Args:
-        problem: The risk on the training rows; its own parameters do not matter where there are checkpoints.
-        checkpoints: Parameters by name at some steps of training (state dicts will do); none for the problem's own.
-        rates: The step size, or one for each checkpoint, times the number of steps for which it stands.
-        targets: As of `influence`.
-        target: As of `influence`.
+        problem: The risk on the training rows; its parameters are not used where checkpoints are given.
+        checkpoints: Points :math:`\theta_t` from which steps were taken: parameters by name, a model's ``state_dict()``, or problems on
+            the same rows, as for models with BatchNorm, whose statistics move. None for the problem's own parameters.
+        rates: η, of all checkpoints or one for each.
+        targets: Rows (x, y) or batches of such; or row numbers of the training set; None for all training rows.
+        target: f, a function (outputs, y) → one number a row. By default the loss.
+        memory: Bytes that blocks of rows' gradients may take.
 
     Raises:
         Inapplicable: rows that depend on each other, or half precision.
-        ValueError: a checkpoint of another model, rates that are not positive or too few, targets outside the data.
+        ValueError: a checkpoint of another model, or with other values of what is not selected; rates of another number, or negative.
 
     Example:
-        >>> x, y = torch.eye(2), torch.tensor([[1.0], [1.0]])
+        >>> x, y = torch.eye(2), torch.tensor([[1.0], [3.0]])
         >>> line = Problem(torch.nn.Linear(2, 1, bias=False), torch.nn.functional.mse_loss, (x, y))
         >>> start = {"weight": torch.zeros(1, 2)}
-        >>> tracin(line, [start], 0.125).tolist()  # each row lowers its own loss, from 1 by about a quarter
-        [[-0.25, -0.0], [-0.0, -0.25]]
+        >>> tracin(line, [start], rates=0.5).tolist()  # a step of 0.5: each row lowers its own loss alone
+        [[-1.0, -0.0], [-0.0, -9.0]]
 
     Source: Pruthi et al. 2020, arXiv:2002.08484, Section 3.
     """
-    return _sum(problem, checkpoints, rates, targets, target, per_example_grads)
+    total: Tensor | None = None
+    for at, rate in _visits(problem, checkpoints, rates):
+        work = at.to(dtype=torch.float64)
+        moved, rows = parse_targets(work, targets, target)
+        T = per_example_grads(moved, rows=rows).T
+        parts = [per_example_grads(work, rows=r) @ T for r in torch.arange(work.n).split(max(1, memory // (16 * work.P)))]
+        scores = torch.cat(parts) * (-rate / work.n)
+        total = scores if total is None else total + scores
+    assert total is not None
+    return total.to(problem.dtype)

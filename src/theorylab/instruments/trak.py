@@ -1,108 +1,127 @@
-"""TRAK: attribution by regression on randomly projected gradients."""
+"""TRAK: attribution by the gradients of an output, randomly projected, through a linear model of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from theorylab.core.instrument import instrument
+from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
 from theorylab.instruments.attribution import Target, members_of, parse_targets
-from theorylab.instruments.output_hessian import known_loss
+from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
 from theorylab.instruments.rows import looped_grads, per_example_grads
+from theorylab.linalg.projection import Signs
 
-BLOCK = 2**22
-"""Entries of the projection that are drawn at a time."""
+MOST = 512
+"""Entries of the projected gradients where nobody says how many."""
 
 
 def margin(outputs: Tensor, targets: Tensor) -> Tensor:
-    r"""Log odds of the right class, :math:`\log\frac{p}{1-p}`, one a row: what TRAK attributes."""
-    right = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
-    return (outputs * right).sum(1) - outputs.masked_fill(right, -torch.inf).logsumexp(1)
+    r"""The logit of the right class's probability, :math:`\ln\frac{p}{1-p}`, of logits (n, k) and classes (n,): (n,).
+
+    The cross-entropy is a function of it alone, :math:`\ln(1 + e^{-f})`, and it is nearly linear in the parameters where probabilities
+    saturate.
+
+    Example:
+        >>> margin(torch.tensor([[2.0, 0.0, -torch.inf]]), torch.tensor([0])).tolist()
+        [2.0]
+
+    Source: Park et al. 2023, arXiv:2303.14186, Section 3 (the output function of multi-class classification).
+    """
+    right = targets[:, None] == torch.arange(outputs.shape[1], device=outputs.device)
+    return outputs.gather(1, targets[:, None])[:, 0] - outputs.masked_fill(right, -torch.inf).logsumexp(1)
 
 
-def _no_classes(problem: Problem) -> str | None:
-    """TRAK attributes the log odds of the right class, which only a classifier has."""
-    loss, y = known_loss(problem), problem.batches[0].content[1]
-    plain = {"reduction", "weight", "ignore_index", "label_smoothing"}
-    classes = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
-    options = {} if loss is None else loss.options
-    weighed = options.get("weight") is not None or bool(options.get("label_smoothing"))
-    if classes and loss is not None and loss.name == "cross_entropy" and set(options) <= plain and not weighed:
-        return None
-    return "TRAK needs a classifier: a plain cross_entropy with one integer class a row. Use influence, which takes any loss."
+def pull(problem: Problem, output: Target | None) -> Tensor:
+    r"""How fast each row's loss falls with its output, :math:`-d\ell_i/df_i`, (n,); minus one where the output is the loss.
 
-
-def _projection(p: int, k: int, seed: int) -> Iterator[Tensor]:
-    """Independent normal entries of variance 1/k, (p, k), some rows at a time, on the CPU in float64: the same whatever the device."""
-    generator, step = torch.Generator().manual_seed(seed), max(1, BLOCK // k)
-    for i in range(0, p, step):
-        yield torch.randn(min(step, p - i), k, generator=generator, dtype=torch.float64) / k**0.5
-
-
-def project(gradients: Tensor, k: int, seed: int) -> Tensor:
-    """Rows (m, p) times the projection, without holding all of it: (m, k)."""
-    total, start = gradients.new_zeros(len(gradients), k), 0
-    for block in _projection(gradients.shape[1], k, seed):
-        total += gradients[:, start : start + len(block)] @ block.to(gradients)
-        start += len(block)
-    return total
-
-
-def _misses(problem: Problem) -> Tensor:
-    """1 − the probability of the right class, (n,)."""
+    Raises:
+        ValueError: the loss is not a function of the output alone.
+    """
+    if output is None:
+        return torch.full((problem.n,), -1.0, dtype=problem.dtype, device=problem.device)
     found = []
-    with problem.safe(), torch.no_grad():
-        for j, batch in enumerate(problem.batches):
-            found.append(torch.sigmoid(-margin(problem.outputs(j), batch.content[1])))
+    for k, batch in enumerate(problem.batches):
+        with problem.safe():
+            with torch.no_grad():
+                outputs = problem.outputs(k)
+            y, leaf = batch.content[1], outputs.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(batch.rows * problem.criterion(leaf, y).mean(), leaf)
+            (along,) = torch.autograd.grad(output(leaf, y).sum(), leaf)
+        slope, along = slope.reshape(batch.rows, -1), along.reshape(batch.rows, -1)
+        square = along.square().sum(1)
+        weight = (slope * along).sum(1) / square.where(square > 0, torch.ones_like(square))
+        rest = (slope - weight[:, None] * along).norm(dim=1)
+        if bool((rest > 1e-6 * slope.norm(dim=1) + 1e-12 * slope.norm()).any()):
+            raise ValueError(
+                "output must be a number of which each row's loss is a function, as `margin` is for the cross-entropy, or None for the "
+                "loss itself: along other directions of the model's outputs this loss changes too."
+            )
+        found.append(-weight)
     return torch.cat(found)
 
 
-def _dimension(problem: Problem, k: int | None, ridge: float) -> int:
-    chosen = min(problem.P, max(1, problem.n // 4)) if k is None else k
-    if not 1 <= chosen <= problem.P:
-        raise ValueError(f"k must lie in 1..{problem.P}, the number of parameters, got {k}.")
+Size = int | Literal["all"] | None
+
+
+def _size(problem: Problem, k: Size, ridge: float) -> int | None:
+    """Entries of the features, None where gradients are not projected; after a look at the arguments."""
     if not ridge >= 0:
         raise ValueError(f"ridge must be at least 0, got {ridge}.")
-    if chosen >= problem.n and ridge == 0:
+    if isinstance(k, str) and k != "all":
+        raise ValueError(f'k must be a number, "all" or None, got {k!r}.')
+    size = problem.P if k == "all" else max(1, min(MOST, problem.n // 4, problem.P)) if k is None else k
+    if size < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    if ridge == 0 and size >= problem.n:
         raise ValueError(
-            f"k must be below the {problem.n} rows without a ridge, got {chosen}: features then outnumber rows and fit noise. "
-            "Take k of about a quarter of the rows, or a positive ridge."
+            f"k must be below the number of rows, {problem.n}, or ridge positive, got {size} features: a linear model with as many "
+            "features as rows fits everything, and attributes each row to itself alone."
         )
-    return chosen
+    if ridge == 0 and size > problem.P:
+        raise ValueError(f"k must be at most the number of parameters, {problem.P}, or ridge positive, got {size}.")
+    return None if k == "all" else size
 
 
-def dense_trak(
+def _members(problem: Problem, ensemble: Sequence[Problem], output: Target | None) -> list[Problem]:
+    if output is not None and (reason := hides_outputs(problem)):
+        raise Inapplicable(f"output does not apply: {reason}")
+    return members_of(problem, ensemble)
+
+
+def formed_trak(
     problem: Problem,
     targets: Any = None,
     *,
-    k: int | None = None,
-    ridge: float = 0.0,
+    k: Size = None,
+    output: Target | None = None,
     target: Target | None = None,
+    ridge: float = 0.0,
     ensemble: Sequence[Problem] = (),
     seed: int = 0,
 ) -> Tensor:
-    """The whole projection, gradients row by row, and an explicit inverse: the oracle of `trak`."""
-    kernels, misses = [], []
-    for m, member in enumerate(members_of(problem, ensemble)):
-        size, own = _dimension(member, k, ridge), parse_targets(member, None, margin)[0]
-        moved, rows = parse_targets(member, targets, target or margin)
-        P = torch.cat(list(_projection(member.P, size, seed + m))).to(member.params[next(iter(member.params))])
-        Phi, phi = looped_grads(own) @ P, looped_grads(moved, rows) @ P
-        kernels.append(Phi @ torch.linalg.inv(Phi.T @ Phi + ridge * torch.eye(size).to(Phi)) @ phi.T)
-        misses.append(_misses(member))
-    return torch.stack(misses).mean(0)[:, None] * torch.stack(kernels).mean(0)
+    """Gradients row by row, the projection formed, and normal equations: the oracle of `trak`."""
+    size, kernels, weights = _size(problem, k, ridge), [], []
+    for member, each in enumerate(_members(problem, ensemble, output)):
+        (training, _), (moved, rows) = parse_targets(each, None, output), parse_targets(each, targets, target or output)
+        P = torch.eye(each.P, dtype=each.dtype, device=each.device)
+        P = P if size is None else Signs(each.P, size, seed=[seed, member])(P)
+        phi, psi = looped_grads(training) @ P, looped_grads(moved, rows) @ P
+        second = phi.T @ phi / each.n + ridge * torch.eye(P.shape[1], dtype=phi.dtype, device=phi.device)
+        kernels.append(phi @ torch.linalg.solve(second, psi.T) / each.n)
+        weights.append(pull(each, output))
+    return torch.stack(weights).mean(0)[:, None] * torch.stack(kernels).mean(0)
 
 
 @instrument(
-    oracle=dense_trak,
-    source=Source("Park et al. 2023", "Section 3, the TRAK estimator (projection, one-step estimate, ensembling)", "arXiv:2303.14186"),
-    refuses=(too_few_digits, hides_outputs, couples_rows, _no_classes),
+    oracle=formed_trak,
+    source=Source("Park et al. 2023", "Section 3 (linearization, random projection, one Newton step, ensembling)", "arXiv:2303.14186"),
+    refuses=(too_few_digits, couples_rows),
     family="attribution",
     row_axes=(0, 1),
 )
@@ -110,63 +129,80 @@ def trak(
     problem: Problem,
     targets: Any = None,
     *,
-    k: int | None = None,
-    ridge: float = 0.0,
+    k: Size = None,
+    output: Target | None = None,
     target: Target | None = None,
+    ridge: float = 0.0,
     ensemble: Sequence[Problem] = (),
     seed: int = 0,
+    memory: int = MEMORY_BUDGET,
 ) -> Tensor:
-    r"""TRAK scores of every training row for every target, (n, target), of a classifier.
+    r"""Scores of every training row for every target by the linear model of projected gradients, (n, target).
 
-    .. math:: \tau_{ij} = \phi_j^\top (\Phi^\top\Phi + \alpha I)^{-1} \phi_i\, (1 - p_i), \qquad \phi = P^\top \nabla \log\tfrac{p}{1-p}
+    .. math:: \tau_{ij} = -\frac{d\ell_i}{df_i}\, \frac1n\, \psi_j^\top \Bigl(\frac1n \sum_l \phi_l \phi_l^\top + \rho I\Bigr)^{-1} \phi_i,
+        \qquad \phi_i = P^\top \nabla f(x_i, y_i)
 
-    with P a random projection to k dimensions and :math:`p_i` the probability of the right class of row i. Positive where adding the row
-    raises the target, by default the log odds of the right class. Projected to all dimensions P drops out; fewer blur what is alike, more
-    than there are rows fit noise. Entries of P are normal and drawn on the CPU, so that a seed gives one P on every device.
+    f is a number of which the loss of a row is a function: for cross-entropy the `margin`, as in the source, or the loss itself. A
+    score is positive where adding the row raises the target; with the loss, helpful rows are negative. P holds random signs that depend
+    on the seed alone, not on the device; each member of an ensemble has its own. Kernels and slopes of the loss are averaged over the
+    members apart, then multiplied.
+
+    Without a projection, and with the loss as the output, this is the influence of the empirical Fisher matrix with damping ρ. An
+    invertible P changes nothing; one with fewer columns leaves part of every gradient out. The cost is O(n·p·k) beside the gradients.
 
     Args:
         problem: The risk on the training rows, at the trained parameters.
-        targets: As of `influence`.
-        k: Dimensions. By default a quarter of the rows.
-        ridge: α, in units of squared projected gradients summed over rows.
-        target: What is attributed of each target, (outputs, y) → one number a row; by default the log odds.
-        ensemble: The same rows at other parameters: kernels and misses 1 − p are each averaged, every member with a P of its own.
-        seed: Of P.
+        targets: Rows (x, y) or batches of such; or row numbers of the training set; None for all training rows.
+        k: Entries of the projected gradients. None for a quarter of the number of rows, at most 512 or the number of parameters;
+            "all" for no projection.
+        output: f, a function (outputs, y) → one number a row. By default the loss.
+        target: What is attributed of each target, where that is another function of (outputs, y) than the output.
+        ridge: ρ, at least 0, in units of the second moment of the gradients.
+        ensemble: The same training rows at other parameters.
+        seed: Of the projections.
+        memory: Bytes that blocks of rows' gradients may take.
 
     Raises:
-        Inapplicable: no classifier with a plain cross-entropy, rows that depend on each other, half precision.
-        ValueError: k at least the number of rows without a ridge, or above that of parameters; gradients that do not span k dimensions.
+        Inapplicable: rows that depend on each other, or half precision; an output, where the loss hides the outputs.
+        ValueError: as many features as rows or more than parameters without a ridge, features that are linearly dependent on the rows, an
+            output of which the loss is no function, or an ensemble of other rows.
 
     Example:
-        >>> data = torch.tensor([[-1.0], [1.0], [2.0]]), torch.tensor([0, 1, 1])
-        >>> line = Problem(torch.nn.Linear(1, 2, bias=False), torch.nn.functional.cross_entropy, data)
-        >>> scores = trak(line.at({"weight": torch.zeros(2, 1)}), k=1)
-        >>> (12 * scores).round().tolist()  # features 1, 1 and 2, whose squares sum to 6, and misses of a half
-        [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0], [2.0, 2.0, 4.0]]
+        >>> x, y = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([[1.0], [1.0], [0.0]])
+        >>> line = Problem(torch.nn.Linear(2, 1, bias=False), torch.nn.functional.mse_loss, (x, y))
+        >>> line = line.at({"weight": torch.zeros(1, 2)})
+        >>> scores = trak(line, (x[1:2], y[1:2]), k="all", output=lambda o, y: o[:, 0])
+        >>> (scores[:, 0] + 0).tolist()  # half for each row of input (0, 1), times how far its loss pulls
+        [0.0, 1.0, 0.0]
 
-    Source: Park et al. 2023, arXiv:2303.14186, Section 3.
+    Source: Park et al. 2023, arXiv:2303.14186, Section 3, there without a ridge.
     """
-    total, weight = None, None
-    members = members_of(problem, ensemble)
-    for m, member in enumerate(members):
-        size, work = _dimension(member, k, ridge), member.to(dtype=torch.float64)
-        work.loss()  # refuses one that is not finite
-        own, (moved, rows) = parse_targets(work, None, margin)[0], parse_targets(work, targets, target or margin)
-        Phi, phi = _features(own, None, size, seed + m), _features(moved, rows, size, seed + m)
-        # by QR and not by the Gram matrix, which squares the condition number of the projection
-        basis, triangle = torch.linalg.qr(torch.cat([Phi, ridge**0.5 * torch.eye(size).to(Phi)]))
-        pivots = triangle.diagonal().abs()
-        if float(pivots.min()) <= 1e-10 * float(pivots.max()):
-            raise ValueError(f"k must be smaller, or ridge positive: the gradients of the rows do not span {size} dimensions.")
-        kernel = basis[: len(Phi)] @ torch.linalg.solve_triangular(triangle.T, phi.T, upper=False)
-        total = kernel if total is None else total + kernel
-        weight = _misses(work) if weight is None else weight + _misses(work)
-    assert total is not None
+    size = _size(problem, k, ridge)
+    kernel: Tensor | None = None
+    weight: Tensor | None = None
+    members = _members(problem, ensemble, output)
+    for member, each in enumerate(members):
+        work = each.to(dtype=torch.float64)
+        signs = None if size is None else Signs(work.P, size, seed=[seed, member], memory=memory)
+
+        def features(moved: Problem, rows: Any, signs: Signs | None = signs) -> Tensor:
+            chosen = torch.arange(moved.n) if rows is None else torch.as_tensor(rows)
+            parts = (per_example_grads(moved, rows=part) for part in chosen.split(max(1, memory // (16 * moved.P))))
+            return torch.cat([g if signs is None else signs(g) for g in parts])
+
+        phi = features(*parse_targets(work, None, output))
+        psi = phi if targets is None and target is None else features(*parse_targets(work, targets, target or output))
+        # triangular factor of the second moment by QR: normal equations would square the condition number
+        rows = torch.cat([phi, (work.n * ridge) ** 0.5 * torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)]) if ridge else phi
+        factor = torch.linalg.qr(rows, mode="r").R
+        sizes = factor.diagonal().abs()
+        if float(sizes.min()) <= 1e-10 * float(sizes.max()):
+            raise ValueError("ridge must be positive: the rows' projected gradients do not span their space.")
+        left, right = (torch.linalg.solve_triangular(factor, t, upper=True, left=False) for t in (phi, psi))
+        found = left @ right.T
+        slopes = pull(work, output)
+        kernel = found if kernel is None else kernel + found
+        weight = slopes if weight is None else weight + slopes
+    assert kernel is not None
     assert weight is not None
-    return (weight[:, None] * total / len(members) ** 2).to(problem.dtype)
-
-
-def _features(problem: Problem, rows: Any, k: int, seed: int) -> Tensor:
-    """Projected gradients, a block of rows at a time."""
-    chosen = torch.arange(problem.n) if rows is None else rows
-    return torch.cat([project(per_example_grads(problem, rows=part), k, seed) for part in chosen.split(max(1, 2**26 // problem.P))])
+    return (weight[:, None] * kernel / len(members) ** 2).to(problem.dtype)
