@@ -84,7 +84,7 @@ def learner_equivariance(
         >>> problem = (net, nn.functional.mse_loss, (x, x[:, :1] * x[:, 1:2]), R)
         >>> learner_equivariance(*problem, optimizer=sgd(0.1, momentum=0.9), steps=50, seeds=[0]).apart_from
         >>> learner_equivariance(*problem, optimizer=adam(0.01), steps=50, seeds=[0]).apart_from
-        1
+        2
 
     Source: Li et al. 2021, arXiv:2010.08515, Section 3 (equivariant algorithms).
     """

@@ -47,7 +47,7 @@ def max_margin(rows: Tensor, p: float) -> tuple[float, Tensor]:
     scale = float(np.abs(z).max())
     if scale == 0:
         return 0.0, torch.zeros_like(rows[0])
-    z = z / scale
+    z = z[np.lexsort(z.T)] / scale  # in one order: where a solver stops may depend on it
     if p == 2:
         w = _least_distance(z)
     elif p == 1:  # w = u − v with u, v ≥ 0 and Σ(u + v) ≤ 1

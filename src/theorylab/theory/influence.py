@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from theorylab.theory.games import fourier
+
 
 def _design(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
@@ -158,35 +160,6 @@ def logistic_leverages(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay: f
     x, y = _design(x, y)
     _, curvature, hessian = _logistic(theta, x, y, decay)
     return curvature / len(x) * np.einsum("ij,ji->i", x, np.linalg.solve(hessian, x.T))
-
-
-def fourier(values: np.ndarray) -> np.ndarray:
-    r"""Fourier coefficients of a game on all subsets, :math:`\hat f(S) = E_x f(x) \prod_{i\in S} (-1)^{x_i}` with x uniform.
-
-    Subsets are numbered by their bits: entry m of ``values`` is f at the subset of players i with bit i of m set, and entry m of the result
-    the coefficient of that subset. A fast Walsh–Hadamard transform, O(n 2ⁿ).
-
-    Args:
-        values: (2ⁿ,).
-
-    Raises:
-        ValueError: a length that is not a power of two.
-
-    Example:
-        >>> fourier(np.array([0.0, 1.0, 1.0, 2.0])).tolist()  # the number of players: half of a player each, with the sign of (−1)^x
-        [1.0, -0.5, -0.5, 0.0]
-
-    Source: O'Donnell 2014, Analysis of Boolean Functions, Chapter 1.
-    """
-    f = np.array(values, dtype=float)
-    if f.ndim != 1 or len(f) == 0 or len(f) & (len(f) - 1):
-        raise ValueError(f"values must be a vector of 2ⁿ numbers, one a subset, got shape {f.shape}.")
-    half = 1
-    while half < len(f):
-        pairs = f.reshape(-1, 2, half)
-        f = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(-1)
-        half *= 2
-    return f / len(f)
 
 
 def fourier_weights(values: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 @study(
     "generalization/grokking",
     claims=[DELAY, NEEDED, FITTING],
-    tiny=GrokkingConfig(seeds=10, width=48, fraction=0.45, decays=(1.5, 3.0), steps=500),
+    tiny=GrokkingConfig(seeds=10, width=48, fraction=0.45, decays=(1.5, 3.0), steps=320),
     small=GrokkingConfig(),
     large=GrokkingConfig(
         seeds=16, modulus=97, width=512, decays=(0.125, 0.25, 0.5, 1.0, 2.0), lr=5e-3, steps=20_000, every=20, closely=200
