@@ -12,7 +12,7 @@ ARGS ?=
 
 run:
 	@scripts/install.sh
-	$(VENV)/bin/theorylab run $(ARGS)
+	@$(VENV)/bin/theorylab run $(ARGS) || { s=$$?; [ $$s -ne 1 ] || echo "A claim fails, or a study stopped with an error: the report says which, and why."; exit $$s; }
 
 test: lint
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
