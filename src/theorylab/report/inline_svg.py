@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from xml.etree import ElementTree
 
@@ -19,6 +20,14 @@ STAND_INS = {f"#0101{k:02x}": f"var(--c{k})" for k in range(1, MEASURED + 1)} | 
 COLOUR = {name: key for key, name in STAND_INS.items()}
 """The stand-in of each variable."""
 
+CLASSES = {
+    "fill: none; stroke: var(--rule); stroke-width: 0.6; stroke-linecap: square": "gl",
+    "fill: var(--rule); stroke: var(--rule); stroke-width: 0.8": "tk",
+    "text-anchor: middle; fill: var(--ink-2)": "tm",
+    "text-anchor: end; fill: var(--ink-2)": "te",
+}
+"""What grid lines, ticks and their labels look like, hundreds of times on a page; ``colours.css`` has the classes."""
+
 _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 _REFERENCE = re.compile(r"^#(.+)|url\(#([^)]+)\)")
 _FONT = re.compile(r"font(?:-size|-family|-style|-weight)?: [^;]*(?:; )?")
@@ -31,8 +40,8 @@ def _shorter(match: re.Match[str]) -> str:
 def inlined(svg: str, prefix: str) -> tuple[str, str]:
     """An SVG file's ``viewBox`` and its content, ready for an ``<svg>`` element of the page.
 
-    Ids that are referred to get ``prefix`` and the others go, coordinates are rounded to a tenth of a point, colours become the page's
-    variables, and text takes the page's font. Attributes alone are rewritten, so a label may say what it likes.
+    Ids that are referred to become short ones, made of ``prefix``, and the others go, coordinates are rounded to a tenth of a point,
+    colours become the page's variables, and text takes the page's font. Attributes alone are rewritten, so a label may say what it likes.
     """
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
@@ -41,18 +50,21 @@ def inlined(svg: str, prefix: str) -> tuple[str, str]:
             if child.tag.endswith(("}metadata", "}style", "}title")):
                 parent.remove(child)
     nodes = list(root.iter())
-    referred = {a or b for node in nodes for value in node.attrib.values() for a, b in _REFERENCE.findall(value)}
+    referred = [a or b for node in nodes for value in node.attrib.values() for a, b in _REFERENCE.findall(value)]
+    # Every marker of a curve refers to its shape: short ids, of this figure alone, are a good part of a page's size.
+    stem = "g" + hashlib.blake2s(prefix.encode(), digest_size=4).hexdigest()
+    short = {name: f"{stem}-{i:x}" for i, name in enumerate(dict.fromkeys(referred))}
     for node in nodes:
         node.tag = node.tag.rpartition("}")[2]
         node.attrib = {name.rpartition("}")[2]: value for name, value in node.attrib.items()}
         for name, value in list(node.attrib.items()):
             if name == "id":
-                if value not in referred:
+                if value not in short:
                     del node.attrib[name]
                     continue
-                value = f"{prefix}-{value}"
+                value = short[value]
             elif name in ("href", "clip-path"):
-                value = value.replace("#", f"#{prefix}-")
+                value = _REFERENCE.sub(lambda m: m[0].replace(m[1] or m[2], short[m[1] or m[2]]), value)
             elif name == "style":
                 value = re.sub(r"#0[12]0[12]0[0-9a-f]", lambda m: STAND_INS.get(m[0], m[0]), value)
                 value = _FONT.sub("", value) if node.tag == "text" else value
@@ -73,5 +85,9 @@ def inlined(svg: str, prefix: str) -> tuple[str, str]:
             node.set("style", looks.pop() or "")
             for child in node:
                 child.attrib.pop("style", None)
+    for node in nodes:
+        if (look := CLASSES.get(node.get("style", "").rstrip("; "))) is not None:
+            del node.attrib["style"]
+            node.set("class", look)
     body = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
     return root.attrib["viewBox"], body

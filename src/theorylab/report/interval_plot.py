@@ -14,7 +14,7 @@ from theorylab.report.axis import Axis, choose, distance_axis
 from theorylab.report.numbers import number
 
 HEIGHT = 54
-DOTS = 60
+DOTS = 24
 """Samples drawn in a strip; of more, evenly spaced quantiles."""
 
 
@@ -129,9 +129,12 @@ def _strip(finding: Finding, n: _Numbers, axis: Axis, grid: str, distance: bool)
     if not distance and 0 <= axis(n.predicted) <= 100:
         x = _at(axis(n.predicted))
         parts.append(f'<line class="predicted" x1="{x}" x2="{x}" y1="0" y2="{HEIGHT}"/>')
-    for i, sample in enumerate(n.samples):
-        if 0 <= axis(sample) <= 100:  # spread over three lines, so that equal samples do not hide each other
-            parts.append(f'<circle class="sample" cx="{_at(axis(sample))}" cy="{y + 10 + i % 3 * 2.5:g}" r="1.6"/>')
+    shown = [
+        f'<circle cx="{_at(axis(sample))}" cy="{y + 10 + i % 3 * 2.5:g}" r="1.6"/>'  # on three lines, so that equal ones do not hide
+        for i, sample in enumerate(n.samples)
+        if 0 <= axis(sample) <= 100
+    ]
+    parts += ['<g class="samples">', *shown, "</g>"] if shown else []
     where = axis(n.measured)
     if axis(n.high) < 0 or axis(n.low) > 100:
         parts.append(_beyond(axis, n.measured, y + 7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from theorylab.report.shell import Detail, FigureView, assets, environment, figu
 from theorylab.report.tables import EMBEDDED, as_csv
 from theorylab.report.thinning import POINTS
 
-DRAWN = 100_000
+DRAWN = 40_000
 """Points that all curves of a page may have together, a band counting twice; with more, each curve is drawn with fewer."""
 
-ROWS = 24_000
+ROWS = 5_000
 """Rows of CSV that a page may hold; the files beside it always hold all."""
 
 
@@ -72,13 +73,18 @@ def csv_names(record: Record) -> list[str]:
     return [f"{name}.csv" for name in names]
 
 
+_DOCSTRING = re.compile(r'\A[rR]?""".*?"""', re.DOTALL)
+
+
 def _source(record: Record) -> tuple[str, bool]:
     """The study's source text as it is now, and whether it (or what it imports) differs from what ran; "" where it cannot be read."""
     try:
         spec = importlib.util.find_spec(record.module)
         if spec is None or not spec.origin:
             return "", False
-        return Path(spec.origin).read_text(encoding="utf-8"), source_digest(record.module) != record.provenance.source
+        text = Path(spec.origin).read_text(encoding="utf-8")
+        shown = _DOCSTRING.sub('"""(the text above)"""', text, count=1)  # once on a page is enough
+        return shown, source_digest(record.module) != record.provenance.source
     except Exception:  # finding a module imports its packages, and an import of someone else's may raise anything
         return "", False
 
@@ -91,7 +97,7 @@ def detail_of(records: Sequence[Record]) -> Detail:
     """The detail at which the figures of all records fit on one page."""
     series = [s for r in records for s in r.series]
     wanted = sum(min(line.x.size, POINTS) * (1 if line.low is None else 3) for s in series for line in s.lines)
-    return Detail(max(40, min(POINTS, POINTS * DRAWN // max(1, wanted))), max(60, min(EMBEDDED, ROWS // max(1, len(series)))))
+    return Detail(max(30, min(POINTS, POINTS * DRAWN // max(1, wanted))), max(30, min(EMBEDDED, ROWS // max(1, len(series)))))
 
 
 def _figures(record: Record, detail: Detail) -> list[FigureView]:
