@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from theorylab.models.cnn import cnn
+from theorylab.models.cnn import RMSNorm2d, cnn
 from theorylab.models.deep_linear import DeepLinear, balanced, end_to_end, imbalance
 from theorylab.models.diagonal import DiagonalLinear, coefficients
 from theorylab.models.initializers import delta_orthogonal_
+from theorylab.models.locally_connected import LocallyConnected2d
 from theorylab.models.mlp import ACTIVATIONS, mlp
 from theorylab.models.seeded import seeded
 from theorylab.models.tensor_factorization import CPFactorization, component_norms, cp_tensor
@@ -35,7 +36,7 @@ def test_mlp_without_bias_scales_with_the_power_of_its_depth():
     torch.testing.assert_close(nets[1](x), 8 * nets[0](x))
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "group", "none"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "rms", "none"])
 def test_cnn_trains_with_every_norm_and_any_size(norm):
     net = cnn([2, 4, 8], 3, norm=norm)
     for height, width in ((8, 8), (7, 5)):
@@ -204,3 +205,35 @@ def test_gradient_descent_on_two_diagonal_layers_conserves_uv_to_second_order():
 def test_diagonal_linear_refuses_bad_arguments(kwargs):
     with pytest.raises(ValueError, match=f"{next(iter(kwargs))} must be"):
         DiagonalLinear(**{"d": 3, **kwargs})
+
+
+def test_rms_norm_divides_by_the_root_mean_square_alone():
+    net = RMSNorm2d(3, eps=0.0).double()
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    assert torch.allclose(net(x).square().mean((1, 2, 3)), torch.ones(4, dtype=torch.float64))
+    assert torch.allclose(net(7 * x), net(x))
+    assert float(net(x).detach().mean()) > 0.1  # nothing is subtracted
+
+
+def test_a_locally_connected_layer_with_one_kernel_everywhere_is_the_convolution():
+    conv = nn.Conv2d(2, 3, 3, padding=1).double()
+    local = LocallyConnected2d((2, 3), (6, 4)).double()
+    x = torch.randn(5, 2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert not torch.allclose(local(x), conv(x))
+    local.share(conv.weight, conv.bias)
+    torch.testing.assert_close(local(x), conv(x))
+    assert local.weight.numel() == 24 * conv.weight.numel()
+    with pytest.raises(ValueError, match="images must be"):
+        local(torch.zeros(1, 2, 4, 6, dtype=torch.float64))
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        LocallyConnected2d((1, 1), (4, 4), 2)
+
+
+def test_a_locally_connected_layer_trains_in_a_population():
+    torch.manual_seed(0)
+    stacked = torch.func.stack_module_state([LocallyConnected2d((1, 2), (4, 4)) for _ in range(3)])[0]
+    net = LocallyConnected2d((1, 2), (4, 4))
+    x = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    out = torch.vmap(lambda p: torch.func.functional_call(net, p, (x,)))(stacked)
+    for k in range(3):
+        torch.testing.assert_close(out[k], torch.func.functional_call(net, {n: p[k] for n, p in stacked.items()}, (x,)))

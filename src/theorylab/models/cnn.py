@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from theorylab.models.mlp import ACTIVATIONS
 
-Norm = Literal["batch", "layer", "group", "none"]
+Norm = Literal["batch", "layer", "group", "rms", "none"]
+
+
+class RMSNorm2d(nn.Module):
+    """Every row divided by the root mean square of its channels and places, nothing subtracted; then one scale a channel."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs and outputs are (n, channels, height, width)."""
+        size = (x.square().mean((1, 2, 3), keepdim=True) + self.eps).sqrt()
+        return x / size * self.weight[:, None, None]
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -19,6 +33,8 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
         return nn.GroupNorm(1, channels)  # layer norm over channels and places, with one scale a channel
     if kind == "group":
         return nn.GroupNorm(min(4, channels), channels)
+    if kind == "rms":
+        return RMSNorm2d(channels)
     return nn.Identity()
 
 
@@ -39,7 +55,8 @@ def cnn(
         outputs: Number of outputs k; outputs are (n, k).
         kernel_size: Odd.
         norm: ``"batch"`` (running statistics in buffers), ``"layer"`` (all channels and places of one row), ``"group"`` (the channels
-            in four groups; needs channels divisible by 4 where there are more), or ``"none"``. With a batch or group norm the
+            in four groups; needs channels divisible by 4 where there are more), ``"rms"`` (as layer norm, but nothing is subtracted), or
+            ``"none"``. With a batch or group norm the
             convolution before it has no bias, which the norm would take away.
         activation: A name in `theorylab.models.mlp.ACTIVATIONS`.
 
@@ -58,8 +75,8 @@ def cnn(
         raise ValueError(f"channels must list at least two numbers, each at least 1, and outputs be at least 1, got {channels}, {outputs}.")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}.")
-    if norm not in ("batch", "layer", "group", "none"):
-        raise ValueError(f"norm must be 'batch', 'layer', 'group' or 'none', got {norm!r}.")
+    if norm not in ("batch", "layer", "group", "rms", "none"):
+        raise ValueError(f"norm must be 'batch', 'layer', 'group', 'rms' or 'none', got {norm!r}.")
     if norm == "group" and any(c > 4 and c % 4 for c in channels[1:]):
         raise ValueError(f"norm='group' makes four groups: channels must be divisible by 4, got {list(channels[1:])}.")
     if activation not in ACTIVATIONS:
@@ -67,7 +84,7 @@ def cnn(
     layers: list[nn.Module] = []
     for i in range(1, len(channels)):
         stride = 1 if i == 1 else 2
-        bias = norm in ("layer", "none")
+        bias = norm in ("layer", "rms", "none")
         layers.append(nn.Conv2d(channels[i - 1], channels[i], kernel_size, stride=stride, padding=kernel_size // 2, bias=bias))
         layers += [_norm(norm, channels[i]), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], outputs))
