@@ -127,6 +127,10 @@ def test_inseparable_features_are_said_to_be_so() -> None:
 def test_refuses_what_has_no_linear_head(net: nn.Module, y: Tensor, match: str) -> None:
     x = torch.eye(3)[:2]
     x = x[:, None] if isinstance(net, nn.Sequential) and isinstance(net[0], nn.Conv1d) else x
+    if isinstance(net, nn.Sequential) and isinstance(net[0], nn.Linear):  # outputs of either sign, of which an activation takes one
+        with torch.no_grad():
+            net[0].weight.copy_(torch.tensor([[1.0, -1.0, 0.5], [-1.0, 1.0, 0.5]]))
+            net[0].bias.zero_()
     with pytest.raises(Inapplicable, match=match):
         margin_geometry(Problem(net, F.cross_entropy, (x, y)))
 

@@ -240,7 +240,7 @@ def dense_influence(
         C = _DENSE[curvature](member).to_dense() if curvature != "identity" else torch.eye(p, dtype=member.dtype, device=member.device)
         value = damping if damping is not None else 0.0 if curvature == "identity" else SHARE * float(C.trace()) / p
         C = C + value * torch.eye(p, dtype=C.dtype, device=C.device)
-        every.append(-looped_grads(member) @ torch.linalg.solve(C, looped_grads(moved, rows).T) / member.n)
+        every.append(-looped_grads(member) @ torch.linalg.lstsq(C, looped_grads(moved, rows).T).solution / member.n)
     return torch.stack(every).mean(0)
 
 

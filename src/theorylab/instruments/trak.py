@@ -113,7 +113,7 @@ def formed_trak(
         P = P if size is None else Signs(each.P, size, seed=[seed, member])(P)
         phi, psi = looped_grads(training) @ P, looped_grads(moved, rows) @ P
         second = phi.T @ phi / each.n + ridge * torch.eye(P.shape[1], dtype=phi.dtype, device=phi.device)
-        kernels.append(phi @ torch.linalg.solve(second, psi.T) / each.n)
+        kernels.append(phi @ torch.linalg.lstsq(second, psi.T).solution / each.n)
         weights.append(pull(each, output))
     return torch.stack(weights).mean(0)[:, None] * torch.stack(kernels).mean(0)
 

@@ -233,7 +233,7 @@ def regression_scores(features: np.ndarray, targets: np.ndarray, misses: np.ndar
         ValueError: features of less than full rank.
 
     Example:
-        >>> regression_scores(np.array([[1.0], [2.0]]), np.array([[5.0]]), np.array([1.0, 0.5])).tolist()
+        >>> regression_scores(np.array([[1.0], [2.0]]), np.array([[5.0]]), np.array([1.0, 0.5])).round(9).tolist()
         [[1.0], [1.0]]
 
     Source: Park et al. 2023, arXiv:2303.14186, Section 3.
