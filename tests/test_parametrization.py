@@ -15,6 +15,7 @@ from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.parametrization import Parametrized, base_shapes, mup, tangent_kernel
 from theorylab.learning.population import Population
 from theorylab.models.seeded import seeded
+from theorylab.theory.optimizers import mup_exponents
 
 BASE, WIDE = 8, 32
 M = WIDE / BASE
@@ -58,6 +59,21 @@ def test_multipliers_are_those_of_the_table(optimizer: Literal["adam", "sgd"]) -
     assert {k: (m.init, m.step) for k, m in found.items()} == {
         k: (init, a if optimizer == "adam" else b) for k, (init, a, b) in TABLE.items()
     }
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_multipliers_are_the_exponents_of_the_theory(optimizer: Literal["adam", "sgd"]) -> None:
+    """Modules draw weights with a standard deviation of fan-in^(-1/2) already; the multiplier does the rest."""
+    found = base_shapes(Zoo, BASE, WIDE, optimizer=optimizer)
+    roles: dict[str, tuple[Literal["input", "hidden", "output"], float]] = {
+        "table.weight": ("input", 0.0),
+        "hidden.weight": ("hidden", -0.5),
+        "head.weight": ("output", -0.5),
+    }
+    for name, (role, drawn) in roles.items():
+        init, step = mup_exponents(role, optimizer)
+        assert found[name].init == pytest.approx(M ** (init - drawn))
+        assert found[name].step == pytest.approx(M**step)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from theorylab.theory import optimizers as theory
 from theorylab.theory.optimization import sde_stationary_variance
+from theorylab.theory.optimizers import mup_exponents
 
 
 def unit(direction: np.ndarray, norm: str) -> np.ndarray:
@@ -157,3 +160,28 @@ def test_half_of_the_progress_is_made_at_the_noise_scale() -> None:
 def test_noise_outside_of_the_laws_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_mup_exponents_make_every_change_of_an_activation_independent_of_the_width(optimizer: Literal["adam", "sgd"]) -> None:
+    """One step on aligned rank-one gradients of a network of three layers, by hand: the changes of hidden units and output do not grow."""
+    changes = []
+    for m in (2**8, 2**12):
+        (_, b1), (_, b2), (a3, b3) = (mup_exponents(role, optimizer) for role in ("input", "hidden", "output"))
+        h1 = h2 = np.ones(m)  # activations of size one in each coordinate
+        w3 = m**a3 * np.ones(m)  # the outputs' weights, aligned with what they see
+        delta2, delta1 = w3, w3  # signals sent back: of the size of the outputs' weights, through hidden weights that keep sizes
+
+        def step(gradient: np.ndarray) -> np.ndarray:
+            return np.sign(gradient) if optimizer == "adam" else gradient
+
+        hidden_1 = m**b1 * step(delta1) * 1.0  # one input of size one
+        hidden_2 = m**b2 * step(delta2) * ((h1**2).sum() if optimizer == "sgd" else h1.sum())
+        output = m**b3 * (step(h2) * h2).sum()
+        changes.append([np.abs(hidden_1).mean(), np.abs(hidden_2).mean(), abs(output)])
+    np.testing.assert_allclose(changes[0], changes[1], rtol=1e-12)
+
+
+def test_mup_exponents_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match="role must be"):
+        mup_exponents("bias")  # type: ignore[arg-type]

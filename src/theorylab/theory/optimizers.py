@@ -312,3 +312,39 @@ def _efficiency(batch: float, noise_scale: float) -> float:
     if not batch > 0:
         raise ValueError(f"batch must be positive, got {batch}.")
     return 1 / (1 + noise_scale / batch)
+
+
+MUP = {
+    ("input", "adam"): (0.0, 0.0),
+    ("hidden", "adam"): (-0.5, -1.0),
+    ("output", "adam"): (-1.0, -1.0),
+    ("input", "sgd"): (0.0, 1.0),
+    ("hidden", "sgd"): (-0.5, 0.0),
+    ("output", "sgd"): (-1.0, -1.0),
+}
+"""(role of a weight, optimizer) → exponents of its initial standard deviation and of its step size in the width."""
+
+
+def mup_exponents(role: Literal["input", "hidden", "output"], optimizer: Literal["adam", "sgd"] = "adam") -> tuple[float, float]:
+    r"""Exponents a, b of muP: a weight starts with standard deviation :math:`\propto m^a` and takes steps :math:`\propto m^b` at width m.
+
+    They are what makes every activation change by :math:`\Theta(1)` in a step. A hidden matrix of Adam's steps ±η changes its output by
+    η·m, as the steps of a layer are aligned with its input; hence b = −1. Outputs sum over m aligned entries as well, and start with
+    a = −1 so that what they are at the start vanishes beside what they learn. Inputs sum over a fixed number.
+
+    Args:
+        role: "input" (biases, gains and embeddings too), "hidden", or "output".
+        optimizer: "adam" for steps that do not depend on the gradient's scale, or "sgd".
+
+    Raises:
+        ValueError: another role or optimizer.
+
+    Example:
+        >>> mup_exponents("hidden"), mup_exponents("output", "sgd")
+        ((-0.5, -1.0), (-1.0, -1.0))
+
+    Source: Yang et al. 2022, arXiv:2203.03466, Table 3.
+    """
+    if (role, optimizer) not in MUP:
+        raise ValueError(f"role must be 'input', 'hidden' or 'output', and optimizer 'adam' or 'sgd', got {role!r} and {optimizer!r}.")
+    return MUP[role, optimizer]
