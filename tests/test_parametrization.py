@@ -215,3 +215,14 @@ def test_an_embedding_that_is_tied_to_the_readout_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"parameter 0\.weight must be used in one way.*weight of a Linear"):
         mup(tied, 8)(32)
+
+
+def test_models_and_widths_are_enough_for_a_check() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+
+    plain, maximal = coordinate_check(net, [64, 128, 256]), coordinate_check(mup(net, 64), [64, 128, 256])
+    assert plain.slopes["4"].value > 0.6
+    assert abs(maximal.slopes["model.2"].value) < 0.2
+    with pytest.raises(ValueError, match="data must be given"):
+        coordinate_check(lambda width: nn.Sequential(nn.Conv1d(1, width, 3), nn.Flatten()), [4, 6, 8])

@@ -71,11 +71,23 @@ def _activations(model: nn.Module, x: Any) -> dict[str, Tensor]:
     return seen
 
 
+def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
+    """Normal rows and random classes that fit a model which begins with a linear layer."""
+    first = next((m for m in model.modules() if not any(m.children()) and any(True for _ in m.parameters())), None)
+    generator = torch.Generator().manual_seed(seed)
+    if not isinstance(first, nn.Linear):
+        raise ValueError(f"data must be given: one batch (x, y); the model's first layer is {type(first).__name__}, not nn.Linear.")
+    x = torch.randn(256, first.in_features, generator=generator, dtype=torch.float64).to(first.weight.dtype)
+    with torch.no_grad():
+        outputs = model(x)
+    return x, torch.randint(max(2, outputs.shape[-1]), (len(x),), generator=generator)
+
+
 def coordinate_check(
     make_model: Callable[[int], nn.Module],
     widths: Sequence[int],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    data: tuple[Any, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    data: tuple[Any, Tensor] | None = None,
     *,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-3),
     steps: int = 5,
@@ -94,7 +106,8 @@ def coordinate_check(
         make_model: ``make_model(width)``, any module; its leaf modules' outputs are what is followed.
         widths: At least three, different.
         loss: ``loss(outputs, targets)``, a scalar.
-        data: One batch (x, y), of the same ``dtype`` as the models.
+        data: One batch (x, y), of the same ``dtype`` as the models. By default 256 normal rows, as long as the first linear layer takes
+            them, with random classes: enough to check a parametrization.
         optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths.
         steps: At least 1. A few: after many the loss is fitted and the slopes say something else.
         seeds: How many initial networks a width, at least 2; or which.
@@ -120,7 +133,8 @@ def coordinate_check(
         raise ValueError(f"seeds must be at least 2 to give an interval, got {len(chosen)}.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    widths, (x, y) = tuple(sorted(widths)), data
+    widths = tuple(sorted(widths))
+    x, y = _random_batch(seeded(lambda: make_model(widths[0]), seed, dtype=dtype), seed) if data is None else data
     rows: list[list[dict[str, float]]] = []
     for width in widths:
         rows.append([])
