@@ -24,6 +24,10 @@ class Trajectory:
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
 
+    def late(self, values: Tensor) -> Tensor:
+        """Mean over the measurements in the second half of the steps, (replica,), of a quantity (t, replica)."""
+        return values[self.steps >= self.steps[-1] / 2].mean(0)
+
 
 class Recorder:
     """Collects what ``measure`` returns and checks that it is one number a replica."""

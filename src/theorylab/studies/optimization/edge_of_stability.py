@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from theorylab.core.claim import Claim, Finding, Orders, Within
 from theorylab.core.config import Config, setting
@@ -99,11 +99,6 @@ class EdgeConfig(Config):
     small_step: float = setting(0.1, "step size η below the edge", low=1e-4)
 
 
-def late(run: Trajectory) -> Tensor:
-    """Mean λ₁ in the second half of training, (replica,)."""
-    return run.values["sharpness"][run.steps >= run.steps[-1] / 2].mean(0)
-
-
 @study(
     "optimization/edge_of_stability",
     claims=[GD, MOMENTUM, PROGRESSIVE_SHARPENING],
@@ -153,11 +148,11 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
     for eta in config.gd_steps:
         yield Stage(f"gradient descent, η = {eta:g}")
         edge, full = stability_threshold(eta), run(sgd(lr=eta))
-        yield GD.check(predicted=edge, measured=late(full), setting=f"η = {eta:g}")
+        yield GD.check(predicted=edge, measured=full.late(full["sharpness"]), setting=f"η = {eta:g}")
         figure.line(f"full batch, η = {eta:g}", full.steps, full.values["sharpness"].mean(1) / edge)
     yield Stage("minibatches")
     noisy = run(sgd(lr=eta), batch_size=4)
-    yield GD.control_check(predicted=edge, measured=late(noisy), setting=f"batch 4, η = {eta:g}")
+    yield GD.control_check(predicted=edge, measured=noisy.late(noisy["sharpness"]), setting=f"batch 4, η = {eta:g}")
     figure.line(f"batch 4, η = {eta:g}", noisy.steps, noisy.values["sharpness"].mean(1) / edge, role="control")
     yield figure.line("edge of stability", full.steps, torch.ones(len(full.steps)), role="predicted")
     losses = Series("loss", "At the edge the loss still falls", x="step", y="squared loss", claim=GD.key, y_scale="log")
@@ -172,8 +167,8 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
         yield Stage(name)
         edge, without = stability_threshold(eta, beta, method=method), stability_threshold(eta)
         trained = run(sgd(lr=eta, momentum=beta, nesterov=method == "nesterov"), steps=steps)
-        yield MOMENTUM.check(predicted=edge, measured=late(trained), setting=name)
-        yield MOMENTUM.control_check(predicted=without, measured=late(trained), setting=f"{name}, against 2/η")
+        yield MOMENTUM.check(predicted=edge, measured=trained.late(trained["sharpness"]), setting=name)
+        yield MOMENTUM.control_check(predicted=without, measured=trained.late(trained["sharpness"]), setting=f"{name}, against 2/η")
         figure.line(name, trained.steps, trained.values["sharpness"].mean(1) / edge)
         figure.line(f"2/η ({method})", trained.steps, torch.full((len(trained.steps),), without / edge), role="control")
     yield figure.line("edge of stability", trained.steps, torch.ones(len(trained.steps)), role="predicted")

@@ -35,7 +35,6 @@ from theorylab.learning.optimizers.sam import sam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.learning.risk import squared_distance
-from theorylab.learning.trajectory import Trajectory
 from theorylab.models.mlp import mlp
 from theorylab.theory.edges import adam_threshold, sam_threshold
 from theorylab.theory.optimization import stability_threshold
@@ -99,11 +98,6 @@ def gradient_norms(population: Population) -> Tensor:
     return torch.stack([g.flatten(1).double().square().sum(1) for g in grads]).sum(0).sqrt().cpu()
 
 
-def late(run: Trajectory, values: Tensor) -> Tensor:
-    """Mean over the second half of training, (replica,)."""
-    return values[run.steps >= run.steps[-1] / 2].mean(0)
-
-
 @study(
     "optimizers/edges",
     claims=[ADAM, SAM],
@@ -138,11 +132,11 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
 
     run = population(adam(config.adam_step, betas=(config.beta1, config.beta2), eps=eps)).train(config.steps, every=every, measure=both)
     edge, without = adam_threshold(config.adam_step, config.beta1), stability_threshold(config.adam_step)
-    sharp = late(run, run.values["sharpness"])
+    sharp = run.late(run.values["sharpness"])
     name = f"η = {config.adam_step:g}, β₁ = {config.beta1:g}"
     yield ADAM.check(predicted=edge, measured=sharp, setting=name)
     yield ADAM.control_check(predicted=without, measured=sharp, setting="against 2/η")
-    yield ADAM.control_check(predicted=edge, measured=late(run, run.values["plain"]), setting="λ₁ of the Hessian itself")
+    yield ADAM.control_check(predicted=edge, measured=run.late(run.values["plain"]), setting="λ₁ of the Hessian itself")
     figure = Series("adam", "Adam at an edge of its own", x="step", y="sharpness / edge", claim=ADAM.key)
     lines = (("preconditioned", run.values["sharpness"], "measured"), ("not preconditioned", run.values["plain"], "control"))
     for label, values, role in lines:
@@ -158,8 +152,8 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
     edges_now = run.values["norm"].clone().apply_(lambda norm: sam_threshold(config.sam_step, config.rho, norm))
     ratio, without = run.values["sharpness"] / edges_now, stability_threshold(config.sam_step)
     name = f"λ₁ / edge, η = {config.sam_step:g}, ρ = {config.rho:g}"
-    yield SAM.check(predicted=1.0, measured=late(run, ratio), setting=name)
-    yield SAM.control_check(predicted=without, measured=late(run, run.values["sharpness"]), setting="λ₁ against 2/η")
+    yield SAM.check(predicted=1.0, measured=run.late(ratio), setting=name)
+    yield SAM.control_check(predicted=without, measured=run.late(run.values["sharpness"]), setting="λ₁ against 2/η")
     figure = Series("sam", "SAM's edge falls as the gradient shrinks", x="step", y="λ₁", claim=SAM.key)
     sharp = run.values["sharpness"]
     figure.line("λ₁", run.steps, sharp.mean(1), low=sharp.amin(1), high=sharp.amax(1))
