@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -313,8 +314,9 @@ def _one_device(device: torch.device) -> torch.device:
 
 def finite(loss: Tensor) -> Tensor:
     """The loss itself; a ValueError where it is NaN or infinite, which stops a measurement."""
-    if not bool(torch.isfinite(loss.detach())):
-        raise ValueError(f"the loss must be finite to be measured, got {loss.item()}: check the model's parameters and the data.")
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ValueError(f"the loss must be finite to be measured, got {value}: check the model's parameters and the data.")
     return loss
 
 

@@ -152,7 +152,7 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
                     "Use method='auto', which forms those."
                 )
             formed.update(dict.fromkeys(part.rest))
-            norms = part.squares(problem.params).sqrt()
+            norms = part.norms(problem.params)
             factors = clip_factors(norms, clip).to(problem.dtype)
             shrunk += (norms > clip).sum()
             part.add_weighted(factors, total, first)

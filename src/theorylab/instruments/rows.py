@@ -18,11 +18,14 @@ from theorylab.instruments.factors import Dense, Factor, Lookup, Outer
 from theorylab.instruments.operations import Recorder
 from theorylab.instruments.refusals import couples_rows
 from theorylab.instruments.row_trust import entries_of, trusted
-from theorylab.instruments.rows_alone import close, looped, others_of, shares_predictions, through_batch
+from theorylab.instruments.rows_alone import close, is_mean_of_rows, looped, others_of, shares_predictions, through_batch
 from theorylab.instruments.uses import Use, matrix_shape
 
 BUDGET = 2**26
 """Numbers that temporaries may hold at once; where more rows are asked for than fit, they are taken in turn."""
+
+PIECE = 2**16
+"""Squares that are summed at once."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class _Explained:
             if name not in self.rest:
                 found.setdefault(name, []).append(use.factor(g, rows))
         return found
+
+    def most(self, params: Mapping[str, Tensor]) -> int:
+        """No fewer than `work`, and found at once."""
+        factors = sum((use.entries + g.numel()) // g.shape[0] for use, g in self.uses)
+        return factors + sum(p.numel() for p in params.values())
 
     def work(self, params: Mapping[str, Tensor], *, formed: bool = True) -> int:
         """Numbers a row that its factors, and the gradient of one parameter, hold at once; not ``formed``, of those that norms form."""
@@ -80,8 +88,8 @@ def _explained(problem: Problem, k: int) -> _Explained:
     with Recorder(leaves, batch.rows, united=False) as recorder:
         outputs = problem.outputs(k, leaves)
     value = problem.criterion(outputs, batch.content[1])
-    total = problem.n * problem.weights[k] * finite(value.mean())
-    if not shares_predictions(problem, k):
+    total = problem.n * problem.weights[k] * finite(value.mean() if value.ndim else value)
+    if not shares_predictions(problem, k) and not is_mean_of_rows(problem, k, outputs):
         with torch.no_grad():
             _refuse_joint_loss(problem, k, outputs, value)
     if not total.requires_grad:
@@ -96,6 +104,8 @@ def _explained(problem: Problem, k: int) -> _Explained:
 
 
 def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None, *, formed: bool = True) -> tuple[Tensor, ...]:
+    if chunk is None and len(rows) * found.most(problem.params) <= BUDGET:
+        return (rows,)
     return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params, formed=formed))))
 
 
@@ -107,10 +117,28 @@ def _formed(factors: Sequence[Factor], parameter: Tensor, into: Tensor) -> None:
         factor.add_to(into.view(len(into), 1, *matrix_shape(parameter)), i == 0)
 
 
-def _square(gradients: Tensor) -> Tensor:
-    """Squared norms (m,) of m vectors, in pieces: a sum of 10⁸ squares in float32 is wrong in the second digit."""
-    pieces = gradients.flatten(1).split(2**16, dim=1)
-    return torch.stack([torch.linalg.vector_norm(piece, dim=1).double().square() for piece in pieces]).sum(0)
+def _norm(vectors: Tensor) -> Tensor:
+    """Norms (m,) of m vectors, in pieces: a sum of 10⁸ squares in float32 is wrong in the second digit."""
+    vectors = vectors.flatten(1)
+    if vectors.shape[1] <= PIECE:
+        return torch.linalg.vector_norm(vectors, dim=1)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(piece, dim=1) for piece in vectors.split(PIECE, dim=1)]), dim=0)
+
+
+class _Norms:
+    """Norms of the rows of tensors that stay alive meanwhile, each found once: the slopes of a layer serve its weight and its bias."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Of the m vectors, (m,)."""
+        if not vectors.is_contiguous():
+            return _norm(vectors)
+        place = vectors.data_ptr(), vectors.numel()
+        if place not in self.known:
+            self.known[place] = _norm(vectors)
+        return self.known[place]
 
 
 def _has_cheap_products(factors: Sequence[Factor], parameter: Tensor) -> TypeGuard[Sequence[Outer | Lookup]]:
@@ -123,22 +151,26 @@ def _has_cheap_products(factors: Sequence[Factor], parameter: Tensor) -> TypeGua
     return sum(f.left.shape[2] for f in inner) * (o + d) <= o * d
 
 
-def _squares(factors: Sequence[Factor], parameter: Tensor) -> Tensor:
-    """Squared norms (m,) of the sum of the uses of a parameter."""
-    if len(factors) == 1 and isinstance(factors[0], Dense):
-        return _square(factors[0].jacobian)
+def _norms(factors: Sequence[Factor], parameter: Tensor, norm: _Norms) -> Tensor:
+    """Norms (m,) of the sum of the uses of a parameter."""
+    only = factors[0] if len(factors) == 1 else None
+    if isinstance(only, Dense):
+        return norm(only.jacobian)
+    if isinstance(only, Outer) and only.left.shape[2] == only.groups == 1:
+        return norm(only.left) * norm(only.right)
     if _has_cheap_products(factors, parameter):
-        return torch.stack([a.inner(b)[:, 0] for a in factors for b in factors]).sum(0).clamp(min=0)
+        return torch.stack([a.inner(b)[:, 0] for a in factors for b in factors]).sum(0).clamp(min=0).sqrt()
     total = parameter.new_empty(factors[0].n, parameter.numel())
     _formed(factors, parameter, total)
-    return _square(total)
+    return _norm(total)
 
 
-def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int | None) -> Tensor:
+def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int | None) -> Tensor | None:
+    """Row numbers; None for all of them, in order."""
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     if rows is None:
-        return torch.arange(problem.n)
+        return None
     chosen = torch.as_tensor(rows).cpu()
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"rows must be a list of at least one row number, got {rows!r}.")
@@ -147,11 +179,13 @@ def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int |
     return chosen.long()
 
 
-def _by_batch(problem: Problem, chosen: Tensor) -> Iterator[tuple[int, Tensor, _Explained]]:
-    """Batches that hold chosen rows (sorted): their number, the rows counted within them, and what their uses of parameters tell."""
+def _by_batch(problem: Problem, chosen: Tensor | None) -> Iterator[tuple[int, Tensor, _Explained]]:
+    """Batches that hold chosen rows (sorted; None for all): their number, the rows within them, and what their uses of parameters tell."""
     start = 0
     for k, batch in enumerate(problem.batches):
-        local = chosen[(chosen >= start) & (chosen < start + batch.rows)] - start
+        local = torch.arange(batch.rows)
+        if chosen is not None:
+            local = chosen[(chosen >= start) & (chosen < start + batch.rows)] - start
         start += batch.rows
         if len(local):
             yield k, local, _explained(problem, k)
@@ -159,8 +193,8 @@ def _by_batch(problem: Problem, chosen: Tensor) -> Iterator[tuple[int, Tensor, _
 
 def _index(rows: Tensor) -> slice | Tensor:
     """The same rows as a slice, which copies nothing, where they follow each other."""
-    first = int(rows[0])
-    return slice(first, first + len(rows)) if torch.equal(rows, torch.arange(first, first + len(rows))) else rows
+    first, count = int(rows[0]), rows.shape[0]
+    return slice(first, first + count) if torch.equal(rows, torch.arange(first, first + count)) else rows
 
 
 @dataclass(frozen=True)
@@ -178,12 +212,14 @@ class RowsPart:
     others: Tensor | None
     rows: Tensor
 
-    def squares(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Squared norms of the rows' gradients, (rows,)."""
-        known = [_squares(factors, params[name]) for name, factors in self.factors.items()]
+    def norms(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Norms of the rows' gradients, (rows,)."""
+        norm = _Norms()
+        known = [_norms(factors, params[name], norm) for name, factors in self.factors.items()]
         if self.others is not None:
-            known.append(_square(self.others))
-        return torch.stack(known).sum(0) if known else torch.zeros(len(self.rows), device=next(iter(params.values())).device)
+            known.append(_norm(self.others))
+        some = next(iter(params.values()))
+        return torch.linalg.vector_norm(torch.stack(known), dim=0) if known else some.new_zeros(len(self.rows))
 
     def add_weighted(self, weights: Tensor, total: Mapping[str, Tensor], first: bool) -> None:
         """Add their sum with ``weights`` (rows,) to ``total``, by parameter, or write it there where these are the ``first`` rows.
@@ -217,7 +253,8 @@ def looped_grads(problem: Problem, rows: Sequence[int] | Tensor | None = None, c
         for k, batch in enumerate(problem.batches):
             every = torch.arange(batch.rows)
             parts.append(through_batch(problem, k, names, every) if batch.is_pair else looped(problem, batch, names, every)[1])
-    return torch.cat(parts)[chosen]
+    gradients = torch.cat(parts)
+    return gradients if chosen is None else gradients[chosen]
 
 
 def looped_grad_norms(problem: Problem) -> Tensor:
@@ -256,12 +293,13 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
     Source: Goodfellow 2015, arXiv:1510.01799, Section 4, there for fully connected layers.
     """
     chosen = _checked(problem, rows, chunk)
-    order = chosen.argsort(stable=True)
-    result = torch.empty(len(chosen), problem.P, dtype=problem.dtype, device=problem.device)
+    order = None if chosen is None else chosen.argsort(stable=True)
+    ordered = None if chosen is None else chosen[order]
+    result = torch.empty(problem.n if chosen is None else len(chosen), problem.P, dtype=problem.dtype, device=problem.device)
     sizes = [p.numel() for p in problem.params.values()]
     filled = 0
     with problem.safe():
-        for k, local, found in _by_batch(problem, chosen[order]):
+        for k, local, found in _by_batch(problem, ordered):
             others = others_of(problem, k, found.rest) if found.rest else None
             for part in _chunks(problem, found, local, chunk):
                 block = result[filled : filled + len(part)].split(sizes, dim=1)
@@ -275,7 +313,7 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
                     pieces = others(part).split([views[name].shape[1] for name in found.rest], dim=1)
                     for name, piece in zip(found.rest, pieces, strict=True):
                         views[name].copy_(piece)
-    return result if rows is None else result[order.argsort()]
+    return result if order is None else result[order.argsort()]
 
 
 @instrument(oracle=looped_grad_norms, source=GOODFELLOW, refuses=couples_rows, row_axes=(0,))
@@ -303,5 +341,4 @@ def per_example_grad_norms(problem: Problem, *, chunk: int | None = None) -> Ten
     Source: Goodfellow 2015, arXiv:1510.01799, Section 4; for several places Li et al. 2022, arXiv:2110.05679, Section 4 (ghost clipping).
     """
     with problem.safe():
-        squares = [part.squares(problem.params) for part in row_parts(problem, chunk)]
-    return torch.cat(squares).sqrt().to(problem.dtype)
+        return torch.cat([part.norms(problem.params) for part in row_parts(problem, chunk)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,8 +89,19 @@ def shares_predictions(problem: Problem, k: int) -> bool:
     loss, y = known_loss(problem), problem.batches[k].content[1]
     if loss is None or loss.name != "cross_entropy" or loss.options.get("weight") is not None or y.is_floating_point():
         return False
-    each = (y != loss.options.get("ignore_index", -100)).reshape(len(y), -1).sum(1)
-    return problem.reduction == "mean" and bool((each != each[0]).any())
+    ignored = y == loss.options.get("ignore_index", -100)
+    if problem.reduction != "mean" or not bool(ignored.any()):
+        return False
+    each = ignored.reshape(len(y), -1).sum(1)
+    return bool((each != each[0]).any())
+
+
+def is_mean_of_rows(problem: Problem, k: int, outputs: Any) -> bool:
+    """Whether the loss of batch ``k`` is known to be the mean of its rows' losses, so that nothing has to be compared."""
+    loss, y = known_loss(problem), problem.batches[k].content[1]
+    if loss is None or loss.options.get("weight") is not None:
+        return False
+    return loss.name == "cross_entropy" or (isinstance(outputs, Tensor) and y.shape == outputs.shape)
 
 
 def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:

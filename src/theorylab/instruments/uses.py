@@ -40,7 +40,7 @@ class Use:
     @property
     def row_shape(self) -> torch.Size:
         """Of one row of the output: positions that share its first axis with the rows come first."""
-        rows = len(self.x)
+        rows = self.x.shape[0]
         return self.shape[1:] if self.shape[0] == rows else torch.Size((self.shape[0] // rows, *self.shape[1:]))
 
     @property
