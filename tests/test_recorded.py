@@ -68,6 +68,36 @@ def test_a_record_leaves_out_what_double_backward_does_in_vain() -> None:
     assert sum(counts[1].values()) < 0.8 * sum(counts[0].values())
 
 
+CONVOLUTIONS = {
+    "padded": lambda: nn.Conv2d(2, 6, 3, padding=1),
+    "no bias": lambda: nn.Conv2d(2, 6, 3, bias=False),
+    "strides that leave a rest": lambda: nn.Conv2d(2, 6, 3, stride=(2, 3), padding=1),
+    "dilated": lambda: nn.Conv2d(2, 6, (2, 3), dilation=2, padding="same"),
+    "grouped": lambda: nn.Conv2d(2, 6, 3, groups=2, stride=2),
+    "transposed": lambda: nn.ConvTranspose2d(2, 6, 3, stride=2, padding=1),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_slopes_of_filters_go_through_the_kernel_made_for_them(name: str, at_once: list[Repeated]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), CONVOLUTIONS[name](), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, y = torch.randn(5, 1, 9, 8, generator=generator), torch.randint(0, 6, (5,), generator=generator)
+    problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
+    H = hessian(problem)
+    for v in torch.randn(3, problem.P, dtype=torch.float64, generator=generator):
+        result = H @ v
+    expected = hessian(problem, memory=0) @ v
+    assert torch.allclose(result, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
+    assert [r.record is not None for r in at_once] == [True]
+    with torch.profiler.profile() as quick:
+        H @ v
+    counts = {e.key: e.count for e in quick.key_averages()}
+    second = 2 if name == "grouped" else 3  # the slopes of both layers' filters, and of the second's along v
+    assert counts["aten::convolution_backward"] == second
+
+
 class LooksAtValues(torch.autograd.Function):
     """The identity, whose derivative is doubled where the cotangent's first entry is negative: no linear map, and none to record."""
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from theorylab.instruments.tape import Node, accumulated, needed, repeater
+from theorylab.instruments.convolution_rewrites import quicker_convolutions
+from theorylab.instruments.tape import Node, accumulated, needed, part_of, repeater
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -83,7 +84,7 @@ def record(product: Linear, v: Tensor, budget: int) -> tuple[Tensor, Linear | No
     node = recorder.nodes.get(id(out))
     if node is None:  # a map of zero, whose result depends on nothing
         return out, None
-    tape = accumulated(needed(recorder.tape, node), node)
+    tape = accumulated(quicker_convolutions(needed(recorder.tape, node), node), node)
     return out, repeater(tape, recorder.source, node)
 
 
@@ -141,7 +142,7 @@ class _Recorder(TorchDispatchMode):
             several = self._call(func, args, kwargs)
             for i, part in enumerate(out):
                 if part is not None:
-                    self._know(part, self._call(_part, (several, i), {}))
+                    self._know(part, self._call(part_of, (several, i), {}))
         else:
             raise _Unrecordable(str(func))  # a number read from a tensor: what follows may depend on its value
         return out
@@ -239,7 +240,3 @@ def _layout(t: Tensor) -> tuple[Any, ...]:
 
 def _place(t: Tensor) -> tuple[Any, ...]:
     return _storage(t), t.storage_offset(), *_layout(t)
-
-
-def _part(several: Any, i: int) -> Any:
-    return several[i]

@@ -55,23 +55,34 @@ def needed(nodes: list[Node], output: Node) -> list[Node]:
     return [node for node in nodes if node in wanted]
 
 
-def accumulated(nodes: list[Node], output: Node) -> list[Node]:
-    """The same with a + b·c in one operation, in the memory of a where nothing else reads it."""
-    users = dict.fromkeys(nodes, 0)
+def users_of(nodes: list[Node], output: Node) -> dict[Node, list[Node]]:
+    """By node, those that read it, each as often as it does; the output is read by itself too, as nothing may take its place."""
+    users: dict[Node, list[Node]] = {node: [] for node in nodes}
     for node in nodes:
         for operand in operands(node):
-            users[operand] += 1
-    users[output] += 1
+            users[operand].append(node)
+    users[output].append(output)
+    return users
+
+
+def part_of(several: Any, i: int) -> Any:
+    """One of the results of an operation that has several."""
+    return several[i]
+
+
+def accumulated(nodes: list[Node], output: Node) -> list[Node]:
+    """The same with a + b·c in one operation, in the memory of a where nothing else reads it."""
+    users = users_of(nodes, output)
     replaced: set[Node] = set()
     for node in nodes:
         if node.function is not aten.add.Tensor or len(node.args) != 2 or node.kwargs:
             continue
         for a, b in (node.args, node.args[::-1]):
-            if not isinstance(a, Node) or not isinstance(b, Node) or b.function not in _ACCUMULATING or users[b] > 1:
+            if not isinstance(a, Node) or not isinstance(b, Node) or b.function not in _ACCUMULATING or len(users[b]) > 1:
                 continue
             if b.layout != node.layout or b in replaced:  # also in strides, on which later views may rely
                 continue
-            own = a.fresh and users[a] == 1 and a.layout == node.layout
+            own = a.fresh and len(users[a]) == 1 and a.layout == node.layout
             node.function, node.args, node.fresh = _ACCUMULATING[b.function][own], (a, *b.args), True
             replaced.add(b)
             break
