@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from theorylab import cli
+from theorylab.cli import options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,7 +36,7 @@ def commands() -> list[tuple[str, str]]:
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
             found += [(page.name, line) for line in block.splitlines() if line.startswith("theorylab ")]
-    for name, (_, text) in cli._COMMANDS.items():
+    for name, (_, text) in options.COMMANDS.items():
         found += [(f"{name} --help", line.strip()) for line in text.splitlines() if line.startswith("  theorylab ")]
     return [(where, re.split(r"\s{2,}|\s#|->", line)[0]) for where, line in found]
 
@@ -47,7 +47,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize(("where", "command"), commands())
 def test_a_command_shown_is_accepted(where: str, command: str) -> None:
-    cli._parse(shlex.split(command)[1:])  # SystemExit on wrong usage
+    options.parse(shlex.split(command)[1:])  # SystemExit on wrong usage
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -77,14 +77,14 @@ def test_errors_agree_with_the_oracle_also_for_uneven_minibatches(size: int) -> 
 def test_the_ratio_has_the_error_of_a_ratio() -> None:
     noise = GradientNoise(Estimate(8.0, 0.4, 1000), Estimate(2.0, 0.02, 1000), 0.0)
     assert noise.critical_batch_size.value == 4
-    assert noise.noise_scale.stderr == pytest.approx(4 * math.hypot(0.4 / 8, 0.02 / 2))
+    assert noise.simple_noise_scale.stderr == pytest.approx(4 * math.hypot(0.4 / 8, 0.02 / 2))
     low, high = noise.interval(0.95)
-    half = 1.962 * noise.noise_scale.stderr
+    half = 1.962 * noise.simple_noise_scale.stderr
     assert low == pytest.approx(4 - half, rel=5e-3)
     assert high == pytest.approx(4 + half, rel=5e-3)
     doubtful = GradientNoise(Estimate(8.0, 0.4, 50), Estimate(-0.1, 0.3, 50), 0.0)
     with pytest.raises(ValueError, match="must be positive for a noise scale"):
-        _ = doubtful.noise_scale
+        _ = doubtful.simple_noise_scale
     low, high = doubtful.interval(0.95)
     assert low == pytest.approx(8 / (-0.1 + 2.01 * 0.3), rel=0.02)
     assert math.isinf(high)

@@ -316,6 +316,23 @@ def test_losses_and_gradients_against_autograd(mode):
             torch.testing.assert_close(grads[name][k], p.grad)
 
 
+@pytest.mark.parametrize("mode", ["vmap", "loop"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_outputs_are_those_of_the_replicas_at_shared_rows_and_at_rows_of_their_own(mode, cut):
+    pop = population(mode=mode)
+    if cut:
+        pop.shard(["cpu", "cpu"])
+    rows = torch.randn(K, 5, D, generator=torch.Generator().manual_seed(0))
+    shared, own = pop.outputs(rows[0]), pop.outputs(rows, per_replica=True)
+    assert not shared.requires_grad
+    for k in range(K):
+        net = pop.replica(k)[0]
+        torch.testing.assert_close(shared[k], net(rows[0].double()).detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(own[k], net(rows[k].double()).detach(), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="x must hold the rows of each of the 4 replicas"):
+        pop.outputs(rows[:2], per_replica=True)
+
+
 def test_a_loss_of_each_row_is_averaged():
     rows = population(loss=lambda o, t: cross_entropy(o, t, reduction="none"))
     torch.testing.assert_close(rows.losses(), population().losses())

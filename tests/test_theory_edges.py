@@ -6,7 +6,23 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from theorylab.theory.edges import adam_threshold, sam_threshold
+from theorylab.theory.edges import adam_threshold, sam_threshold, stability_threshold
+
+
+@pytest.mark.parametrize("method", ["polyak", "nesterov"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_edge_is_where_the_companion_matrix_leaves_the_unit_disc(method, beta):
+    eta = 0.3
+
+    def radius(lam: float) -> float:
+        # the state (x, v) of v ← βv + λx, x ← x − ηv (Polyak) or x ← x − η(λx + βv) (Nesterov)
+        step = np.array([[1 - eta * lam, -eta * beta], [lam, beta]])
+        if method == "nesterov":
+            step[0] = [1 - eta * lam * (1 + beta), -eta * beta**2]
+        return max(abs(np.linalg.eigvals(step)))
+
+    edge = stability_threshold(eta, beta, method=method)
+    assert radius(0.999 * edge) < 1 < radius(1.001 * edge)
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.5, 0.9])
@@ -46,7 +62,9 @@ def test_small_rho_loses_no_digits() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adam_threshold(0.0), "step must be positive"),
+        (lambda: stability_threshold(0.1, 0.9, method="adam"), "method"),
+        (lambda: stability_threshold(0.0), "lr must be positive"),
+        (lambda: adam_threshold(0.0), "lr must be positive"),
         (lambda: adam_threshold(0.1, 1.0), r"beta1 must lie in \[0, 1\)"),
         (lambda: sam_threshold(0.1, -1.0, 1.0), "rho must be at least 0"),
         (lambda: sam_threshold(0.1, 1.0, 0.0), "gradient_norm must be positive"),

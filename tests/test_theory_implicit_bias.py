@@ -29,12 +29,12 @@ def labelled(n: int, d: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_min_norm_is_the_pseudo_inverse_of_each_replica():
     x, y = normal(3, 5, 9), normal(3, 5, seed=1)
     expected = torch.stack([torch.linalg.pinv(x[k]) @ y[k] for k in range(3)])
-    torch.testing.assert_close(theory.min_norm_solution(x, y), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(theory.minimum_norm_solution(x, y), expected, rtol=0, atol=1e-12)
 
 
 def test_min_norm_is_the_smallest_interpolant():
     x, y = normal(4, 10), normal(4, seed=1)
-    best = theory.min_norm_solution(x, y)
+    best = theory.minimum_norm_solution(x, y)
     torch.testing.assert_close(x @ best, y, rtol=0, atol=1e-12)
     null = torch.linalg.svd(x).Vh[4:]  # adding any part of the null space keeps the fit and raises the norm
     for seed in range(20):
@@ -45,7 +45,7 @@ def test_min_norm_is_the_smallest_interpolant():
 
 def test_nearest_interpolant_to_a_start():
     x, y, start = normal(4, 10), normal(4, seed=1), normal(10, seed=2)
-    w = theory.min_norm_solution(x, y, start)
+    w = theory.minimum_norm_solution(x, y, start)
     torch.testing.assert_close(x @ w, y, rtol=0, atol=1e-12)
     null = torch.linalg.svd(x).Vh[4:]
     torch.testing.assert_close(null @ w, null @ start, rtol=0, atol=1e-12)  # the part that no gradient reaches
@@ -53,10 +53,10 @@ def test_nearest_interpolant_to_a_start():
 
 def test_min_norm_refuses_what_it_cannot_solve():
     with pytest.raises(ValueError, match="underdetermined"):
-        theory.min_norm_solution(normal(5, 3), normal(5))
+        theory.minimum_norm_solution(normal(5, 3), normal(5))
     repeated = normal(1, 6).expand(2, 6)
     with pytest.raises(ValueError, match="independent"):
-        theory.min_norm_solution(repeated, normal(2))
+        theory.minimum_norm_solution(repeated, normal(2))
 
 
 # minimum ℓ1 norm
@@ -65,7 +65,7 @@ def test_min_norm_refuses_what_it_cannot_solve():
 def test_min_l1_has_a_dual_certificate():
     """Strong duality: ⟨y, ν⟩ ≤ ‖w‖₁ for every ν with ‖Xᵀν‖_∞ ≤ 1 and every interpolant w; equal at one ν only where w is the least."""
     x, y = normal(5, 14), normal(5, seed=1)
-    w = theory.min_l1_solution(x, y)
+    w = theory.minimum_l1_solution(x, y)
     torch.testing.assert_close(x @ w, y, rtol=0, atol=1e-9)
     support = w.abs() > 1e-9
     assert int(support.sum()) == 5  # as many as rows, in general position
@@ -77,7 +77,7 @@ def test_min_l1_has_a_dual_certificate():
 def test_min_l1_finds_a_planted_sparse_vector_and_no_smaller_interpolant():
     x, planted = normal(12, 30), torch.zeros(30, dtype=torch.float64)
     planted[:2] = torch.tensor([1.0, -2.0])
-    w = theory.min_l1_solution(x, x @ planted)
+    w = theory.minimum_l1_solution(x, x @ planted)
     torch.testing.assert_close(w, planted, rtol=0, atol=1e-8)
     null = torch.linalg.svd(x).Vh[12:]
     for seed in range(20):
@@ -86,7 +86,7 @@ def test_min_l1_finds_a_planted_sparse_vector_and_no_smaller_interpolant():
 
 def test_min_l1_refuses_a_system_without_solution():
     with pytest.raises(ValueError, match="interpolant"):
-        theory.min_l1_solution(torch.ones(2, 3), torch.tensor([0.0, 1.0]))
+        theory.minimum_l1_solution(torch.ones(2, 3), torch.tensor([0.0, 1.0]))
 
 
 # margins

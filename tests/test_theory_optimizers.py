@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from theorylab.theory import optimizers as theory
-from theorylab.theory.optimization import sde_stationary_variance
+from theorylab.theory.dynamics import sde_stationary_variance
 from theorylab.theory.optimizers import mup_exponents
 
 

@@ -21,7 +21,7 @@ solved = pytest.mark.skipif(importlib.util.find_spec("PEPit") is None, reason="P
     ("method", "function_class", "options"),
     [
         ("gradient_descent", "convex", {"smoothness": 3.0, "radius": 2.0}),
-        ("gradient_descent", "convex", {"step": 0.5}),
+        ("gradient_descent", "convex", {"lr": 0.5}),
         ("ogm", "convex", {"smoothness": 2.0, "radius": 0.5}),
         ("subgradient", "nonsmooth", {"lipschitz": 2.0, "radius": 3.0}),
         ("gradient_descent", "nonconvex", {"gap": 2.0, "smoothness": 3.0}),
@@ -88,7 +88,7 @@ def test_the_named_methods_run_on_points_of_any_kind() -> None:
         (("gradient_descent", "pl", 2), {}, "curvature must be positive for the class 'pl'"),
         (("gradient_descent", "concave", 2), {}, "function_class must be"),
         (("adam", "convex", 2), {}, "method must be one of gradient_descent"),
-        (("ogm", "convex", 2), {"step": 0.1}, "step must be positive, and left out"),
+        (("ogm", "convex", 2), {"lr": 0.1}, "lr must be positive, and left out"),
         (("accelerated", "convex", 2), {"closed_form": True}, "no closed form is known"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from theorylab.core.estimate import as_samples
+from theorylab.core.estimate import as_samples, mean_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,3 +81,47 @@ class Series:
             raise ValueError(f"{self.key}, line {label!r}: x, y, low and high must have one length, got {sizes}.")
         self.lines.append(Line(label, role=role, mark=mark, **arrays))  # pyright: ignore[reportArgumentType]
         return self
+
+    def means(
+        self,
+        label: str,
+        x: Any,
+        samples: Any,
+        *,
+        geometric: bool = False,
+        role: Literal["measured", "predicted", "control"] = "measured",
+        mark: Literal["line", "points"] = "points",
+    ) -> Series:
+        """Add a curve of means over replicas, each within its confidence interval as of `mean_interval`, and return self.
+
+        Where the vertical axis is logarithmic, an interval that reaches below 0 is cut at a thousandth of the mean.
+
+        Args:
+            label: As of `line`.
+            x: One value a mean.
+            samples: As many vectors of replicas, (x, replica), at least two replicas each; positive where ``geometric``.
+            geometric: Means of the logarithms, and their intervals, put back by the exponential.
+            role: As of `line`.
+            mark: As of `line`.
+
+        Raises:
+            ValueError: fewer than two replicas, or as `line`.
+
+        Example:
+            >>> s = Series("error", "Error by width", x="width", y="error", y_scale="log").means("net", [8], [[1.0, 100.0]], geometric=True)
+            >>> round(float(s.lines[0].y[0]), 9)
+            10.0
+        """
+        import numpy as np
+
+        rows = [as_samples(row, name=f"{self.key}, line {label!r}, samples") for row in samples]
+        if geometric and min(float(row.min()) for row in rows) <= 0:
+            raise ValueError(f"{self.key}, line {label!r}: samples must be positive for a geometric mean.")
+        rows = [np.log(row) for row in rows] if geometric else rows
+        mean = np.array([row.mean() for row in rows])
+        low, high = np.array([mean_interval(row) for row in rows]).T
+        if geometric:
+            mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+        if self.y_scale == "log":
+            low = np.maximum(low, 1e-3 * mean)
+        return self.line(label, x, mean, low=low, high=high, role=role, mark=mark)

@@ -27,6 +27,7 @@ from theorylab.instruments.products import (
     vjp,
 )
 from theorylab.instruments.refusals import hides_outputs, too_few_digits
+from theorylab.learning.optimizers.adam import momentum_divisor
 from theorylab.linalg.lanczos import eigs
 
 
@@ -232,8 +233,6 @@ def _as_vector(problem: Problem, precondition: Tensor | Params) -> Tensor:
 def adam_preconditioner(problem: Problem, optimizer: torch.optim.Optimizer) -> Params:
     r"""What Adam divides the momentum by: :math:`d = (1-\beta_1^t)\,(\sqrt{v_t/(1-\beta_2^t)} + \varepsilon)`, by parameter name.
 
-    The factor of :math:`\beta_1` is the bias correction of the momentum, which tends to 1.
-
     Args:
         problem: Its model is the one that ``optimizer`` trains.
         optimizer: `torch.optim.Adam` or `torch.optim.AdamW` after at least one step.
@@ -266,6 +265,5 @@ def adam_diagonal(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor
             raise ValueError(f"optimizer keeps no second moment of {name}: it must be an Adam that trains this model and has made a step.")
         group, t = settings[id(p)], float(state["step"])
         second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        corrected = (second / (1 - group["betas"][1] ** t)).sqrt() + group["eps"]
-        found[name] = (1 - group["betas"][0] ** t) * corrected
+        found[name] = momentum_divisor(second, t, group["betas"], group["eps"])
     return found

@@ -37,7 +37,7 @@ class GradientNoise:
     covariance: float
 
     @property
-    def noise_scale(self) -> Estimate:
+    def simple_noise_scale(self) -> Estimate:
         """Tr Σ / ‖G‖² in rows, with the standard error of a ratio; `interval` is the better guide where that error is large.
 
         Raises:
@@ -52,11 +52,14 @@ class GradientNoise:
 
     @property
     def critical_batch_size(self) -> Estimate:
-        """The noise scale by another name: at this batch size a step makes half the progress of one with the exact gradient."""
-        return self.noise_scale
+        """The simple noise scale by another name: at this batch size a step makes half the progress of one with the exact gradient.
+
+        So it does where the curvature is the same in all directions; elsewhere `noise_scale` says at which.
+        """
+        return self.simple_noise_scale
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Confidence interval of the noise scale, without an upper end where ‖G‖² may be 0."""
+        """Confidence interval of the simple noise scale, without an upper end where ‖G‖² may be 0."""
         return ratio_interval(self.trace, self.squared_norm, self.covariance, level)
 
 
@@ -168,7 +171,7 @@ def gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNoise:
             memory where the model is large, and take the given batches apart in order, so that rows should be shuffled.
 
     Returns:
-        ``trace`` and ``squared_norm``, and from them ``noise_scale``, ``critical_batch_size`` and ``interval(level)``.
+        ``trace`` and ``squared_norm``, and from them ``simple_noise_scale``, ``critical_batch_size`` and ``interval(level)``.
 
     Raises:
         Inapplicable: rows depend on each other, through the model (BatchNorm in training mode) or through the loss (class weights).

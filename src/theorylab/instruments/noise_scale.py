@@ -150,7 +150,7 @@ def noise_scale(problem: Problem, *, rows: int = ROWS, seed: int = 0, memory: in
         >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0], [2.0, 0.0]]), torch.tensor([[0.0], [1.0], [2.0], [3.0]])
         >>> line = Problem(torch.nn.Linear(2, 1, bias=False), torch.nn.functional.mse_loss, (x, y))
         >>> noise = noise_scale(line.at({"weight": torch.tensor([[3.0, 1.0]])}))
-        >>> round(noise.noise_scale.value, 3), round(noise.proxy.noise_scale.value, 3)
+        >>> round(noise.noise_scale.value, 3), round(noise.proxy.simple_noise_scale.value, 3)
         (1.057, 1.474)
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equations 2.7-2.9.

@@ -100,7 +100,7 @@ def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
     raise ValueError(
         "edge must be given for an optimizer other than torch.optim.SGD without momentum, with one step size and one weight decay below "
         f"2/η, got {type(optimizer).__name__}: its stability threshold, e.g. stability_threshold(lr, momentum) of "
-        "theorylab.theory.optimization."
+        "theorylab.theory.edges."
     )
 
 

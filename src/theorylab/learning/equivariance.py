@@ -106,7 +106,7 @@ def learner_equivariance(
         if first.shape[-1] == x.shape[-1]:
             matrices = transform.to(first).expand(len(seeds), *transform.shape[-2:])
             pair[1].params = {**pair[1].params, name: first @ matrices.mT}
-    seen = [_outputs_along(population, steps, -(-steps // times)) for population in pair]
+    seen = [_outputs_along(population, inputs, own, steps, -(-steps // times)) for population, inputs in zip(pair, (x, moved), strict=True)]
     size = seen[0][1].abs().amax(2)
     gap = (seen[1][1] - seen[0][1]).abs().amax(2) / torch.where(size > 0, size, 1.0)
     late = (gap > APART).any(1).nonzero().flatten()
@@ -130,14 +130,12 @@ def _moved(x: Tensor, transform: Tensor | Callable[[Tensor], Tensor], replicas: 
     return x @ R.mT
 
 
-def _outputs_along(population: Population, steps: int, every: int) -> tuple[Tensor, Tensor]:
+def _outputs_along(population: Population, x: Tensor, own: bool, steps: int, every: int) -> tuple[Tensor, Tensor]:
     """Steps (t,), and outputs of every replica on the inputs that it trains on, (t, replica, entries)."""
     seen: list[Tensor] = []
 
     def keep(now: Population) -> Tensor:
-        with torch.no_grad():
-            each = [model(rows) for model, rows, _ in map(now.replica, range(now.size))]
-        seen.append(torch.stack([t.detach().flatten() for t in each]))
+        seen.append(now.outputs(x, per_replica=own).flatten(1))
         return now.losses()
 
     return torch.as_tensor(population.train(steps, every=every, measure=keep).steps), torch.stack(seen)

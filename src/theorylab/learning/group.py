@@ -199,10 +199,10 @@ class Group:
         with self._at_rest() as (buffers, rows), torch.no_grad():
             return self.gradient().losses(self.params, self.frozen, buffers, rows.x, rows.y, rows.weights, rows.shared)
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Outputs (replica, m, ...) at other rows (m, ...), the same for all; leaves buffers and random streams as they are."""
+    def outputs(self, x: Tensor, shared: bool) -> Tensor:
+        """Outputs (replica, m, ...) at other rows, (m, ...) where ``shared`` and else (replica, m, ...); leaves all else as it is."""
         with self._at_rest() as (buffers, _), torch.no_grad():
-            return self.gradient().outputs(self.params, self.frozen, buffers, x.to(self.device))
+            return self.gradient().outputs(self.params, self.frozen, buffers, x.to(self.device), shared)
 
     def gradients(self) -> tuple[Tensor, Params]:
         """Risks (replica,) over all rows, and their gradients."""

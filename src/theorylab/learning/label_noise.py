@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from theorylab.core.seeds import derived_seed
+
 BLOCK = 128
 """Steps whose noise is drawn at a time. Always the same, for what a generator gives depends on how many numbers are asked of it at once."""
-STREAM = 0x1ABE1
-"""Sets the noise apart from what else is drawn from the seed of a replica, its data for one."""
 
 
 class LabelNoise:
@@ -24,8 +23,7 @@ class LabelNoise:
 
     def __init__(self, scale: Tensor, seeds: Sequence[int]):
         self.scale = scale.cpu().double()
-        streams = [np.random.SeedSequence([STREAM, seed]).generate_state(1)[0] for seed in seeds]
-        self.generators = [torch.Generator().manual_seed(int(stream)) for stream in streams]
+        self.generators = [torch.Generator().manual_seed(derived_seed(seed, "label noise")) for seed in seeds]
         self.left: Tensor | None = None  # drawn and not yet taken, (step, replica, ...)
 
     def part(self, index: slice) -> LabelNoise:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise, zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -344,10 +344,23 @@ class Population:
         """
         return torch.cat([group.losses().to(self.device) for group in self._groups])
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Outputs (replica, m, ...) of each replica at rows ``x`` (m, ...) of any data; mode, dropout and buffers as in `losses`."""
-        x = x.to(self.device, next(iter(self.params.values())).dtype if x.is_floating_point() else None)
-        return torch.cat([group.outputs(x).to(self.device) for group in self._groups])
+    def outputs(self, x: Tensor, *, per_replica: bool = False) -> Tensor:
+        """Outputs (replica, m, ...) of each replica at rows of any data; mode, dropout and buffers as in `losses`.
+
+        Args:
+            x: Rows (m, ...), the same for all replicas.
+            per_replica: Each replica has rows of its own: ``x`` is (replica, m, ...).
+
+        Raises:
+            ValueError: rows of another number of replicas.
+        """
+        if per_replica and len(x) != self.size:
+            raise ValueError(f"x must hold the rows of each of the {self.size} replicas, (replica, m, ...), got {tuple(x.shape)}.")
+        x = x.to(self.device, next(iter(self._groups[0].params.values())).dtype if x.is_floating_point() else None)
+        ends = list(accumulate((group.size for group in self._groups), initial=0))
+        own = [x[a:b] if per_replica else x for a, b in pairwise(ends)]
+        each = [group.outputs(rows, not per_replica).to(self.device) for group, rows in zip(self._groups, own, strict=True)]
+        return torch.cat(each)
 
     def gradients(self) -> tuple[Tensor, Params]:
         """Risks (replica,) as in `losses`, and their gradients with respect to `params`, by name (replica, ...)."""

@@ -78,10 +78,10 @@ class StackedGradient:
 
         self.one, self.forward = one, forward
 
-    def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor) -> Tensor:
-        """Outputs (replica, n, ...) of all replicas at the same rows ``x`` (n, ...)."""
+    def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor, shared: bool) -> Tensor:
+        """Outputs (replica, n, ...); ``x`` has a leading replica axis unless ``shared``."""
         with sdpa_kernel(SDPBackend.MATH):
-            return vmap(self.forward, in_dims=(0, 0, None), randomness="error")({**params, **frozen}, buffers, x)
+            return vmap(self.forward, in_dims=(0, 0, None if shared else 0), randomness="error")({**params, **frozen}, buffers, x)
 
     def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
@@ -127,12 +127,12 @@ class LoopGradient:
             if name in buffers:
                 owner[key] = buffers[name][k]
 
-    def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor) -> Tensor:
-        """Outputs (replica, n, ...) of all replicas at the same rows ``x`` (n, ...)."""
+    def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor, shared: bool) -> Tensor:
+        """Outputs (replica, n, ...); ``x`` has a leading replica axis unless ``shared``."""
         each = []
         for k in range(len(next(iter({**params, **frozen}.values())))):
             self._load(params, frozen, buffers, k)
-            each.append(self.module(x))
+            each.append(self.module(x if shared else x[k]))
         return torch.stack(each)
 
     def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:

@@ -79,7 +79,7 @@ def _noise(result: Any) -> Shown:
     ]
     low, high = result.interval(LEVEL)
     if result.squared_norm.value > 0:
-        scale = result.noise_scale.value
+        scale = result.simple_noise_scale.value
         bounded = np.isfinite(high)
         note = "rows; also the critical batch size" + ("" if bounded else f"; at least {low:.3g}, without an upper end")
         readings.append(Reading("gradient noise scale", scale, "measure", (low, high) if bounded else None, note=note))

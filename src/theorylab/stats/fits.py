@@ -56,3 +56,19 @@ def growth_rate(y: Any) -> Estimate:
     if (y <= 0).any():
         raise ValueError(f"y must be positive to grow by a factor, got {y.min():g}.")
     return Estimate.over(np.diff(np.log(y)))
+
+
+def growth_factors(rows: Any) -> np.ndarray:
+    r"""Factor :math:`e^r` an entry by which each of several sequences grows, r its `growth_rate`; (row,).
+
+    Args:
+        rows: Sequences (row, t) of at least three positive values.
+
+    Raises:
+        ValueError: as `growth_rate`.
+
+    Example:
+        >>> growth_factors([[1.0, 2.0, 4.0], [9.0, 3.0, 1.0]]).round(12).tolist()
+        [2.0, 0.333333333333]
+    """
+    return np.exp([growth_rate(row).value for row in rows])

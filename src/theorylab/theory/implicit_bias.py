@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 
-def min_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:
+def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:
     r"""The interpolant of an underdetermined linear system that lies nearest to a start, in the Euclidean norm.
 
     .. math:: w^\star = w_0 + X^+(y - X w_0), \qquad X^+ = X^\top (X X^\top)^{-1}
@@ -30,7 +30,7 @@ def min_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tens
         ValueError: n > d, or rows that are linearly dependent to working precision.
 
     Example:
-        >>> min_norm_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([25.0])).tolist()
+        >>> minimum_norm_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([25.0])).tolist()
         [3.0, 4.0]
 
     Source: Gunasekar et al. 2018, Theorem 1 (mirror descent) with the Euclidean potential, arXiv:1802.08246.
@@ -47,7 +47,7 @@ def min_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tens
     return step if start is None else start + step
 
 
-def min_l1_solution(x: Tensor, y: Tensor) -> Tensor:
+def minimum_l1_solution(x: Tensor, y: Tensor) -> Tensor:
     r"""The interpolant of an underdetermined linear system with the least ℓ1 norm (basis pursuit), by linear programming.
 
     .. math:: \min \|w\|_1 \quad\text{subject to}\quad Xw = y
@@ -66,7 +66,7 @@ def min_l1_solution(x: Tensor, y: Tensor) -> Tensor:
         ValueError: no interpolant.
 
     Example:
-        >>> min_l1_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([20.0])).tolist()
+        >>> minimum_l1_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([20.0])).tolist()
         [0.0, 5.0]
 
     Source: Chen, Donoho and Saunders 1998, doi:10.1137/S1064827596304010, Section 2 (basis pursuit as a linear program).

@@ -125,7 +125,7 @@ def conv_kernel(
     return dense(pool(k) if readout == "pool" else flatten(k), weight_variance, bias_variance)
 
 
-def linearized_residual(theta: Tensor, residual: Tensor, step: float, steps: int) -> Tensor:
+def linearized_residual(theta: Tensor, residual: Tensor, lr: float, steps: int) -> Tensor:
     r"""The residual f − y of a linearized network after ``steps`` of gradient descent: :math:`(I - \eta\Theta/n)^t (f_0 - y)`.
 
     Of the loss :math:`\frac{1}{2n}\lVert f - y\rVert^2`.
@@ -133,14 +133,14 @@ def linearized_residual(theta: Tensor, residual: Tensor, step: float, steps: int
     Args:
         theta: Its kernel on the n rows, (n, n).
         residual: f_0 − y, (n,).
-        step: Step size η.
+        lr: Step size η.
         steps: t, at least 0.
 
     Raises:
         ValueError: shapes that do not fit, or a negative number of steps.
 
     Example:
-        >>> linearized_residual(2 * torch.eye(2), torch.tensor([1.0, -2.0]), step=0.5, steps=1).tolist()
+        >>> linearized_residual(2 * torch.eye(2), torch.tensor([1.0, -2.0]), lr=0.5, steps=1).tolist()
         [0.5, -1.0]
 
     Source: Lee et al. 2019, arXiv:1902.06720, Section 2.2 (dynamics of linearized networks).
@@ -151,4 +151,4 @@ def linearized_residual(theta: Tensor, residual: Tensor, step: float, steps: int
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}.")
     values, vectors = torch.linalg.eigh(theta)
-    return vectors @ ((1 - step * values / n) ** steps * (vectors.T @ residual))
+    return vectors @ ((1 - lr * values / n) ** steps * (vectors.T @ residual))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from theorylab.theory.activations import DUALS, relu
+from theorylab.theory.arguments import below_one, positive
 
 Placement = Literal["pre", "post"]
 Normalization = Literal["none", "batch", "layer", "group", "rms", "weight"]
@@ -330,9 +331,7 @@ def _check_placement(placement: str) -> None:
 
 
 def _check_rates(lr: float, weight_decay: float, momentum: float) -> None:
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr}.")
+    positive(lr=lr)
+    below_one(momentum=momentum)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}.")

@@ -1,20 +1,10 @@
-"""Closed-form predictions of first-order optimization: worst cases, rates, stationary variances, escape times, edges of stability."""
+"""What first-order methods guarantee, at worst and on quadratics: worst cases, lower bounds, rates, regret."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-
-def _positive(**values: float) -> None:
-    for name, v in values.items():
-        if not v > 0:
-            raise ValueError(f"{name} must be positive, got {v}.")
-
-
-def _momentum(value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {value}.")
+from theorylab.theory.arguments import positive
 
 
 def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.0, radius: float = 1.0) -> float:
@@ -37,7 +27,7 @@ def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.
 
     Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorems 3.1 and 3.2.
     """
-    _positive(smoothness=smoothness, radius=radius)
+    positive(smoothness=smoothness, radius=radius)
     return smoothness * radius * gd_worst_threshold(steps, step_ratio=step_ratio, radius=radius) / 2
 
 
@@ -64,7 +54,7 @@ def gd_worst_threshold(steps: int, *, step_ratio: float = 1.0, radius: float = 1
         raise ValueError(f"steps must not be negative, got {steps}.")
     if not 0 < step_ratio <= 1:
         raise ValueError(f"step_ratio must lie in (0, 1], got {step_ratio}: beyond 1 a Huber function is not the worst.")
-    _positive(radius=radius)
+    positive(radius=radius)
     return radius / (2 * steps * step_ratio + 1)
 
 
@@ -89,7 +79,7 @@ def subgradient_worst_case(steps: int, *, lipschitz: float = 1.0, radius: float 
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}.")
-    _positive(lipschitz=lipschitz, radius=radius)
+    positive(lipschitz=lipschitz, radius=radius)
     return lipschitz * radius / math.sqrt(steps + 1)
 
 
@@ -135,7 +125,7 @@ def ogm_worst_case(steps: int, *, smoothness: float = 1.0, radius: float = 1.0) 
 
     Source: Kim and Fessler 2016, arXiv:1406.5468, Theorem 2; no first-order method is better: Drori 2017, arXiv:1606.01424, Theorem 3.
     """
-    _positive(smoothness=smoothness, radius=radius)
+    positive(smoothness=smoothness, radius=radius)
     return smoothness * radius**2 / (2 * ogm_theta(steps) ** 2)
 
 
@@ -160,7 +150,7 @@ def nonconvex_gradient_bound(steps: int, gap: float, *, smoothness: float = 1.0)
         raise ValueError(f"steps must be at least 1, got {steps}.")
     if gap < 0:
         raise ValueError(f"gap must not be negative, got {gap}.")
-    _positive(smoothness=smoothness)
+    positive(smoothness=smoothness)
     return 4 * smoothness * gap / (3 * steps)
 
 
@@ -185,7 +175,7 @@ def span_lower_bound(steps: int, *, smoothness: float = 1.0, radius: float = 1.0
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    _positive(smoothness=smoothness, radius=radius)
+    positive(smoothness=smoothness, radius=radius)
     return 3 * smoothness * radius**2 / (32 * (steps + 1) ** 2)
 
 
@@ -248,7 +238,7 @@ def polyak_tuning(smoothness: float, curvature: float) -> tuple[float, float]:
 
     Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Lessard et al. 2016, arXiv:1408.3595, Proposition 1.
     """
-    _positive(curvature=curvature)
+    positive(curvature=curvature)
     return 4 / (math.sqrt(smoothness) + math.sqrt(curvature)) ** 2, polyak_rate(smoothness / curvature) ** 2
 
 
@@ -283,7 +273,7 @@ def pl_rate(smoothness: float, curvature: float) -> float:
 
     Source: Karimi, Nutini and Schmidt 2016, arXiv:1608.04636, Theorem 1.
     """
-    _positive(curvature=curvature)
+    positive(curvature=curvature)
     if curvature > smoothness:
         raise ValueError(f"curvature must not exceed smoothness, got {curvature} > {smoothness}.")
     return 1 - curvature / smoothness
@@ -309,137 +299,7 @@ def least_squares_rate(smoothness: float, curvature: float) -> float:
     return pl_rate(smoothness, curvature) ** 2
 
 
-def sgd_stationary_variance(step: float, curvature: float, noise: float, momentum: float = 0.0) -> float:
-    r"""Stationary variance of noisy gradient descent with heavy-ball momentum on λx²/2, exact in discrete time.
-
-    .. math:: x_{t+1} = (1+\beta)x_t - \beta x_{t-1} - \eta(\lambda x_t + \sigma\xi_t), \qquad
-        \mathrm{Var} = \frac{(1+\beta)\,\eta\sigma^2}{(1-\beta)\,\lambda\,(2(1+\beta) - \eta\lambda)}
-
-    Args:
-        step: η > 0, with ηλ < 2(1 + β), the edge of stability.
-        curvature: λ > 0.
-        noise: σ > 0, the standard deviation of the gradient's noise.
-        momentum: β in [0, 1).
-
-    Raises:
-        ValueError: an argument out of its range, or a step beyond the edge, where no stationary law exists.
-
-    Example:
-        >>> sgd_stationary_variance(1.0, 1.0, 1.0)
-        1.0
-
-    Source: variance of the AR(2) process with φ₁ = 1 + β − ηλ, φ₂ = −β and innovations of variance η²σ²; Box, Jenkins and Reinsel 2008,
-    Time Series Analysis, Section 3.2.4.
-    """
-    _positive(step=step, curvature=curvature, noise=noise)
-    _momentum(momentum)
-    edge = 2 * (1 + momentum)
-    if step * curvature >= edge:
-        raise ValueError(f"step · curvature must lie below 2(1 + β) = {edge:g} for a stationary law, got {step * curvature:g}.")
-    return (1 + momentum) * step * noise**2 / ((1 - momentum) * curvature * (edge - step * curvature))
-
-
-def sde_stationary_variance(step: float, curvature: float, noise: float, momentum: float = 0.0) -> float:
-    r"""The same variance in the continuous-time limit, with momentum as an effective step: η_eff σ²/(2λ), η_eff = η/(1 − β).
-
-    Right only for ηλ ≪ 2(1 + β); `sgd_stationary_variance` is larger by the factor 2(1+β)/(2(1+β) − ηλ).
-
-    Args:
-        step: η > 0.
-        curvature: λ > 0.
-        noise: σ > 0.
-        momentum: β in [0, 1).
-
-    Raises:
-        ValueError: an argument out of its range.
-
-    Example:
-        >>> sde_stationary_variance(1.0, 1.0, 1.0)
-        0.5
-
-    Source: Mandt, Hoffman and Blei 2017, arXiv:1704.04289, Section 3 (the stationary law of the Ornstein-Uhlenbeck process).
-    """
-    _positive(step=step, curvature=curvature, noise=noise)
-    _momentum(momentum)
-    return step / (1 - momentum) * noise**2 / (2 * curvature)
-
-
-REGULARIZATION = 1 / 4
-"""Coefficient c of the modified loss L + cη‖∇L‖² (Barrett and Dherin 2021, arXiv:2009.11162, Theorem 3.1)."""
-
-
-def flow_error_order(coefficient: float) -> int:
-    r"""Order in η of the distance after fixed time between gradient descent and the flow of L + cη‖∇L‖²: 2 where c = 1/4, else 1.
-
-    A step of the flow expands to θ − η∇L + η²(½ − 2c)H∇L + O(η³); the η² term is absent from gradient descent, so it must vanish. The error
-    of a step accumulates over 1/η of them, which costs one order.
-
-    Args:
-        coefficient: c; 0 for the flow of L itself.
-
-    Example:
-        >>> flow_error_order(0.25), flow_error_order(0.0)
-        (2, 1)
-
-    Source: Barrett and Dherin 2021, arXiv:2009.11162, Theorem 3.1.
-    """
-    return 2 if coefficient == REGULARIZATION else 1
-
-
-def stability_threshold(step: float, momentum: float = 0.0, *, method: Literal["polyak", "nesterov"] = "polyak") -> float:
-    r"""Edge of stability: the curvature above which the method diverges on a quadratic.
-
-    .. math:: \lambda^* = \frac{2 + 2\beta}{\eta}\ \text{(Polyak; with β = 0 gradient descent's 2/η)}, \qquad
-        \lambda^* = \frac{2 + 2\beta}{\eta\,(1 + 2\beta)}\ \text{(Nesterov)}
-
-    Args:
-        step: η > 0.
-        momentum: β in [0, 1).
-        method: Heavy ball, or Nesterov's look-ahead with fixed momentum.
-
-    Raises:
-        ValueError: an argument out of its range, or an unknown method.
-
-    Example:
-        >>> stability_threshold(0.5), stability_threshold(0.5, 0.5), stability_threshold(0.5, 0.5, method="nesterov")
-        (4.0, 6.0, 3.0)
-
-    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2 and Appendix B (maximum stable sharpness).
-    """
-    _positive(step=step)
-    _momentum(momentum)
-    if method not in ("polyak", "nesterov"):
-        raise ValueError(f"method must be 'polyak' or 'nesterov', got {method!r}.")
-    return (2 + 2 * momentum) / (step * (1 + 2 * momentum if method == "nesterov" else 1))
-
-
-def saddle_escape_slope(step: float, curvature: float) -> float:
-    r"""Steps that gradient descent needs to leave a strict saddle, per unit of ln(1/δ), from distance δ.
-
-    Along the escape direction x grows by the factor 1 + η|λ| a step, so reaching distance 1 takes
-    ln(1/δ) / ln(1 + η|λ|) steps; the slope in ln(1/δ) is 1 / ln(1 + η|λ|).
-
-    Args:
-        step: Step size η > 0.
-        curvature: The negative Hessian eigenvalue λ < 0.
-
-    Raises:
-        ValueError: ``step`` ≤ 0 or ``curvature`` ≥ 0.
-
-    Example:
-        >>> round(saddle_escape_slope(0.05, -1.0), 2)
-        20.5
-
-    Source: linearization at a strict saddle, as in Lee et al. 2016, arXiv:1602.04915, Section 3.
-    """
-    if step <= 0:
-        raise ValueError(f"step must be positive, got {step}.")
-    if curvature >= 0:
-        raise ValueError(f"curvature must be negative at a strict saddle, got {curvature}.")
-    return 1 / math.log1p(step * -curvature)
-
-
-def hedge_step(rounds: int, experts: int) -> float:
+def hedge_lr(rounds: int, experts: int) -> float:
     r"""Step size of Hedge that makes `hedge_regret_bound` smallest, :math:`\eta = \sqrt{8 \ln N / T}`.
 
     Args:
@@ -447,26 +307,26 @@ def hedge_step(rounds: int, experts: int) -> float:
         experts: N ≥ 2.
 
     Example:
-        >>> round(hedge_step(1000, 10), 4)
+        >>> round(hedge_lr(1000, 10), 4)
         0.1357
 
     Source: Cesa-Bianchi and Lugosi 2006, Prediction, Learning, and Games, Theorem 2.2.
     """
-    _positive(rounds=rounds)
+    positive(rounds=rounds)
     if experts < 2:
         raise ValueError(f"experts must be at least 2 to have something to choose, got {experts}.")
     return math.sqrt(8 * math.log(experts) / rounds)
 
 
-def hedge_regret_bound(rounds: int, experts: int, step: float | None = None) -> float:
+def hedge_regret_bound(rounds: int, experts: int, lr: float | None = None) -> float:
     r"""Largest regret of Hedge after T rounds of losses in [0, 1], whoever chooses them: :math:`\ln N/\eta + T\eta/8`.
 
-    With the best step, `hedge_step`, this is :math:`\sqrt{T \ln N / 2}`.
+    With the best step, `hedge_lr`, this is :math:`\sqrt{T \ln N / 2}`.
 
     Args:
         rounds: T ≥ 1.
         experts: N ≥ 2.
-        step: η > 0; default: the best for T rounds.
+        lr: η > 0; default: the best for T rounds.
 
     Example:
         >>> round(hedge_regret_bound(1000, 10), 2)
@@ -474,6 +334,6 @@ def hedge_regret_bound(rounds: int, experts: int, step: float | None = None) -> 
 
     Source: Cesa-Bianchi and Lugosi 2006, Prediction, Learning, and Games, Theorem 2.2.
     """
-    step = hedge_step(rounds, experts) if step is None else step
-    _positive(step=step)
-    return math.log(experts) / step + rounds * step / 8
+    lr = hedge_lr(rounds, experts) if lr is None else lr
+    positive(lr=lr)
+    return math.log(experts) / lr + rounds * lr / 8

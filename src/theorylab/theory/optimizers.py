@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from theorylab.theory.optimization import sgd_stationary_variance
+from theorylab.theory.dynamics import sgd_stationary_variance
 
 Norm = Literal["l1", "l2", "linf", "frobenius", "spectral", "nuclear"]
 
@@ -160,14 +160,14 @@ def ridge_minimizer(minimizer: np.ndarray, curvature: np.ndarray, decay: float) 
     return curvature * minimizer / (curvature + decay)
 
 
-def svag_stationary_variance(step: float, curvature: float, noise: float, amplification: float = 1.0) -> float:
+def svag_stationary_variance(lr: float, curvature: float, noise: float, amplification: float = 1.0) -> float:
     r"""Stationary variance of SVAG on λx²/2: :math:`\frac{\eta\sigma^2}{2\lambda}\Big/\Bigl(1 - \frac{\eta\lambda}{2l}\Bigr)`.
 
     The step is η/l and the variance of the combined gradient lσ², so that their product, which rules the limit of small steps, is SGD's.
     At l = 1 it is SGD's own variance, and as l → ∞ that of the stochastic differential equation.
 
     Args:
-        step: η > 0 of the SGD that is imitated.
+        lr: η > 0 of the SGD that is imitated.
         curvature: λ > 0.
         noise: σ > 0, the standard deviation of one gradient.
         amplification: l ≥ 1.
@@ -183,17 +183,17 @@ def svag_stationary_variance(step: float, curvature: float, noise: float, amplif
     """
     if not amplification >= 1:
         raise ValueError(f"amplification must be at least 1, got {amplification}.")
-    return sgd_stationary_variance(step / amplification, curvature, noise * amplification**0.5)
+    return sgd_stationary_variance(lr / amplification, curvature, noise * amplification**0.5)
 
 
-def linear_rule_drift(step: float, curvature: float, k: float) -> float:
+def linear_rule_drift(lr: float, curvature: float, k: float) -> float:
     r"""By what factor the linear rule changes SGD's stationary variance on λx²/2: :math:`\frac{2 - \eta\lambda}{2 - k\eta\lambda}`.
 
     Steps kη with noise σ²/k against steps η with noise σ². The rule is exact for kηλ ≪ 2, drifts before it breaks, and diverges at
     kηλ = 2.
 
     Args:
-        step: η > 0 at the smaller batch.
+        lr: η > 0 at the smaller batch.
         curvature: λ > 0.
         k: By what the batch grows, at least 1, with kηλ < 2.
 
@@ -208,10 +208,10 @@ def linear_rule_drift(step: float, curvature: float, k: float) -> float:
     """
     if not k >= 1:
         raise ValueError(f"k must be at least 1, got {k}.")
-    return sgd_stationary_variance(k * step, curvature, k**-0.5) / sgd_stationary_variance(step, curvature, 1.0)
+    return sgd_stationary_variance(k * lr, curvature, k**-0.5) / sgd_stationary_variance(lr, curvature, 1.0)
 
 
-def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: float, step: float, steps: int) -> float:
+def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: float, lr: float, steps: int) -> float:
     r"""Expected loss of Adam on :math:`\frac12\sum_i \lambda_i x_i^2` where noise dominates its gradients, in the limit of small steps.
 
     .. math:: \mathbb E f = \frac12\sum_i \lambda_i \Bigl[x_i(0)^2\rho_i + \frac{\eta\sigma}{2\lambda_i}(1 - \rho_i)\Bigr], \qquad
@@ -224,7 +224,7 @@ def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: f
         curvature: λ > 0, (d,).
         start: x(0), (d,), small against σ/λ.
         noise: σ, the standard deviation of a minibatch gradient's entry.
-        step: η.
+        lr: η.
         steps: T.
 
     Example:
@@ -233,8 +233,8 @@ def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: f
 
     Source: Malladi et al. 2022, arXiv:2205.10287, Section 4 (the equation of Adam), on a quadratic in the limit of dominating noise.
     """
-    decay = np.exp(-2 * step * curvature * steps / noise)
-    return float(0.5 * (curvature * start**2 * decay + step * noise / 2 * (1 - decay)).sum())
+    decay = np.exp(-2 * lr * curvature * steps / noise)
+    return float(0.5 * (curvature * start**2 * decay + lr * noise / 2 * (1 - decay)).sum())
 
 
 def gradient_noise_scale(hessian: np.ndarray, covariance: np.ndarray, gradient: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from theorylab.theory.arguments import positive
 from theorylab.theory.optimization import gd_worst_case, nonconvex_gradient_bound, ogm_worst_case, subgradient_worst_case
 
 Method = Callable[[Callable[[Any], Any], Any, int], list[Any]]
@@ -24,26 +25,26 @@ Method = Callable[[Callable[[Any], Any], Any, int], list[Any]]
 FunctionClass = Literal["convex", "nonsmooth", "nonconvex", "pl"]
 
 
-def gradient_descent(step: float) -> Method:
-    """Steps of a fixed size, x ← x − step · ∇f(x); with a subgradient, the subgradient method."""
+def gradient_descent(lr: float) -> Method:
+    """Steps of a fixed size, x ← x − lr · ∇f(x); with a subgradient, the subgradient method."""
 
     def run(gradient: Callable[[Any], Any], x: Any, steps: int) -> list[Any]:
         points = [x]
         for _ in range(steps):
-            x = x - step * gradient(x)
+            x = x - lr * gradient(x)
             points.append(x)
         return points
 
     return run
 
 
-def heavy_ball(step: float, momentum: float) -> Method:
-    """Polyak's momentum: x_{t+1} = x_t − step · ∇f(x_t) + momentum · (x_t − x_{t−1}), started at rest."""
+def heavy_ball(lr: float, momentum: float) -> Method:
+    """Polyak's momentum: x_{t+1} = x_t − lr · ∇f(x_t) + momentum · (x_t − x_{t−1}), started at rest."""
 
     def run(gradient: Callable[[Any], Any], x: Any, steps: int) -> list[Any]:
         points, before = [x], x
         for _ in range(steps):
-            x, before = x - step * gradient(x) + momentum * (x - before), x
+            x, before = x - lr * gradient(x) + momentum * (x - before), x
             points.append(x)
         return points
 
@@ -103,7 +104,7 @@ def worst_case(
     function_class: FunctionClass,
     steps: int,
     *,
-    step: float | None = None,
+    lr: float | None = None,
     smoothness: float = 1.0,
     curvature: float = 0.0,
     lipschitz: float = 1.0,
@@ -128,7 +129,7 @@ def worst_case(
         method: One of ``"gradient_descent"``, ``"accelerated"``, ``"ogm"``, ``"subgradient"``, or a `Method` of your own.
         function_class: See the table.
         steps: n ≥ 1; the program has some n² unknowns: .1 s at n = 10, seconds at 30.
-        step: η of ``"gradient_descent"`` (default 1/L) and ``"subgradient"`` (default R/(M√(n+1))).
+        lr: η of ``"gradient_descent"`` (default 1/L) and ``"subgradient"`` (default R/(M√(n+1))).
         smoothness: L > 0.
         curvature: μ in [0, L) for ``convex``, in (0, L] for ``pl``; the other classes have none.
         lipschitz: M > 0.
@@ -152,9 +153,7 @@ def worst_case(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    for name, value in {"smoothness": smoothness, "lipschitz": lipschitz, "radius": radius, "gap": gap}.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be positive and finite, got {value}.")
+    positive(smoothness=smoothness, lipschitz=lipschitz, radius=radius, gap=gap)
     if not 0 <= curvature <= smoothness:
         raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}], got {curvature}.")
     if function_class not in ("convex", "nonsmooth", "nonconvex", "pl"):
@@ -168,10 +167,10 @@ def worst_case(
         raise ValueError("curvature must be positive for the class 'pl', got 0.")
     if isinstance(method, str) and method not in NAMED:
         raise ValueError(f"method must be one of {', '.join(NAMED)}, or a function (gradient, x0, steps) → iterates; got {method!r}.")
-    if step is not None and not (step > 0 and method in ("gradient_descent", "subgradient")):
-        raise ValueError(f"step must be positive, and left out for methods that have their own; got {step} for {method!r}.")
+    if lr is not None and not (lr > 0 and method in ("gradient_descent", "subgradient")):
+        raise ValueError(f"lr must be positive, and left out for methods that have their own; got {lr} for {method!r}.")
     if closed_form or (closed_form is None and not available()):
-        value = _formula(method, function_class, steps, step, smoothness, curvature, lipschitz, radius, gap)
+        value = _formula(method, function_class, steps, lr, smoothness, curvature, lipschitz, radius, gap)
         if value is not None:
             return WorstCase(value, "closed form")
         if closed_form:
@@ -181,15 +180,15 @@ def worst_case(
         )
     if not available():
         raise ModuleNotFoundError("performance estimation needs PEPit: pip install 'theorylab[pep]'.", name="PEPit")
-    run = method if callable(method) else _named(method, steps, step, smoothness, lipschitz, radius)
+    run = method if callable(method) else _named(method, steps, lr, smoothness, lipschitz, radius)
     return WorstCase(_solve(run, function_class, steps, smoothness, curvature, lipschitz, radius, gap), "performance estimation")
 
 
-def _named(method: str, steps: int, step: float | None, smoothness: float, lipschitz: float, radius: float) -> Method:
+def _named(method: str, steps: int, lr: float | None, smoothness: float, lipschitz: float, radius: float) -> Method:
     if method == "gradient_descent":
-        return gradient_descent(1 / smoothness if step is None else step)
+        return gradient_descent(1 / smoothness if lr is None else lr)
     if method == "subgradient":
-        return gradient_descent(radius / (lipschitz * math.sqrt(steps + 1)) if step is None else step)
+        return gradient_descent(radius / (lipschitz * math.sqrt(steps + 1)) if lr is None else lr)
     return accelerated_gradient(smoothness) if method == "accelerated" else optimized_gradient(smoothness)
 
 
@@ -197,7 +196,7 @@ def _formula(
     method: str | Method,
     function_class: str,
     steps: int,
-    step: float | None,
+    lr: float | None,
     smoothness: float,
     curvature: float,
     lipschitz: float,
@@ -205,13 +204,13 @@ def _formula(
     gap: float,
 ) -> float | None:
     if (method, function_class) == ("gradient_descent", "convex") and curvature == 0:
-        ratio = 1.0 if step is None else step * smoothness
+        ratio = 1.0 if lr is None else lr * smoothness
         return gd_worst_case(steps, step_ratio=ratio, smoothness=smoothness, radius=radius) if 0 < ratio <= 1 else None
     if (method, function_class) == ("ogm", "convex") and curvature == 0:
         return ogm_worst_case(steps, smoothness=smoothness, radius=radius)
-    if (method, function_class) == ("subgradient", "nonsmooth") and step is None:
+    if (method, function_class) == ("subgradient", "nonsmooth") and lr is None:
         return subgradient_worst_case(steps, lipschitz=lipschitz, radius=radius)
-    if (method, function_class) == ("gradient_descent", "nonconvex") and step in (None, 1 / smoothness):
+    if (method, function_class) == ("gradient_descent", "nonconvex") and lr in (None, 1 / smoothness):
         return nonconvex_gradient_bound(steps, gap, smoothness=smoothness)
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
@@ -73,3 +74,23 @@ def adam(
         return new, out
 
     return Optimizer("adamw" if decoupled else "adam", init, update)
+
+
+def momentum_divisor(second: Tensor, steps: float, betas: tuple[float, float], eps: float) -> Tensor:
+    r"""What Adam divides its momentum by: :math:`(1-\beta_1^t)\,(\sqrt{v_t/(1-\beta_2^t)} + \epsilon)`, the diagonal of its preconditioner.
+
+    The factor of :math:`\beta_1` is the bias correction of the momentum, which tends to 1.
+
+    Args:
+        second: The second moment v_t, of any shape.
+        steps: t, at least 1.
+        betas: β₁ and β₂.
+        eps: ε.
+
+    Example:
+        >>> momentum_divisor(torch.tensor([0.004]), 1, (0.9, 0.999), 0.5)  # (1 − 0.9)(2 + 0.5)
+        tensor([0.2500])
+
+    Source: Cohen et al. 2022, arXiv:2207.14484, Section 2 (the preconditioner of Adam with bias correction).
+    """
+    return (1 - betas[0] ** steps) * ((second / (1 - betas[1] ** steps)).sqrt() + eps)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from theorylab.core.claim import Claim, Equals, Finding, Scales
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -77,13 +78,13 @@ WEIGHT_VARIANCE = 2.0  # keeps the norm of activations through a ReLU
 
 def drawn_images(config: CntkConfig, seed: int, count: int, size: int) -> Tensor:
     """Images of normal pixels, (count, channels, size, size)."""
-    draw = torch.Generator().manual_seed(seed + 1_000_003)
+    draw = torch.Generator().manual_seed(derived_seed(seed, "images"))
     return torch.randn(count, config.channels, size, size, generator=draw, dtype=config.torch_dtype).to(config.device)
 
 
 def shifted(x: Tensor, seed: int) -> Tensor:
     """Every image by a shift of its own, none by nothing."""
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(derived_seed(seed, "shifts"))
     size = x.shape[-1]
     offsets = torch.randint(1, size, (len(x), 2), generator=draw).tolist()
     return torch.stack([image.roll(by, (1, 2)) for image, by in zip(x, offsets, strict=True)])

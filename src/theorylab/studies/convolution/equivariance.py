@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -76,14 +77,15 @@ def convolutional(inputs: int) -> nn.Module:
 
 def rotations(config: EquivarianceConfig) -> Tensor:
     """One random orthogonal matrix a seed, (replica, d, d)."""
-    draws = [torch.Generator().manual_seed(s + 1_000_003) for s in config.replica_seeds]
+    draws = [torch.Generator().manual_seed(derived_seed(s, "rotation")) for s in config.replica_seeds]
     normal = [torch.randn(config.inputs, config.inputs, generator=g, dtype=config.torch_dtype) for g in draws]
     return torch.linalg.qr(torch.stack(normal))[0].to(config.device)
 
 
 def permutations(config: EquivarianceConfig) -> Tensor:
     """One random permutation matrix a seed, (replica, d, d)."""
-    draws = [torch.randperm(config.inputs, generator=torch.Generator().manual_seed(s + 1_000_003)) for s in config.replica_seeds]
+    generators = [torch.Generator().manual_seed(derived_seed(s, "permutation")) for s in config.replica_seeds]
+    draws = [torch.randperm(config.inputs, generator=generator) for generator in generators]
     return torch.eye(config.inputs, dtype=config.torch_dtype)[torch.stack(draws)].to(config.device)
 
 

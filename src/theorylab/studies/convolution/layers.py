@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -76,7 +77,7 @@ def layer(config: LayersConfig, seed: int, kernel: tuple[int, int] = (3, 3), pad
 
 def on_images(net: nn.Module, config: LayersConfig, seed: int, sizes: tuple[int, int]) -> Problem:
     """The net with images of normal pixels; its loss plays no part."""
-    draw = torch.Generator().manual_seed(seed + 1_000_003)
+    draw = torch.Generator().manual_seed(derived_seed(seed, "images"))
     x = torch.randn(config.rows, config.channels, *sizes, generator=draw, dtype=config.torch_dtype)
     return Problem(net, lambda out, y: out.flatten(1).square().sum(1), (x, torch.zeros(config.rows)), device=config.device)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from theorylab.core.claim import Claim, Finding, Scales
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -70,8 +71,8 @@ RATIOS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # rows of a fully conne
 
 def drawn(config: SeparationConfig, d: int, rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and test inputs and targets of one seed."""
-    x, y = quadratic_sign(rows, d, seed=2 * seed, dtype=config.torch_dtype)
-    test = quadratic_sign(config.test_rows, d, seed=2 * seed + 1, dtype=config.torch_dtype)
+    x, y = quadratic_sign(rows, d, seed=derived_seed(seed, "rows"), dtype=config.torch_dtype)
+    test = quadratic_sign(config.test_rows, d, seed=derived_seed(seed, "test rows"), dtype=config.torch_dtype)
     return x.to(config.device), y.to(config.device), test.x.to(config.device), test.y.to(config.device)
 
 

@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 from torch.nn.functional import one_hot
 
 from theorylab.core.claim import AtLeast, AtMost, Claim, Equals, Finding
@@ -134,13 +133,10 @@ def train(config: GrokkingConfig) -> Runs:
         device=config.device,
         mode="vmap",
     )
-    net = population.replica(0)[0]
-    scores = vmap(lambda params, rows: functional_call(net, params, rows))
 
     def accuracies(population: Population) -> dict[str, Tensor]:
-        with torch.no_grad():
-            found = {"train": (scores(population.params, x), y), "test": (scores(population.params, unseen), unseen_y)}
-        return {name: (out.argmax(2) == classes).double().mean(1) for name, (out, classes) in found.items()}
+        found = {"train": (x, y), "test": (unseen, unseen_y)}
+        return {name: (population.outputs(rows, per_replica=True).argmax(2) == of).double().mean(1) for name, (rows, of) in found.items()}
 
     early = population.train(config.closely, every=1, measure=accuracies)
     late = population.train(config.steps - config.closely, every=config.every, measure=accuracies)

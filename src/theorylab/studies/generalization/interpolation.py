@@ -27,12 +27,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from theorylab.core.claim import Claim, Equals, Finding, Orders
 from theorylab.core.config import Config, setting
-from theorylab.core.estimate import mean_interval
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -43,7 +42,6 @@ from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.population import Population
 from theorylab.linalg.least_squares import minimum_norm, ridge_path
 from theorylab.models.mlp import mlp
-from theorylab.models.seeded import seeded
 from theorylab.theory.generalization import effective_ranks, isotropic_ridgeless_risk, ridgeless_risk
 
 RIDGELESS = Claim(
@@ -173,14 +171,6 @@ def excess_risks(problem: Problem, n: int, designs: int, config: InterpolationCo
     return means
 
 
-def with_interval(figure: Series, label: str, x: list[float], samples: list[list[float]], control: bool = False) -> None:
-    """A line of points with their intervals."""
-    ends = np.array([mean_interval(s) if len(s) > 1 else (s[0], s[0]) for s in samples])
-    means = [float(np.mean(s)) for s in samples]
-    low = np.maximum(ends[:, 0], 1e-3 * np.array(means))  # an interval that reaches below 0 is cut for the logarithmic axis
-    figure.line(label, x, means, low=low, high=ends[:, 1], role="control" if control else "measured", mark="points")
-
-
 def check_ridgeless(config: InterpolationConfig) -> Iterator[Finding | Series]:
     """The exact risk, on both sides of the peak."""
     n = config.n
@@ -204,9 +194,8 @@ def check_ridgeless(config: InterpolationConfig) -> Iterator[Finding | Series]:
         theory = [isotropic_ridgeless_risk(n, p, noise=NOISE) for p in side]
         figure.line(f"theory, {name}", [p / n for p in side], theory, role="predicted")
         shown = [i for i, p in enumerate(sizes) if p in side]
-        with_interval(figure, f"isotropic features, {name}", [sizes[i] / n for i in shown], [samples[i] for i in shown])
-    with_interval(figure, "eigenvalues i^(−1.5)", [many / n], [other], control=True)
-    yield figure
+        figure.means(f"isotropic features, {name}", [sizes[i] / n for i in shown], [samples[i] for i in shown])
+    yield figure.means("eigenvalues i^(−1.5)", [many / n], [other], role="control")
 
 
 def check_benign(config: InterpolationConfig) -> Iterator[Finding | Series]:
@@ -236,10 +225,9 @@ def check_benign(config: InterpolationConfig) -> Iterator[Finding | Series]:
     power = [ridgeless_risk(*power_spectrum(int(p), spread=False), n, noise=NOISE) for p in grid]
     figure.line("i^(−1.5), theory", grid / n, power, role="predicted")
     names = list(problems)
-    with_interval(figure, "flat tail", [p / n for p in sizes], [samples[k] for k in names[:-1]])
-    with_interval(figure, "i^(−1.5)", [sizes[-1] / n], [samples[names[-1]]])
-    with_interval(figure, "flat tail, rows of two lengths", [sizes[-1] / n], [uneven[names[-2]]], control=True)
-    yield figure
+    figure.means("flat tail", [p / n for p in sizes], [samples[k] for k in names[:-1]])
+    figure.means("i^(−1.5)", [sizes[-1] / n], [samples[names[-1]]])
+    yield figure.means("flat tail, rows of two lengths", [sizes[-1] / n], [uneven[names[-2]]], role="control")
 
 
 # ---- the peak ----------------------------------------------------------------------------------------------------------------------------
@@ -269,7 +257,7 @@ def prominence(losses: Tensor, at: int) -> Tensor:
 
 def random_directions(config: InterpolationConfig, p: int) -> Tensor:
     """Of p random features, (replica, d, p); from other numbers than the inputs of the same seed, which would be the directions else."""
-    draws = [torch.Generator().manual_seed(s + 1_000_003) for s in config.replica_seeds]
+    draws = [torch.Generator().manual_seed(derived_seed(s, "features")) for s in config.replica_seeds]
     return torch.stack([torch.randn(TEACHER_INPUTS, p, generator=g, dtype=torch.float64) for g in draws])
 
 
@@ -301,14 +289,11 @@ def network_curve(config: InterpolationConfig) -> tuple[list[int], Curve]:
     new_x, new_y = test.x.to(config.device), test.y.to(config.device)
 
     def measure(population: Population) -> dict[str, Tensor]:
-        with torch.no_grad():
-            outputs = vmap(lambda p: functional_call(template, p, (new_x,)))(population.params)
-            return {"train": population.losses(), "test": vmap(lambda o: cross_entropy(o, new_y))(outputs)}
+        return {"train": population.losses(), "test": torch.stack([cross_entropy(o, new_y) for o in population.outputs(new_x)])}
 
     sizes, found = [], []
     for width in config.widths:
         network = partial(mlp, [x.shape[2], width, 10], activation="relu")
-        template = seeded(network, config.seed, dtype=torch.float32)
         population = Population(
             network,
             cross_entropy,
@@ -321,7 +306,7 @@ def network_curve(config: InterpolationConfig) -> tuple[list[int], Curve]:
             mode="vmap",
         )
         run = population.train(config.steps, every=min(50, config.steps // 16), measure=measure)
-        sizes.append(sum(p.numel() for p in template.parameters()))
+        sizes.append(sum(p[0].numel() for p in population.params.values()))
         found.append((run["train"][-1], run["test"][-1], run["test"].amin(0)))
     return sizes, Curve(*(torch.stack(part).cpu().double() for part in zip(*found, strict=True)))
 

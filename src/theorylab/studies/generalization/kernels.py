@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from theorylab.core.claim import Claim, Equals, Finding, Scales
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.instruments.jacobian import jacobian
 from theorylab.instruments.kernels import ntk
+from theorylab.models.seeded import seeded
 from theorylab.models.wide import wide_mlp
 from theorylab.stats.fits import power_law
 from theorylab.theory.kernels import dense_kernel, linearized_residual
@@ -79,10 +82,8 @@ def on_sphere(n: int, d: int, config: KernelsConfig) -> Tensor:
 
 def network(width: int, seed: int, config: KernelsConfig, *, activation: str = "relu") -> nn.Sequential:
     """One hidden layer, drawn from ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = wide_mlp(config.inputs, width, activation=activation, weight_variance=WEIGHT_VARIANCE)
-    return net.to(config.device, config.torch_dtype)
+    make = partial(wide_mlp, config.inputs, width, activation=activation, weight_variance=WEIGHT_VARIANCE)
+    return seeded(make, seed, dtype=config.torch_dtype).to(config.device)
 
 
 def heavy_tailed(net: nn.Sequential, seed: int) -> nn.Sequential:
@@ -116,10 +117,16 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(1)
 
 
+def targets(config: KernelsConfig, seed: int) -> Tensor:
+    """Normal targets (n, 1), from other numbers than the network of the same seed."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "targets"))
+    return torch.randn(config.rows, 1, generator=generator, dtype=torch.float64)
+
+
 def residuals(config: KernelsConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Residuals (step, row) as the kernel predicts them, of the linearized network, and of the network itself."""
     x = on_sphere(config.rows, config.inputs, config)
-    y = torch.randn(config.rows, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(x)
+    y = targets(config, seed).to(x)
     net = network(32, seed, config, activation="erf")
     start = Problem(net, half_square, (x, y))
     theta, J = ntk(start), jacobian(start)

@@ -26,14 +26,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from theorylab.core.claim import AtLeast, AtMost, Claim, Finding
@@ -195,12 +193,9 @@ def train_grid(config: MeasuresConfig) -> Iterator[Trained]:
         epoch = config.rows // batch
         limit = config.epochs * epoch
         arrived = train_to_loss(population, config.loss, every=2 * epoch, limit=limit).tolist()
-        net = population.replica(0)[0]
 
-        def errors(part: tuple[Tensor, Tensor], population: Population = population, net: torch.nn.Module = net) -> Tensor:
-            with torch.no_grad():
-                scores = vmap(partial(functional_call, net))(population.params, part[0])
-            return (scores.argmax(2) != part[1]).double().mean(1)
+        def errors(part: tuple[Tensor, Tensor], population: Population = population) -> Tensor:
+            return (population.outputs(part[0], per_replica=True).argmax(2) != part[1]).double().mean(1)
 
         fitted, others = errors(data), [errors(part) for part in (unseen, unseen_too)]
         # what new rows would show with labels redrawn like those of training, in expectation

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from theorylab.core.claim import AtLeast, Claim, Equals, Finding
@@ -33,7 +32,6 @@ from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.population import Population
 from theorylab.learning.trajectory import Trajectory
 from theorylab.models.mlp import mlp
-from theorylab.models.seeded import seeded
 from theorylab.theory.generalization import memorizing_weights
 
 RANDOM_LABELS = Claim(
@@ -101,12 +99,8 @@ def train(config: MemorizationConfig, width: int, fractions: tuple[float, ...], 
     def network() -> nn.Sequential:
         return mlp([64, width, width, 10], activation="relu")
 
-    template = seeded(network, config.seed, dtype=torch.float32)
-
     def accuracy(population: Population, rows: tuple[Tensor, Tensor]) -> Tensor:
-        with torch.no_grad():
-            outputs = vmap(lambda p, inputs: functional_call(template, p, (inputs,)))(population.params, rows[0])
-        return (outputs.argmax(2) == rows[1]).double().mean(1)
+        return (population.outputs(rows[0], per_replica=True).argmax(2) == rows[1]).double().mean(1)
 
     population = Population(
         network,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from theorylab.core.claim import Claim, Equals, Finding, Scales
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -135,7 +136,7 @@ def dense(config: BalancednessConfig, sizes: list[int], *, bias: bool) -> Params
     """Normal weights of standard deviation gain/√inputs, and biases of size 0.1."""
     layers: dict[str, list[Tensor]] = {}
     for seed in config.replica_seeds:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "weights"))
         for j, (d, k) in enumerate(pairwise(sizes)):
             layers.setdefault(f"w{j}", []).append(config.gain * torch.randn(k, d, generator=generator, dtype=torch.float64) / d**0.5)
             if bias:

@@ -39,7 +39,7 @@ from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.models.diagonal import DiagonalLinear, coefficients
 from theorylab.stats.fits import power_law
-from theorylab.theory.implicit_bias import min_l1_solution, min_norm_solution
+from theorylab.theory.implicit_bias import minimum_l1_solution, minimum_norm_solution
 from theorylab.theory.mirror import Potential, bregman_projection, hyperbolic_entropy
 
 HYPERBOLIC_ROW_SPACE = Claim(
@@ -275,8 +275,8 @@ def regimes(problem: Planted, config: DiagonalConfig) -> Iterator[Finding | Seri
     run = population(problem, sgd(0.5 / sharpness), alpha, config)
     run.train(config.rich_steps)
     found = beta(run).unflatten(0, (len(config.alphas), config.seeds))
-    l1 = torch.stack([min_l1_solution(x, y) for x, y in zip(problem.x, problem.y, strict=True)]).abs().sum(1)
-    l2 = min_norm_solution(problem.x, problem.y).norm(dim=1)
+    l1 = torch.stack([minimum_l1_solution(x, y) for x, y in zip(problem.x, problem.y, strict=True)]).abs().sum(1)
+    l2 = minimum_norm_solution(problem.x, problem.y).norm(dim=1)
     ratios = {"ℓ1": found.abs().sum(2) / l1, "ℓ2": found.norm(dim=2) / l2}  # (alpha, replica)
     residual = misfit(found, problem).amax(1)
     rich, kernel = 0, len(config.alphas) - 1

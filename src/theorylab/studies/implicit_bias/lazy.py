@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from theorylab.core.claim import Claim, Finding, Scales
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -55,10 +56,6 @@ KERNEL_CHANGE = Claim(
 )
 
 
-OTHER_STREAM = 100_000
-"""Sets the seed of a replica's data apart from that of its network."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class LazyConfig(Config):
     """A tanh network of one hidden layer on the targets of a random teacher; replica k has its own network, teacher and rows."""
@@ -85,7 +82,7 @@ def train(alphas: tuple[float, ...], config: LazyConfig, *, centered: bool) -> t
     make = partial(mlp, [config.d, config.width, 1], activation="tanh")
     starts, rows, targets, lrs = [], [], [], []
     for seed in config.replica_seeds:
-        drawn = teacher_student(config.n, config.d, seed=seed + OTHER_STREAM, dtype=config.torch_dtype)
+        drawn = teacher_student(config.n, config.d, seed=derived_seed(seed, "data"), dtype=config.torch_dtype)
         x, y = (t.to(config.device) for t in drawn)
         net = seeded(make, seed, dtype=config.torch_dtype).to(config.device)
         start = Problem(net, nn.functional.mse_loss, (x, y))

@@ -23,7 +23,7 @@ from theorylab.core.study import study
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
-from theorylab.theory.implicit_bias import min_norm_solution
+from theorylab.theory.implicit_bias import minimum_norm_solution
 
 MIN_NORM = Claim(
     "implicit_bias/least_squares/min_norm",
@@ -86,7 +86,7 @@ def descend(optimizer: Optimizer, x: Tensor, y: Tensor, start: Tensor, record: l
 def least_squares(config: LeastSquaresConfig) -> Iterator[Finding | Series | Stage]:
     """Distance from the minimum-norm solution, for gradient descent from 0, from elsewhere, and for Adam from 0."""
     x, y, start = problems(config)
-    target = min_norm_solution(x, y)
+    target = minimum_norm_solution(x, y)
     gd = sgd(lr=1 / torch.linalg.matrix_norm(x, 2).square())  # one over the largest curvature of each problem
     record = sorted({round(t) for t in np.geomspace(1, config.steps, 60)})
     runs = (

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from theorylab.core.claim import AtLeast, Claim, Finding, Orders, Scales
 from theorylab.core.config import Config, setting
-from theorylab.core.estimate import Estimate
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -278,7 +277,7 @@ def factorized(config: MatrixConfig, depth: int, truth: Tensor, mask: Tensor) ->
         observed_risk,
         (inputs, targets),
         optimizer=sgd(lr=config.complete_lr),
-        seeds=[10**6 + seed for seed in config.replica_seeds] * starts,  # other numbers than those of the matrix
+        seeds=[derived_seed(seed, "start") for seed in config.replica_seeds] * starts,  # other numbers than those of the matrix
         data_per_replica=True,
         dtype=config.torch_dtype,
         device=config.device,
@@ -309,14 +308,10 @@ def depth_beats_nuclear(config: MatrixConfig) -> Iterator[Finding | Series]:
     figure = Series("completion", title, x=x, y="relative error (geometric mean)", claim=DEPTH_BEATS_NUCLEAR.key)
     figure.x_scale = figure.y_scale = "log"
 
-    def draw(name: str, errors: Tensor, role: Literal["measured", "predicted", "control"]) -> None:
-        intervals = [Estimate.over(each.log()).interval() for each in errors]
-        low, high = (np.exp(end) for end in zip(*intervals, strict=True))
-        figure.line(name, config.starts, errors.log().mean(1).exp(), low=low, high=high, role=role)
-
     for depth in config.complete_depths:
         errors = error(factorized(config, depth, truth, mask))  # (start, replica)
-        draw(f"depth {depth}", errors, "measured" if depth > 2 else "control")
+        role = "measured" if depth > 2 else "control"
+        figure.means(f"depth {depth}", config.starts, errors, geometric=True, role=role, mark="line")
         for start, each in zip(config.starts, errors, strict=True):
             claimed = depth == 3 and start == min(config.starts)
             if depth > 3 or not (claimed or start == max(config.starts) or depth == 2):
@@ -327,5 +322,5 @@ def depth_beats_nuclear(config: MatrixConfig) -> Iterator[Finding | Series]:
             )
             check = DEPTH_BEATS_NUCLEAR.check if claimed else DEPTH_BEATS_NUCLEAR.control_check
             yield check(measured=nuclear - each, setting=f"depth {depth}, start {start:g}", note=note)
-    draw("minimum nuclear norm", nuclear.expand(len(config.starts), -1), "predicted")
-    yield figure
+    convex_errors = nuclear.expand(len(config.starts), -1)
+    yield figure.means("minimum nuclear norm", config.starts, convex_errors, geometric=True, role="predicted", mark="line")

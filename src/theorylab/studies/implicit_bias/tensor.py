@@ -22,13 +22,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from theorylab.core.claim import AtMost, Claim, Finding, Scales
 from theorylab.core.config import Config, setting
-from theorylab.core.estimate import Estimate
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -147,7 +146,7 @@ def factorizations(config: TensorConfig, starts: list[float], truth: Tensor, mas
         nn.functional.mse_loss,
         (places.repeat(len(starts), 1, 1), entries.repeat(len(starts), 1)),
         optimizer=sgd(lr=config.lr),
-        seeds=[10**6 + seed for seed in config.replica_seeds] * len(starts),  # other numbers than those of the tensor
+        seeds=[derived_seed(seed, "start") for seed in config.replica_seeds] * len(starts),  # other numbers than those of the tensor
         data_per_replica=True,
         dtype=config.torch_dtype,
         device=config.device,
@@ -210,14 +209,9 @@ def tensor(config: TensorConfig) -> Iterator[Finding | Series | Stage]:
     title, x = "Error of the completed tensor, by the size of the start", "standard deviation of initial entries"
     figure = Series("completion", title, x=x, y="relative error (geometric mean)", claim=LOW_CP_RANK.key)
     figure.x_scale = figure.y_scale = "log"
-    rows: tuple[tuple[str, Tensor, Literal["measured", "control"]], ...] = (
-        ("gradient descent", errors, "measured"),
-        ("nuclear norm of an unfolding", unfolded.expand(len(starts), -1), "control"),
-    )
-    for name, each, role in rows:
-        intervals = [Estimate.over(row.log()).interval() for row in each]
-        low, high = (np.exp(end) for end in zip(*intervals, strict=True))
-        figure.line(name, starts, each.log().mean(1).exp(), low=low, high=high, role=role)
+    figure.means("gradient descent", starts, errors, geometric=True, mark="line")
+    unfolded_errors = unfolded.expand(len(starts), -1)
+    figure.means("nuclear norm of an unfolding", starts, unfolded_errors, geometric=True, role="control", mark="line")
     yield figure.line("claimed at most", starts, [LIMIT] * len(starts), role="predicted")
 
     title = "From a small start one component outgrows the others (first replica)"

@@ -16,19 +16,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.instruments.signal import signal_profile
 from theorylab.models.seeded import seeded
 from theorylab.models.wide import ACTIVATIONS, WideLinear
-from theorylab.stats.fits import growth_rate
+from theorylab.stats.fits import growth_factors
 from theorylab.theory.normalization import batch_norm_gradient_growth
 from theorylab.theory.signal import chi, length_map
 
@@ -94,7 +96,7 @@ def measure(config: DepthConfig, seeds: Sequence[int], *, rows: int, **options: 
     lengths, gradients = [], []
     for seed in seeds:
         net = seeded(lambda: network(**settings), seed, dtype=config.torch_dtype).to(config.device)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(seed + 1_000_003)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "inputs"))
         x = torch.randn(rows, INPUTS, generator=generator, dtype=config.torch_dtype)
         data = x.to(config.device), (torch.arange(rows) % CLASSES).to(config.device)
         found = signal_profile(Problem(net, nn.functional.cross_entropy, data, train=bool(settings["normalized"])))
@@ -103,9 +105,9 @@ def measure(config: DepthConfig, seeds: Sequence[int], *, rows: int, **options: 
     return torch.stack(lengths), torch.stack(gradients)
 
 
-def factors(values: Tensor, edge: int = EDGE) -> Tensor:
-    """Growth a layer of each draw between its inner layers, (draw,)."""
-    return torch.tensor([growth_rate(v[edge : len(v) - edge]).value for v in values], dtype=torch.float64).exp()
+def inner(values: Tensor) -> Tensor:
+    """Those of the layers at neither end, of (draw, layer)."""
+    return values[:, EDGE : values.shape[1] - EDGE]
 
 
 @study(
@@ -136,10 +138,10 @@ def check_plain(he: Found, one: Found) -> Iterator[Finding | Series]:
         predicted = (length_map(1.0, variance, activation="relu"), chi(1.0, variance, "relu"))
         for name, factor, values in zip(names, predicted, (found[0], found[1].flip(1)), strict=True):
             if variance == 2.0:
-                yield HE_VARIANCE.check(predicted=factor, measured=factors(values, 0), setting=name)
+                yield HE_VARIANCE.check(predicted=factor, measured=growth_factors(values), setting=name)
             else:
                 label = f"σ_w² = 1, {name}, predicted as at 2"
-                yield HE_VARIANCE.control_check(predicted=1.0, measured=factors(values, 0), setting=label)
+                yield HE_VARIANCE.control_check(predicted=1.0, measured=growth_factors(values), setting=label)
             shown = (values / values[:, :1]).log().mean(0).exp()
             shown = shown if name == names[0] else shown.flip(0)
             role = "measured" if variance == 2.0 else "control"
@@ -160,7 +162,7 @@ def check_explosion(config: DepthConfig, he: Found) -> Iterator[Finding | Series
     figure.claim, figure.y_scale = BN_EXPLOSION.key, "log"
     for label, gradients in runs.items():
         check = BN_EXPLOSION.check if label == "BatchNorm and ReLU" else BN_EXPLOSION.control_check
-        yield check(predicted=factor, measured=factors(gradients.flip(1)), setting=label)
+        yield check(predicted=factor, measured=growth_factors(inner(gradients).flip(1)), setting=label)
         shown = (gradients / gradients[:, -1:]).log().mean(0).exp()
         role = "measured" if label == "BatchNorm and ReLU" else "control"
         figure.line(label, torch.arange(1, len(shown) + 1), shown, role=role, mark="points")
@@ -174,7 +176,7 @@ def other_batches(config: DepthConfig) -> Iterator[Series]:
     seeds = config.replica_seeds[: config.curve]
     small = {"width": config.width // 2, "layers": 20}
     runs = [measure(config, seeds, rows=b, normalized=True, **small)[1] for b in sizes]
-    found = torch.stack([factors(gradients.flip(1)) for gradients in runs])
+    found = np.stack([growth_factors(inner(gradients).flip(1)) for gradients in runs])
     figure = Series("batch", "Small batches make it worse", x="rows of the batch", y="growth of squared gradients a layer")
     figure.line("measured, mean over draws", sizes, found.mean(1), mark="points")
     figure.line("at this batch", sizes, [batch_norm_gradient_growth("relu", b) for b in sizes], role="predicted")

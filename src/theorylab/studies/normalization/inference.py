@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -124,7 +125,7 @@ class InferenceConfig(Config):
 
 def inputs(config: InferenceConfig, shape: tuple[int, ...], seed: int, batch: int) -> Tensor:
     """The batch of that number for a replica: standard normal about a mean of one."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + batch)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "batch", batch))
     return (1 + torch.randn(config.rows, *shape, generator=generator, dtype=config.torch_dtype)).to(config.device)
 
 

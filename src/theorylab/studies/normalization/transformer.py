@@ -14,17 +14,18 @@ summed over many aligned tokens add up. The gradient of a whole batch of 256 tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -43,11 +44,14 @@ PRE_POST = Claim(
     source=Source("Xiong et al. 2020", "Theorem 1 (gradients of the last layer)", "arXiv:2002.04745"),
     kind="asymptotic",
     relation=Equals(atol=0.15),
-    control="the two exchanged",
+    control="networks that lack the LayerNorm at work: the last one of pre-LN, those after the blocks of post-LN; and the two exchanged",
     reading="A deep post-LN transformer gets its full gradient at once in the last layers, a pre-LN one gets less the deeper it is, and "
-    "tolerates a large first step. It is a statement about initialization and the last layers: after training, or in the first layers, "
-    "other laws apply.",
+    "tolerates a large first step. What shrinks it is the last LayerNorm, which divides by the length of a sum of L branches. It is a "
+    "statement about initialization and the last layers: after training, or in the first layers, other laws apply.",
 )
+
+LAST_SUMMED = 32
+"""Layers of the deepest network without LayerNorm: its signals grow by up to 3 a layer in second moment, and soon leave float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,16 @@ class TransformerConfig(Config):
     depths: tuple[int, ...] = setting((2, 4, 8, 16, 32), "numbers of layers L", low=1)
 
 
-def gradient_norm(config: TransformerConfig, placement: Placement, layers: int, seed: int) -> Tensor:
+def without_norms(net: Transformer) -> None:
+    """Take out the LayerNorm that the theorem rests on: the last one of pre-LN, all of post-LN."""
+    if isinstance(net.norm, nn.LayerNorm):
+        net.norm = nn.Identity()
+        return
+    for block in net.blocks:
+        block.norms = nn.ModuleList(nn.Identity() for _ in block.norms)
+
+
+def gradient_norm(config: TransformerConfig, placement: Placement, layers: int, seed: int, *, normalized: bool = True) -> Tensor:
     """Root mean square, over the rows, of the gradient norm of the last feed-forward matrix."""
     vocabulary = 32 * config.tokens  # so large that few tokens of a sequence are the same
     net = seeded(
@@ -78,7 +91,9 @@ def gradient_norm(config: TransformerConfig, placement: Placement, layers: int, 
         seed,
         dtype=config.torch_dtype,
     ).to(config.device)
-    generator = torch.Generator().manual_seed(seed)
+    if not normalized:
+        without_norms(net)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "data"))
     x = torch.randint(vocabulary, (config.rows, config.tokens), generator=generator)
     y = torch.randint(config.width, (config.rows,), generator=generator)
 
@@ -108,14 +123,24 @@ def transformer(config: TransformerConfig) -> Iterator[Finding | Series | Stage]
         y_scale="log",
     )
     placements: tuple[Placement, ...] = ("pre", "post")
+    shallow = [layers for layers in config.depths if layers <= LAST_SUMMED]
     for placement, other in zip(placements, reversed(placements), strict=True):
         name = f"{placement}-LN"
+
+        def measured(depths: Sequence[int], seeds: Sequence[int], *, normalized: bool, placement: Placement = placement) -> Tensor:
+            """Gradient norms (depth, replica)."""
+            found = [[gradient_norm(config, placement, layers, seed, normalized=normalized) for seed in seeds] for layers in depths]
+            return torch.stack([torch.stack(row) for row in found]).double()
+
         yield Stage(name)
-        norms = torch.stack(  # (depth, replica)
-            [torch.stack([gradient_norm(config, placement, layers, seed) for seed in config.replica_seeds]) for layers in config.depths]
-        ).double()
+        norms = measured(config.depths, config.replica_seeds, normalized=True)
         slopes = [power_law(config.depths, replica) for replica in norms.T]
         yield PRE_POST.check(predicted=last_layer_exponent(placement), measured=slopes, setting=f"{name}, exponent of L")
+        yield Stage(f"{name} without the LayerNorm")
+        bare = measured(shallow, config.replica_seeds[:4], normalized=False)
+        broken = [power_law(shallow, replica) for replica in bare.T]
+        lacks = "without its last LayerNorm" if placement == "pre" else "without LayerNorm"
+        yield PRE_POST.control_check(predicted=last_layer_exponent(placement), measured=broken, setting=f"{name} {lacks}")
         yield PRE_POST.control_check(
             predicted=last_layer_exponent(other), measured=slopes, setting=f"{name}, against the exponent of {other}-LN"
         )
@@ -125,4 +150,6 @@ def transformer(config: TransformerConfig) -> Iterator[Finding | Series | Stage]
         ]
         figure.line(name, config.depths, norms.mean(1), low=norms.amin(1), high=norms.amax(1), mark="points")
         figure.line(f"{name} at infinite width", config.depths, wide, role="predicted")
+        if placement == "pre":  # of post-LN it grows by a factor a layer, far off the figure
+            figure.line(f"{name} {lacks}", shallow, bare.mean(1), role="control", mark="points")
     yield figure

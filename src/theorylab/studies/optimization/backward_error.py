@@ -22,7 +22,7 @@ from theorylab.learning.flow import gradient_flow
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.objectives import scalar_factorization
 from theorylab.stats.fits import power_law
-from theorylab.theory.optimization import REGULARIZATION, flow_error_order
+from theorylab.theory.dynamics import REGULARIZATION, flow_error_order
 
 IMPLICIT_REGULARIZATION = Claim(
     "optimization/backward_error/implicit_regularization",

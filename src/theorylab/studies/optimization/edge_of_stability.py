@@ -38,7 +38,7 @@ from theorylab.learning.population import Population
 from theorylab.learning.risk import squared_distance
 from theorylab.learning.trajectory import Trajectory
 from theorylab.models.mlp import mlp
-from theorylab.theory.optimization import stability_threshold
+from theorylab.theory.edges import stability_threshold
 
 GD = Claim(
     "optimization/edge_of_stability/gd",
@@ -91,20 +91,18 @@ class EdgeConfig(Config):
     steps: int = setting(700, "training steps", low=8)
     momentum_steps: int = setting(1600, "training steps with momentum, which swings about the edge", low=8)
     measurements: int = setting(6, "how often λ₁ is measured on the way, after the start", low=2)
-    gd_steps: tuple[float, ...] = setting((0.25,), "step sizes η of gradient descent", low=1e-3)
-    polyak_step: float = setting(
+    gd_lrs: tuple[float, ...] = setting((0.25,), "step sizes η of gradient descent", low=1e-3)
+    polyak_lr: float = setting(
         0.3, "step size η of Polyak's momentum; a small one does not get to the edge before the data are fitted", low=1e-3
     )
-    nesterov_step: float = setting(0.12, "step size η of Nesterov's momentum", low=1e-3)
-    small_step: float = setting(0.1, "step size η below the edge", low=1e-4)
+    nesterov_lr: float = setting(0.12, "step size η of Nesterov's momentum", low=1e-3)
+    small_lr: float = setting(0.1, "step size η below the edge", low=1e-4)
 
 
 @study(
     "optimization/edge_of_stability",
     claims=[GD, MOMENTUM, PROGRESSIVE_SHARPENING],
-    tiny=EdgeConfig(
-        rows=128, width=16, steps=250, momentum_steps=250, measurements=4, polyak_step=0.4, nesterov_step=0.15, dtype="float32"
-    ),
+    tiny=EdgeConfig(rows=128, width=16, steps=250, momentum_steps=250, measurements=4, polyak_lr=0.4, nesterov_lr=0.15, dtype="float32"),
     small=EdgeConfig(seeds=10, dtype="float32"),
     large=EdgeConfig(
         seeds=16,
@@ -113,9 +111,9 @@ class EdgeConfig(Config):
         width=200,
         steps=20_000,
         momentum_steps=20_000,
-        small_step=0.02,
+        small_lr=0.02,
         measurements=100,
-        gd_steps=(0.05, 0.1, 0.25),
+        gd_lrs=(0.05, 0.1, 0.25),
         dtype="float32",
     ),
 )
@@ -145,7 +143,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
         return population.train(steps, every=max(1, steps // measurements), measure=replica_sharpness())
 
     figure = Series("gd", "Gradient descent finds the edge of stability", x="step", y="λ₁ · η / 2", claim=GD.key)
-    for eta in config.gd_steps:
+    for eta in config.gd_lrs:
         yield Stage(f"gradient descent, η = {eta:g}")
         edge, full = stability_threshold(eta), run(sgd(lr=eta))
         yield GD.check(predicted=edge, measured=full.late(full["sharpness"]), setting=f"η = {eta:g}")
@@ -161,7 +159,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
 
     figure = Series("momentum", "Momentum moves the edge", x="step", y="λ₁ / edge with momentum", claim=MOMENTUM.key)
     beta = MOMENTUM_COEFFICIENT
-    methods = (("polyak", config.polyak_step, config.momentum_steps), ("nesterov", config.nesterov_step, config.momentum_steps))
+    methods = (("polyak", config.polyak_lr, config.momentum_steps), ("nesterov", config.nesterov_lr, config.momentum_steps))
     for method, eta, steps in methods:
         name = f"{method.capitalize()}, η = {eta:g}"
         yield Stage(name)
@@ -174,10 +172,12 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
     yield figure.line("edge of stability", trained.steps, torch.ones(len(trained.steps)), role="predicted")
 
     yield Stage("below the edge")
-    network = run(sgd(lr=config.small_step))
-    linear = run(sgd(lr=config.small_step), widths=(), measurements=2)
+    network = run(sgd(lr=config.small_lr))
+    linear = run(sgd(lr=config.small_lr), widths=(), measurements=2)
     growth, flat = ((r.values["sharpness"][-1] / r.values["sharpness"][0]).log() for r in (network, linear))
-    yield PROGRESSIVE_SHARPENING.check(measured=growth, setting=f"η = {config.small_step:g}")
+    highest = float(network["sharpness"].max() / stability_threshold(config.small_lr))
+    note = f"λ₁ is at most {highest:.2f} of 2/η on the way"
+    yield PROGRESSIVE_SHARPENING.check(measured=growth, setting=f"η = {config.small_lr:g}", note=note)
     yield PROGRESSIVE_SHARPENING.control_check(measured=flat, setting="linear model")
     title = "Sharpness grows along the path of a network"
     figure = Series("sharpening", title, x="step", y="λ₁ / λ₁ at the start", claim=PROGRESSIVE_SHARPENING.key)

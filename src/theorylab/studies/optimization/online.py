@@ -19,7 +19,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.learning.optimizers.mirror import exponentiated_gradient
-from theorylab.theory.optimization import hedge_regret_bound, hedge_step
+from theorylab.theory.optimization import hedge_lr, hedge_regret_bound
 
 HEDGE_REGRET = Claim(
     "optimization/online/hedge_regret",
@@ -81,9 +81,9 @@ Learner = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(weights, losses of this round, total losses so far), each (replica, expert) → weights for the next round."""
 
 
-def hedge(step: float) -> Learner:
+def hedge(lr: float) -> Learner:
     """Weights by exponentiated gradient."""
-    method = exponentiated_gradient(lr=step, normalize=True)
+    method = exponentiated_gradient(lr=lr, normalize=True)
     return lambda weights, losses, totals: method.update({"w": losses}, {}, {"w": weights})[0]["w"]
 
 
@@ -114,7 +114,7 @@ def regrets(weights: Tensor, learner: Learner, adversary: Adversary, rounds: int
 def online(config: OnlineConfig) -> Iterator[Finding | Series | Stage]:
     """The regret of Hedge on random, drifting and adversarial losses; of following the leader on losses that alternate."""
     rounds, experts = config.rounds, config.experts
-    step, bound = hedge_step(rounds, experts), hedge_regret_bound(rounds, experts)
+    lr, bound = hedge_lr(rounds, experts), hedge_regret_bound(rounds, experts)
     uniform = torch.full((config.seeds, experts), 1 / experts, dtype=config.torch_dtype)
     times = torch.arange(1, rounds + 1)
     sequences: dict[str, Adversary] = {
@@ -126,7 +126,7 @@ def online(config: OnlineConfig) -> Iterator[Finding | Series | Stage]:
     figure = Series("regret", "Regret against the best expert so far", x="rounds", y="regret", claim=HEDGE_REGRET.key)
     for name, adversary in sequences.items():
         yield Stage(name)
-        path = regrets(uniform, hedge(step), adversary, rounds)
+        path = regrets(uniform, hedge(lr), adversary, rounds)
         yield HEDGE_REGRET.check(predicted=bound, measured=path[-1], setting=name)
         figure.line(f"Hedge, {name}", times, path.mean(1), low=path.amin(1), high=path.amax(1))
 
@@ -134,6 +134,6 @@ def online(config: OnlineConfig) -> Iterator[Finding | Series | Stage]:
     pair = torch.full((1, 2), 0.5, dtype=config.torch_dtype)
     leader = regrets(pair, follow_the_leader, alternating, rounds)
     yield HEDGE_REGRET.control_check(predicted=hedge_regret_bound(rounds, 2), measured=leader[-1], setting="alternating losses, N = 2")
-    figure.line("ln N/η + tη/8", times, [hedge_regret_bound(int(t), experts, step) for t in times], role="predicted")
+    figure.line("ln N/η + tη/8", times, [hedge_regret_bound(int(t), experts, lr) for t in times], role="predicted")
     shown = leader[:, 0] <= 2 * bound
     yield figure.line("following the leader, alternating losses", times[shown], leader[shown, 0], role="control")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from theorylab.core.claim import AtMost, Claim, Equals, Finding
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -88,9 +89,8 @@ class QuadraticsConfig(Config):
 
 def starts(config: QuadraticsConfig, dimension: int) -> Tensor:
     """A standard normal start for each seed, (replica, dimension)."""
-    return torch.stack(
-        [torch.randn(dimension, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in config.replica_seeds]
-    )
+    generators = [torch.Generator().manual_seed(derived_seed(s, "start")) for s in config.replica_seeds]
+    return torch.stack([torch.randn(dimension, generator=generator, dtype=torch.float64) for generator in generators])
 
 
 def rate(values: Tensor) -> Tensor:

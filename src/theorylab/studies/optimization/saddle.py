@@ -21,7 +21,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.learning.optimizers.sgd import sgd
-from theorylab.theory.optimization import saddle_escape_slope
+from theorylab.theory.dynamics import saddle_escape_slope
 
 ESCAPE_TIME = Claim(
     "optimization/saddle/escape_time",
@@ -40,14 +40,14 @@ ESCAPE_TIME = Claim(
 class SaddleConfig(Config):
     """Distances on a grid of powers of ten; nothing is random, so seeds play no part."""
 
-    step: float = setting(0.05, "step size η", low=1e-4, high=0.5)
+    lr: float = setting(0.05, "step size η", low=1e-4, high=0.5)
     curvature: float = setting(-1.0, "negative eigenvalue λ at the saddle", high=-1e-3)
     decades: int = setting(12, "distances 10⁻² … 10^−decades", low=4, high=15)
 
 
-def escape_steps(gradient: Callable[[Tensor], Tensor], distances: Tensor, step: float, limit: int) -> Tensor:
+def escape_steps(gradient: Callable[[Tensor], Tensor], distances: Tensor, lr: float, limit: int) -> Tensor:
     """Steps of gradient descent from each distance until |x| ≥ 1, interpolated in the last one; ``limit`` where it does not arrive."""
-    gd = sgd(lr=step)
+    gd = sgd(lr=lr)
     x, state = {"x": distances.clone()}, {}
     steps = torch.full_like(distances, float(limit))
     for t in range(1, limit + 1):
@@ -73,17 +73,17 @@ def saddle(config: SaddleConfig) -> Iterator[Finding | Series | Stage]:
     exponents = np.arange(2, config.decades + 1)
     distances = torch.tensor(10.0**-exponents, dtype=config.torch_dtype, device=config.device)
     log_inverse = -distances.log()
-    predicted = saddle_escape_slope(config.step, config.curvature)
+    predicted = saddle_escape_slope(config.lr, config.curvature)
 
     yield Stage("strict saddle")
     limit = math.ceil(2 * predicted * float(log_inverse.max()))
-    strict = escape_steps(lambda x: config.curvature * x, distances, config.step, limit)
+    strict = escape_steps(lambda x: config.curvature * x, distances, config.lr, limit)
     yield ESCAPE_TIME.check(predicted=predicted, measured=np.polyfit(log_inverse.cpu(), strict.cpu(), 1)[0])
 
     yield Stage("degenerate saddle")
     near = distances.new_tensor([0.3, 0.1, 0.03])  # the time grows as δ⁻²: a start at 10⁻⁶ would take 10¹³ steps
-    limit = math.ceil(2 / (2 * config.step * float(near.min()) ** 2))
-    degenerate = escape_steps(lambda x: -(x**3), near, config.step, limit)
+    limit = math.ceil(2 / (2 * config.lr * float(near.min()) ** 2))
+    degenerate = escape_steps(lambda x: -(x**3), near, config.lr, limit)
     slope = np.polyfit(-near.log().cpu(), degenerate.cpu(), 1)[0]
     yield ESCAPE_TIME.control_check(predicted=predicted, measured=slope, setting="f = −x⁴/4")
 

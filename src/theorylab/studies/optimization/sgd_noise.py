@@ -22,7 +22,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.learning.optimizers.sgd import sgd
-from theorylab.theory.optimization import sde_stationary_variance, sgd_stationary_variance
+from theorylab.theory.dynamics import sde_stationary_variance, sgd_stationary_variance
 
 STATIONARY_VARIANCE = Claim(
     "optimization/sgd_noise/stationary_variance",
@@ -31,7 +31,7 @@ STATIONARY_VARIANCE = Claim(
     source=Source("Mandt et al. 2017", "Section 3 (stationary variance), without its continuous-time limit", "arXiv:1704.04289"),
     kind="statistical",
     relation=Within(0.95, 1.05),
-    control="the stochastic differential equation's ησ²/(2λ) at the largest step",
+    control="every draw of the noise used in two steps, at the smallest; the stochastic differential equation's ησ²/(2λ) at the largest",
     reading="A constant step buys speed with a floor of noise proportional to η. The diffusion picture is right for ηλ ≪ 1; near the "
     "edge ηλ = 2 the true fluctuation diverges while the picture sees nothing. On a network the noise depends on the place, "
     "and this holds only locally.",
@@ -44,7 +44,8 @@ MOMENTUM_VARIANCE = Claim(
     source=Source("Box et al. 2008", "Section 3.2.4 (variance of an AR(2) process)", "Time Series Analysis: Forecasting and Control"),
     kind="statistical",
     relation=Within(0.95, 1.05),
-    control="the differential equation with the effective step η/(1−β) at the largest step",
+    control="every draw of the noise used in two steps, at the smallest; the differential equation with the effective step η/(1−β) at the "
+    "largest",
     reading="Momentum multiplies the noise floor as it multiplies the step, by 1/(1−β), as long as ηλ is small. At large steps the "
     "two part: momentum moves the edge of stability out to 2(1+β)/λ, and the variance with it.",
 )
@@ -56,7 +57,7 @@ class SgdNoiseConfig(Config):
 
     curvature: float = setting(1.3, "curvature λ", low=0.01)
     noise: float = setting(0.7, "standard deviation σ of the gradient's noise", low=1e-6)
-    steps: tuple[float, ...] = setting((0.05, 0.5, 1.2), "step sizes η, in rising order; ηλ < 2", low=1e-3)
+    lrs: tuple[float, ...] = setting((0.05, 0.5, 1.2), "step sizes η, in rising order; ηλ < 2", low=1e-3)
     momenta: tuple[float, ...] = setting((0.5, 0.9), "momentum coefficients β", low=0.0, high=0.95)
     chains: int = setting(1000, "independent chains a seed", low=2)
     iterations: int = setting(300, "steps until the chains are stationary", low=200)
@@ -66,22 +67,23 @@ BLOCK = 20
 """Steps whose noise is drawn at once: fewer calls than one a step, and less memory than all."""
 
 
-def stationary_variances(config: SgdNoiseConfig, momenta: tuple[float, ...]) -> Tensor:
+def stationary_variances(config: SgdNoiseConfig, momenta: tuple[float, ...], lrs: tuple[float, ...], *, uses: int = 1) -> Tensor:
     """Mean of x² about the known mean 0 in each group of chains after the burn-in from 0, (momentum, step size, replica).
 
-    All settings see the same noise: each is judged by itself, and one drawing serves them all.
+    All settings see the same noise: each is judged by itself, and one drawing serves them all. With ``uses`` above 1 every draw serves as
+    many steps, so that the noise of neighbouring steps is not independent.
     """
     dtype = config.torch_dtype
-    grid = torch.cartesian_prod(torch.tensor(momenta, dtype=dtype), torch.tensor(config.steps, dtype=dtype))  # (setting, 2)
+    grid = torch.cartesian_prod(torch.tensor(momenta, dtype=dtype), torch.tensor(lrs, dtype=dtype))  # (setting, 2)
     method = sgd(lr=grid[:, 1], momentum=grid[:, 0])
     generators = [torch.Generator().manual_seed(s) for s in config.replica_seeds]
     params = {"x": torch.zeros(len(grid), config.seeds, config.chains, dtype=dtype)}
     state = method.init(params)
     for _ in range(0, config.iterations, BLOCK):
         noise = torch.stack([torch.randn(BLOCK, config.chains, generator=g, dtype=dtype) for g in generators], 1)
-        for shock in noise:  # (replica, chain)
+        for shock in noise.repeat_interleave(uses, 0):  # (replica, chain)
             params, state = method.update({"x": config.curvature * params["x"] + config.noise * shock}, state, params)
-    return (params["x"] ** 2).mean(-1).reshape(len(momenta), len(config.steps), config.seeds)
+    return (params["x"] ** 2).mean(-1).reshape(len(momenta), len(lrs), config.seeds)
 
 
 def figure(key: str, title: str, claim: Claim) -> Series:
@@ -94,28 +96,31 @@ def figure(key: str, title: str, claim: Claim) -> Series:
     claims=[STATIONARY_VARIANCE, MOMENTUM_VARIANCE],
     tiny=SgdNoiseConfig(seeds=8, momenta=(0.9,), chains=1000),
     small=SgdNoiseConfig(seeds=32),
-    large=SgdNoiseConfig(seeds=128, chains=10_000, iterations=600, steps=(0.05, 0.2, 0.5, 0.9, 1.2, 1.4)),
+    large=SgdNoiseConfig(seeds=128, chains=10_000, iterations=600, lrs=(0.05, 0.2, 0.5, 0.9, 1.2, 1.4)),
 )
 def sgd_noise(config: SgdNoiseConfig) -> Iterator[Finding | Series | Stage]:
     """Variance over many chains, against the exact formula and the continuous limit."""
-    curvature, noise, steps = config.curvature, config.noise, config.steps
+    curvature, noise, lrs = config.curvature, config.noise, config.lrs
     unit = noise**2 / curvature**2
     grid = torch.logspace(-1.5, 0.29, 60, dtype=torch.float64) / curvature  # up to just below ηλ = 2
     for claim, momenta, key in ((STATIONARY_VARIANCE, (0.0,), "variance"), (MOMENTUM_VARIANCE, config.momenta, "momentum")):
         yield Stage("with momentum" if claim is MOMENTUM_VARIANCE else "without momentum")
         title = "Where SGD's fluctuation and its continuous limit part" + (" (with momentum)" if claim is MOMENTUM_VARIANCE else "")
         curves = figure(key, title, claim)
-        for beta, measured in zip(momenta, stationary_variances(config, momenta), strict=True):
-            for step, samples in zip(steps, measured, strict=True):
-                setting_text = f"η = {step:g}" + (f", β = {beta:g}" if beta else "")
-                yield claim.check(predicted=sgd_stationary_variance(step, curvature, noise, beta), measured=samples, setting=setting_text)
+        twice = stationary_variances(config, momenta, lrs[:1], uses=2)[:, 0]  # (momentum, replica)
+        for beta, measured, dependent in zip(momenta, stationary_variances(config, momenta, lrs), twice, strict=True):
+            with_beta = f", β = {beta:g}" if beta else ""
+            for lr, samples in zip(lrs, measured, strict=True):
+                setting_text = f"η = {lr:g}{with_beta}"
+                yield claim.check(predicted=sgd_stationary_variance(lr, curvature, noise, beta), measured=samples, setting=setting_text)
+            law = sgd_stationary_variance(lrs[0], curvature, noise, beta)
+            yield claim.control_check(predicted=law, measured=dependent, setting=f"η = {lrs[0]:g}{with_beta}, noise used twice")
             yield claim.control_check(
-                predicted=sde_stationary_variance(steps[-1], curvature, noise, beta), measured=measured[-1], setting=f"SDE, {setting_text}"
+                predicted=sde_stationary_variance(lrs[-1], curvature, noise, beta), measured=measured[-1], setting=f"SDE, {setting_text}"
             )
-            label = f", β = {beta:g}" if beta else ""
-            curves.line(f"measured{label}", [s * curvature for s in steps], [m.mean() / unit for m in measured], mark="points")
+            curves.line(f"measured{with_beta}", [lr * curvature for lr in lrs], [m.mean() / unit for m in measured], mark="points")
             exact = [sgd_stationary_variance(float(s), curvature, noise, beta) / unit for s in grid]
             limit = [sde_stationary_variance(float(s), curvature, noise, beta) / unit for s in grid]
-            curves.line(f"exact{label}", grid * curvature, exact, role="predicted")
-            curves.line(f"SDE{label}", grid * curvature, limit, role="control")
+            curves.line(f"exact{with_beta}", grid * curvature, exact, role="predicted")
+            curves.line(f"SDE{with_beta}", grid * curvature, limit, role="control")
         yield curves

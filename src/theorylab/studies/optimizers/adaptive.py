@@ -15,6 +15,7 @@ from torch import Tensor
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -69,7 +70,7 @@ class AdaptiveConfig(Config):
 
     stream: int = setting(15_000, "rounds of the stream of losses, a multiple of three", low=300)
     steps: int = setting(15_000, "steps of AdamW", low=1000)
-    step: float = setting(0.04, "AdamW's first step size", low=1e-4)
+    lr: float = setting(0.04, "AdamW's first step size", low=1e-4)
     decay: float = setting(0.1, "weight decay λ", low=1e-3)
 
 
@@ -106,14 +107,14 @@ def in_the_interval(method: Optimizer) -> Optimizer:
 @study(
     "optimizers/adaptive",
     claims=[SIGN_LIMIT, REDDI, BOX],
-    tiny=AdaptiveConfig(seeds=4, stream=6000, steps=4000, step=0.1),
+    tiny=AdaptiveConfig(seeds=4, stream=6000, steps=4000, lr=0.1),
     small=AdaptiveConfig(seeds=16),
     large=AdaptiveConfig(seeds=64, stream=300_000, steps=300_000),
 )
 def adaptive(config: AdaptiveConfig) -> Iterator[Finding | Series | Stage]:
     """Run Adam, sign descent, AMSGrad and AdamW side by side."""
     yield Stage("sign limit")
-    start, noise = starts(config, 20), torch.Generator().manual_seed(config.seed)
+    start, noise = starts(config, 20), torch.Generator().manual_seed(derived_seed(config.seed, "shocks"))
     shocks = torch.randn(100, config.seeds, 20, generator=noise, dtype=config.torch_dtype).to(config.device)
     reference, _ = follow(sign_descent(0.01), start, lambda x, t: x + shocks[t], 100)
     for beta, check in ((0.0, SIGN_LIMIT.check), (0.9, SIGN_LIMIT.control_check)):
@@ -145,7 +146,7 @@ def adaptive(config: AdaptiveConfig) -> Iterator[Finding | Series | Stage]:
     limits = {}
     for decoupled in (True, False):
         make = lambda lr, d=decoupled: adam(lr, betas=(0.9, 0.95), weight_decay=config.decay, decoupled=d)  # noqa: E731
-        limits[decoupled], _ = follow(scheduled(make, config.step, schedule), start, lambda x, t: curvature * (x - target), config.steps)
+        limits[decoupled], _ = follow(scheduled(make, config.lr, schedule), start, lambda x, t: curvature * (x - target), config.steps)
     for i, (at, wall) in enumerate(zip(MINIMIZER, box, strict=True)):
         yield BOX.check(predicted=float(wall), measured=limits[True][:, i], setting=f"x* = {at:g}")
     yield BOX.control_check(predicted=float(box[0]), measured=limits[False][:, 0], setting=f"inside the gradient, x* = {MINIMIZER[0]:g}")

@@ -34,7 +34,7 @@ STEEPEST = Claim(
     source=Source("Bernstein and Newhouse 2024", "Section 1 (steepest descent under a norm)", "arXiv:2409.20325"),
     kind="identity",
     relation=Equals(rtol=1e-12),
-    control="the polar factor, scaled to norm one, in the Frobenius ball",
+    control="the polar factor, scaled to norm one, in the Frobenius norm",
     reading="An optimizer without memory is a choice of norm: Adam's is that of the largest entry, Muon's the spectral. Which norm suits a "
     "network is not decided by this; that is where layers, widths and data enter.",
 )
@@ -72,6 +72,10 @@ class DualityConfig(Config):
     columns: int = setting(12, "columns of the gradient", low=2)
 
 
+DUAL: dict[Norm, Norm] = {"linf": "l1", "spectral": "nuclear", "frobenius": "frobenius"}
+"""Of each norm the one whose dual it is."""
+
+
 def first_step(method: Optimizer, gradients: Tensor) -> Tensor:
     """Minus the first step from zero, (replica, m, n)."""
     start = {"w": torch.zeros_like(gradients)}
@@ -93,9 +97,10 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def attained(gradients: Tensor, directions: Tensor, norm: Norm) -> Tensor:
-    """⟨G, D⟩ over the dual norm of G, (replica,): one where no direction of that norm does better."""
+    """⟨G, D⟩ over ‖D‖ and over the dual norm of G, (replica,): one where no direction of that norm does better."""
+    lengths = [dual_norm(d.numpy(), DUAL[norm]) for d in directions.cpu()]
     best = [dual_norm(g.numpy(), norm) for g in gradients.cpu()]
-    return (gradients * directions).sum((1, 2)) / gradients.new_tensor(best)
+    return (gradients * directions).sum((1, 2)) / gradients.new_tensor(best) / gradients.new_tensor(lengths)
 
 
 @study(
@@ -118,8 +123,7 @@ def duality(config: DualityConfig) -> Iterator[Finding | Series | Stage]:
     best: dict[Norm, Tensor] = {"linf": first_step(sign_descent(1.0), G), "spectral": polar, "frobenius": first_step(normalized_gd(1.0), G)}
     for norm, direction in best.items():
         yield STEEPEST.check(predicted=1.0, measured=attained(G, direction, norm), setting=norm)
-    scaled = polar / min(shape) ** 0.5
-    yield STEEPEST.control_check(predicted=1.0, measured=attained(G, scaled, "frobenius"), setting="UVᵀ/√r in the Frobenius ball")
+    yield STEEPEST.control_check(predicted=1.0, measured=attained(G, polar, "frobenius"), setting="UVᵀ in the Frobenius norm")
 
     yield Stage("Shampoo and SOAP")
     plain = {"eps": 0.0, "decay": 0.0}

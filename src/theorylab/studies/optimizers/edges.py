@@ -15,7 +15,7 @@ Measured on real data: a tanh network on the handwritten digits of scikit-learn,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,15 +29,15 @@ from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.images import pixels
 from theorylab.instruments.sharpness_along import replica_sharpness
-from theorylab.learning.optimizers.adam import adam
+from theorylab.learning.optimizers.adam import adam, momentum_divisor
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.optimizers.sam import sam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.learning.risk import squared_distance
+from theorylab.learning.trajectory import Trajectory
 from theorylab.models.mlp import mlp
-from theorylab.theory.edges import adam_threshold, sam_threshold
-from theorylab.theory.optimization import stability_threshold
+from theorylab.theory.edges import adam_threshold, sam_threshold, stability_threshold
 
 ADAM = Claim(
     "optimizers/edges/adam",
@@ -60,11 +60,14 @@ SAM = Claim(
     source=Source("Long and Bartlett 2023", "Section 1 (the SAM-edge) and Section 3 (experiments)", "arXiv:2309.12488"),
     kind="statistical",
     relation=Within(0.95, 1.15),
-    control="the edge of gradient descent, 2/η",
+    control="minibatches of 4 rows, with the same step size and ρ; and the edge of gradient descent, 2/η",
     reading="As the gradient shrinks, so does the edge: SAM ends in flatter regions than gradient descent with the same step, and earlier. "
     "The formula says by how much, from the step size, ρ and the gradient's norm alone. It assumes full batches, and that training lasts "
-    "until the edge is reached.",
+    "until the edge is reached; with minibatches λ₁ stays well below it.",
 )
+
+BATCH = 4
+"""Rows of a minibatch of the control of SAM's edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +79,17 @@ class EdgesConfig(Config):
     width: int = setting(32, "units of each of the two hidden layers", low=2)
     steps: int = setting(1500, "training steps", low=20)
     measurements: int = setting(10, "how often λ₁ is measured on the way, after the start", low=2)
-    adam_step: float = setting(2e-3, "step size η of Adam", low=1e-5)
+    adam_lr: float = setting(2e-3, "step size η of Adam", low=1e-5)
     beta1: float = setting(0.9, "β₁ of Adam", low=0.0, high=0.999)
     beta2: float = setting(0.99, "β₂ of Adam", low=0.0, high=0.9999)
-    sam_step: float = setting(0.1, "step size η of SAM", low=1e-4)
+    sam_lr: float = setting(0.1, "step size η of SAM", low=1e-4)
     rho: float = setting(0.1, "ρ of SAM", low=1e-4)
 
 
 def preconditioner(population: Population, beta1: float, beta2: float, eps: float) -> Params:
-    """What Adam divides its momentum by, (1 − β₁ᵗ)(√v̂ + ε), by name (replica, ...); one before the first step."""
-    state = population.state
-    if population.step_count == 0:
-        return {k: torch.ones_like(v) for k, v in state["second"].items()}
-    t = population.step_count
-    return {k: (1 - beta1**t) * ((v / (1 - beta2**t)).sqrt() + eps) for k, v in state["second"].items()}
+    """What Adam divides its momentum by, by name (replica, ...); one before the first step."""
+    second, t = population.state["second"], population.step_count
+    return {k: momentum_divisor(v, t, (beta1, beta2), eps) if t else torch.ones_like(v) for k, v in second.items()}
 
 
 def gradient_norms(population: Population) -> Tensor:
@@ -103,7 +103,7 @@ def gradient_norms(population: Population) -> Tensor:
     claims=[ADAM, SAM],
     tiny=EdgesConfig(seeds=4, rows=96, width=16, steps=600, measurements=4, dtype="float32"),
     small=EdgesConfig(dtype="float32"),
-    large=EdgesConfig(seeds=16, data="cifar10", rows=5000, width=200, steps=20_000, measurements=100, adam_step=5e-4, dtype="float32"),
+    large=EdgesConfig(seeds=16, data="cifar10", rows=5000, width=200, steps=20_000, measurements=100, adam_lr=5e-4, dtype="float32"),
 )
 def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
     """Train populations by Adam and by SAM, and compare the sharpness of each with its threshold along the way."""
@@ -111,18 +111,19 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
     data = x, nn.functional.one_hot(y, 10).to(x)
     every = max(1, config.steps // config.measurements)
 
-    def population(optimizer: Optimizer) -> Population:
+    def population(optimizer: Optimizer, batch_size: int | None = None) -> Population:
         return Population(
             lambda: mlp([x.shape[1], config.width, config.width, 10], activation="tanh"),
             squared_distance,
             data,
             optimizer=optimizer,
             seeds=config.replica_seeds,
+            batch_size=batch_size,
             dtype=config.torch_dtype,
             device=config.device,
         )
 
-    yield Stage(f"Adam, η = {config.adam_step:g}")
+    yield Stage(f"Adam, η = {config.adam_lr:g}")
     eps = 1e-8
     plain = replica_sharpness()
     scaled = replica_sharpness(precondition=lambda now: preconditioner(now, config.beta1, config.beta2, eps))
@@ -130,10 +131,10 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
     def both(now: Population) -> dict[str, Tensor]:
         return scaled(now) | {"plain": plain(now)["sharpness"]}
 
-    run = population(adam(config.adam_step, betas=(config.beta1, config.beta2), eps=eps)).train(config.steps, every=every, measure=both)
-    edge, without = adam_threshold(config.adam_step, config.beta1), stability_threshold(config.adam_step)
+    run = population(adam(config.adam_lr, betas=(config.beta1, config.beta2), eps=eps)).train(config.steps, every=every, measure=both)
+    edge, without = adam_threshold(config.adam_lr, config.beta1), stability_threshold(config.adam_lr)
     sharp = run.late(run.values["sharpness"])
-    name = f"η = {config.adam_step:g}, β₁ = {config.beta1:g}"
+    name = f"η = {config.adam_lr:g}, β₁ = {config.beta1:g}"
     yield ADAM.check(predicted=edge, measured=sharp, setting=name)
     yield ADAM.control_check(predicted=without, measured=sharp, setting="against 2/η")
     yield ADAM.control_check(predicted=edge, measured=run.late(run.values["plain"]), setting="λ₁ of the Hessian itself")
@@ -144,18 +145,27 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
         figure.line(label, run.steps[1:], ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)  # type: ignore[arg-type]
     yield figure.line("edge of stability", run.steps[1:], torch.ones(len(run.steps) - 1), role="predicted")
 
-    yield Stage(f"SAM, η = {config.sam_step:g}, ρ = {config.rho:g}")
-    measure: Callable[[Population], dict[str, Tensor]] = replica_sharpness()
-    run = population(sam(sgd(config.sam_step), config.rho)).train(
-        config.steps, every=every, measure=lambda now: measure(now) | {"norm": gradient_norms(now)}
-    )
-    edges_now = run.values["norm"].clone().apply_(lambda norm: sam_threshold(config.sam_step, config.rho, norm))
-    ratio, without = run.values["sharpness"] / edges_now, stability_threshold(config.sam_step)
-    name = f"λ₁ / edge, η = {config.sam_step:g}, ρ = {config.rho:g}"
-    yield SAM.check(predicted=1.0, measured=run.late(ratio), setting=name)
-    yield SAM.control_check(predicted=without, measured=run.late(run.values["sharpness"]), setting="λ₁ against 2/η")
+    yield Stage(f"SAM, η = {config.sam_lr:g}, ρ = {config.rho:g}")
+
+    def trained(batch_size: int | None) -> tuple[Trajectory, Tensor]:
+        """λ₁ along the run, and SAM's edge at the norm that the gradient of all rows has there, (t, replica)."""
+        sharpness = replica_sharpness()
+        run = population(sam(sgd(config.sam_lr), config.rho), batch_size).train(
+            config.steps, every=every, measure=lambda now: sharpness(now) | {"norm": gradient_norms(now)}
+        )
+        return run, run["norm"].clone().apply_(lambda norm: sam_threshold(config.sam_lr, config.rho, norm))
+
+    run, edges_now = trained(None)
+    without = stability_threshold(config.sam_lr)
+    name = f"λ₁ / edge, η = {config.sam_lr:g}, ρ = {config.rho:g}"
+    yield SAM.check(predicted=1.0, measured=run.late(run["sharpness"] / edges_now), setting=name)
+    noisy, edges_there = trained(BATCH)
+    yield SAM.control_check(predicted=1.0, measured=noisy.late(noisy["sharpness"] / edges_there), setting=f"{name}, batch {BATCH}")
+    yield SAM.control_check(predicted=without, measured=run.late(run["sharpness"]), setting="λ₁ against 2/η")
     figure = Series("sam", "SAM's edge falls as the gradient shrinks", x="step", y="λ₁", claim=SAM.key)
-    sharp = run.values["sharpness"]
+    sharp = run["sharpness"]
     figure.line("λ₁", run.steps, sharp.mean(1), low=sharp.amin(1), high=sharp.amax(1))
     figure.line("edge of SAM", run.steps, edges_now.mean(1), role="predicted")
+    figure.line(f"λ₁, batch {BATCH}", noisy.steps, noisy["sharpness"].mean(1), role="control")
+    figure.line(f"edge of SAM, batch {BATCH}", noisy.steps, edges_there.mean(1), role="predicted")
     yield figure.line("edge of gradient descent, 2/η", run.steps, torch.full((len(run.steps),), without), role="control")

@@ -83,7 +83,7 @@ class MupConfig(Config):
     base: int = setting(32, "width at which both parametrizations agree", low=2)
     check_widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "widths of the coordinate check", low=2)
     check_steps: int = setting(5, "steps of the coordinate check", low=1)
-    check_step: float = setting(2e-3, "Adam's step size in the coordinate check", low=1e-6)
+    check_lr: float = setting(2e-3, "Adam's step size in the coordinate check", low=1e-6)
     widths: tuple[int, ...] = setting((32, 128, 256), "widths of the transfer", low=2)
     steps: int = setting(60, "training steps of the transfer", low=5)
     batch: int = setting(64, "rows of a minibatch", low=1)
@@ -162,7 +162,7 @@ def mup_study(config: MupConfig) -> Iterator[Finding | Series | Stage]:
             config.check_widths,
             nn.functional.cross_entropy,
             (x, y),
-            optimizer=lambda p: torch.optim.Adam(p, lr=config.check_step),
+            optimizer=lambda p: torch.optim.Adam(p, lr=config.check_lr),
             steps=config.check_steps,
             seeds=config.replica_seeds,
             dtype=config.torch_dtype,

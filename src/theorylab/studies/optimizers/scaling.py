@@ -39,7 +39,7 @@ from theorylab.learning.population import Population
 from theorylab.learning.scaling_check import final_losses, relative_change
 from theorylab.learning.scaling_rules import Recipe, Rule, linear_rule, same_settings, square_root_rule
 from theorylab.models.mlp import mlp
-from theorylab.theory.optimization import sde_stationary_variance, sgd_stationary_variance
+from theorylab.theory.dynamics import sde_stationary_variance, sgd_stationary_variance
 from theorylab.theory.optimizers import (
     adam_noisy_quadratic_loss,
     best_step,
@@ -95,7 +95,7 @@ NOISE_SCALE = Claim(
     source=Source("McCandlish et al. 2018", "Section 2.2, equations 2.6-2.8", "arXiv:1812.06162"),
     kind="statistical",
     relation=Within(0.98, 1.02),
-    control="the simple noise scale trΣ/‖g‖², at the smallest batch",
+    control="twice the best step, and the simple noise scale trΣ/‖g‖², at the smallest batch",
     reading="Below the noise scale twice the rows gain twice as much in a step; above it they gain little. The simple scale, which leaves "
     "out the curvature, is off by as much as noise and gradient differ in how steep the directions are in which they lie. The step must be "
     "tuned to the batch, and on a network all of it changes as training goes on.",
@@ -112,12 +112,12 @@ class ScalingConfig(Config):
     ks: tuple[int, ...] = setting((4, 16), "factors of the batch, in rising order", low=2, high=64)
     width: int = setting(32, "hidden units of the network", low=1)
     batch: int = setting(4, "rows of the network's minibatch at k = 1", low=1)
-    step: float = setting(0.02, "step η of SGD at k = 1", low=1e-4)
+    lr: float = setting(0.02, "step η of SGD at k = 1", low=1e-4)
     steps: int = setting(800, "steps of SGD at k = 1, a multiple of every k", low=16)
     beyond: tuple[int, ...] = setting((50, 100, 160), "factors up to one that breaks the linear rule, in rising order", low=2, high=400)
     adam_chains: int = setting(256, "Adam's independent chains a seed", low=2)
     adam_steps: int = setting(2000, "steps of Adam at k = 1, a multiple of every k", low=16)
-    adam_step: float = setting(0.01, "step η of Adam at k = 1", low=1e-5)
+    adam_lr: float = setting(0.01, "step η of Adam at k = 1", low=1e-5)
     batches: tuple[int, ...] = setting((1, 4, 16, 64), "rows of the minibatches on least squares, in rising order", low=1)
     draws: int = setting(16_384, "rows drawn a seed for each of these sizes", low=64)
 
@@ -212,10 +212,10 @@ class LeastSquares:
         rows = residual[:, None] * x
         return cls(rows, rows.mean(0), torch.cov(rows.T, correction=0), x.T @ x / ROWS)
 
-    def decrease(self, step: float, batch: int, count: int, generator: torch.Generator) -> Tensor:
+    def decrease(self, lr: float, batch: int, count: int, generator: torch.Generator) -> Tensor:
         """Mean decrease of the loss by one step over ``count`` minibatches of rows drawn with replacement."""
         chosen = torch.randint(ROWS, (count, batch), generator=generator)
-        move = step * self.rows[chosen].mean(1)
+        move = lr * self.rows[chosen].mean(1)
         return (move @ self.gradient - 0.5 * ((move @ self.hessian) * move).sum(1)).mean()
 
 
@@ -273,12 +273,16 @@ def stepped(config: ScalingConfig) -> Iterator[Finding | Series]:
     scale, simple = gradient_noise_scale(H, covariance, g), gradient_noise_scale(np.eye(INPUTS), covariance, g)
     means = []
     for batch in config.batches:
-        step, count = best_step(H, g, batch, scale), config.draws // batch
+        lr, count = best_step(H, g, batch, scale), config.draws // batch
         generators = (torch.Generator().manual_seed(s) for s in config.replica_seeds)
-        samples = torch.stack([problem.decrease(step, batch, count, generator) for generator in generators])
+        samples = torch.stack([problem.decrease(lr, batch, count, generator) for generator in generators])
         means.append(samples.mean())
         yield NOISE_SCALE.check(predicted=expected_decrease(H, g, batch, scale), measured=samples, setting=f"B = {batch}")
         if batch == config.batches[0]:
+            generators = (torch.Generator().manual_seed(s) for s in config.replica_seeds)
+            far = torch.stack([problem.decrease(2 * lr, batch, count, generator) for generator in generators])
+            best = expected_decrease(H, g, batch, scale)
+            yield NOISE_SCALE.control_check(predicted=best, measured=far, setting=f"twice the best step, B = {batch}")
             predicted = expected_decrease(H, g, batch, simple)
             yield NOISE_SCALE.control_check(predicted=predicted, measured=samples, setting=f"simple noise scale, B = {batch}")
     title = f"What a step gains: half of the most at B = {scale:.0f}"
@@ -292,7 +296,7 @@ def stepped(config: ScalingConfig) -> Iterator[Finding | Series]:
 @study(
     "optimizers/scaling",
     claims=[SVAG, LINEAR, ROOT, NOISE_SCALE],
-    tiny=ScalingConfig(seeds=8, amplifications=(1, 4), ks=(16,), beyond=(160,), adam_steps=800, adam_step=0.025),
+    tiny=ScalingConfig(seeds=8, amplifications=(1, 4), ks=(16,), beyond=(160,), adam_steps=800, adam_lr=0.025),
     small=ScalingConfig(seeds=32),
     large=ScalingConfig(seeds=128, chains=40_000, ks=(2, 4, 8, 16), adam_chains=2000, draws=262_144),
 )
@@ -301,10 +305,10 @@ def scaling(config: ScalingConfig) -> Iterator[Finding | Series | Stage]:
     yield Stage("SVAG")
     yield from amplified(config)
     yield Stage("linear rule of SGD")
-    base = Recipe(config.step, config.batch, config.steps)
+    base = Recipe(config.lr, config.batch, config.steps)
     yield from compared(config, LINEAR, base, trained, {"linear rule": linear_rule, "step left alone": same_settings})
     yield Stage("square-root rule of Adam")
-    base = Recipe(config.adam_step, 1, config.adam_steps, betas=(0.99, 0.999), eps=1e-8)
+    base = Recipe(config.adam_lr, 1, config.adam_steps, betas=(0.99, 0.999), eps=1e-8)
     rules = {"square-root rule": square_root_rule, "step times k": steepened, "nothing changed": same_settings}
     yield from compared(config, ROOT, base, adapted, rules)
     yield Stage("noise scale")
