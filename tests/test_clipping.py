@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from test_rows import LAYERS, Outside, Tagger, Twice
+from test_rows import LAYERS, Centred, Outside, Tagger, Twice
 from torch import nn
 from torch.nn import functional as F
 from zoo import make, mlp, vectors
@@ -138,18 +138,7 @@ def test_a_gradient_that_overflows_is_an_error_and_not_a_zero() -> None:
         clipped_sum(Problem(net, lambda o, y: 3e38 * (o[:, 0] * 1e5).tanh() * 1e-2, (torch.ones(2, 2) * 1e-12, torch.zeros(2))))
 
 
-class Centred(nn.Module):
-    """Takes the mean over the batch away: a coupling that no type of layer gives away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(5, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x - x.mean(0))
-
-
-@pytest.mark.parametrize("method", ["auto", "ghost", "vmap"])
+@pytest.mark.parametrize("method", ["auto", "ghost", "vmap", "loop"])
 def test_refuses_a_coupling_of_its_own_making(method: str) -> None:
     with pytest.raises(Inapplicable):
         clipped_sum(Problem(Centred(), F.cross_entropy, vectors(), dtype=torch.float64), method=method)  # type: ignore[arg-type]

@@ -278,6 +278,17 @@ def spread(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model(batch["x"]).std(0, correction=0).sum()
 
 
+class Centred(nn.Module):
+    """Takes the mean over the batch away ahead of its only layer: a coupling that no layer's uses give away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x - x.mean(0))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -288,6 +299,9 @@ def spread(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             lambda: Problem(nn.Sequential(nn.Linear(5, 4), nn.Dropout(), OwnBatchNorm()), F.cross_entropy, vectors(), train=True),
             "rows depend",
         ),
+        (lambda: Problem(Centred(), F.cross_entropy, vectors()), "rows depend"),
+        (lambda: Problem(nn.Sequential(Centred(), nn.Dropout()), F.cross_entropy, vectors(), train=True), "rows depend"),
+        (lambda: Problem(Centred(), F.cross_entropy, vectors(), batch_size=5), "rows depend"),
         (lambda: Problem(mlp(), spread, {"x": torch.randn(6, 5)}), "rows depend"),
         (lambda: make("cnn, BatchNorm train"), "training mode couples"),
         (lambda: pooled(nn.BatchNorm1d(4, track_running_stats=False), 4), "without running statistics"),

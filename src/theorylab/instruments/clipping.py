@@ -15,16 +15,14 @@ from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
 from theorylab.instruments.refusals import couples_rows
-from theorylab.instruments.row_trust import row_wise
+from theorylab.instruments.row_trust import refuse_coupled_rows
 from theorylab.instruments.rows import RowsPart, looped_grads, row_parts
-from theorylab.instruments.rows_alone import others_of, refuse_coupled_outputs, shares_predictions
+from theorylab.instruments.rows_alone import others_of, shares_predictions
 
 log = logging.getLogger(__name__)
 Method = Literal["auto", "ghost", "vmap", "loop"]
 AT_ONCE = 2**26
 """Numbers that the gradients of rows may hold at once where they are formed."""
-FEW = 8
-"""Rows among which the first is compared with itself alone."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,6 @@ def weighs_rows_together(problem: Problem) -> str | None:
             "others. Give one loss a row: the sum or the mean over the row's own predictions."
         )
     return None
-
-
-def refuse_coupled_rows(problem: Problem) -> None:
-    """Refuse a model in which a row's outputs depend on other rows: each has a gradient there too, but a row more changes all of them.
-
-    Raises:
-        Inapplicable: a row has other outputs alone.
-    """
-    if not row_wise(problem.model):
-        for k, batch in enumerate(problem.batches):
-            if batch.is_pair:  # of any other the rows' losses are compared with the batch's, since its outputs are unknown
-                few = problem.on([batch.part(slice(FEW))])
-                few.seed += k
-                refuse_coupled_outputs(few, 0)
 
 
 def clip_factors(norms: Tensor, clip: float) -> Tensor:
@@ -138,7 +122,9 @@ def clipped_sum(problem: Problem, clip: float = 1.0, *, method: Method = "auto",
         raise ValueError(f'method must be "auto", "ghost", "vmap" or "loop", got {method!r}.')
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
-    refuse_coupled_rows(problem)
+    if method in ("vmap", "loop"):  # the others look at the batch in any case, and are refused there
+        for k in range(len(problem.batches)):
+            refuse_coupled_rows(problem, k)
     if method == "loop":
         return looped_clipped_sum(problem, clip)
     flat = torch.empty(problem.P, dtype=problem.dtype, device=problem.device)

@@ -13,7 +13,7 @@ from theorylab.core.batches import rows_of, tensors_of
 from theorylab.core.problem import Params, Problem
 from theorylab.core.safe import BATCH_COUPLED
 from theorylab.instruments.operations import Recorder
-from theorylab.instruments.rows_alone import close
+from theorylab.instruments.rows_alone import close, refuse_coupled_outputs
 from theorylab.instruments.uses import Use
 
 ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU, nn.LeakyReLU, nn.Identity, nn.Dropout)
@@ -21,14 +21,37 @@ POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 PARAMETRIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ROW_WISE = (nn.Sequential, *ACTIVATIONS, *POOLS, *PARAMETRIC, *BATCH_NORMS)
+FEW = 8
+"""Rows among which the first is compared with itself alone."""
 
 
 def trusted(problem: Problem, k: int, uses: Sequence[Use], outputs: Any) -> list[Use]:
-    """Those of the ``uses``, in the pass of batch ``k`` that gave ``outputs``, that treat every row by itself."""
-    known = set(range(len(uses))) if row_wise(problem.model) else _alike_alone(problem, k, uses, outputs)
+    """Those of the ``uses``, in the pass of batch ``k`` that gave ``outputs``, that treat every row by itself.
+
+    Raises:
+        Inapplicable: as of `refuse_coupled_rows`.
+    """
+    known: set[int] | None = set(range(len(uses))) if row_wise(problem.model) else _alike_alone(problem, k, uses, outputs)
+    if known is None:
+        refuse_coupled_rows(problem, k)  # or is it dropout, of which a row alone gets other numbers?
+        known = set()
     if len(known) < len(uses):
         known |= _separate(uses, outputs, problem.batches[k].rows)
     return [uses[i] for i in sorted(known)]
+
+
+def refuse_coupled_rows(problem: Problem, k: int) -> None:
+    """Refuse a model in which a row's outputs depend on other rows of batch ``k``, also where that is so before its first parameter.
+
+    Each row would have a gradient all the same, but a row more would change all of them.
+
+    Raises:
+        Inapplicable: the first row has other outputs alone than among a few.
+    """
+    if problem.batches[k].is_pair and not row_wise(problem.model):
+        few = problem.on([problem.batches[k].part(slice(FEW))])
+        few.seed += k
+        refuse_coupled_outputs(few, 0)
 
 
 def row_wise(model: nn.Module) -> bool:
@@ -42,15 +65,15 @@ def row_wise(model: nn.Module) -> bool:
     return all(safe(m) for m in model.modules())
 
 
-def _alike_alone(problem: Problem, k: int, uses: Sequence[Use], outputs: Any) -> set[int]:
-    """Uses that see the first row as they would if it were alone; none where the outputs are not those of the row alone."""
+def _alike_alone(problem: Problem, k: int, uses: Sequence[Use], outputs: Any) -> set[int] | None:
+    """Uses that see the first row as they would if it were alone; None where the outputs are not those of the row alone."""
     batch = problem.batches[k]
     single = problem.on([batch.part(slice(1))])
     leaves = single.leaves()
     with Recorder(leaves, 1, united=False) as alone:
         out = single.outputs(0, leaves)
     if not all(map(close, tensors_of(out), tensors_of(rows_of(outputs, slice(1), batch.rows)))):
-        return set()
+        return None
     found = set()
     for names in {use.names for use in uses}:
         here, there = [i for i, use in enumerate(uses) if use.names == names], [use for use in alone.uses if use.names == names]
