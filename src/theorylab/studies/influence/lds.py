@@ -126,7 +126,7 @@ def lds(config: LdsConfig) -> Iterator[Finding | Series | Stage]:
     train, test = (x[: config.rows], y[: config.rows]), (x[config.rows :], y[config.rows :])
     masks = half_subsets(config.rows, config.subsets, seed=config.seed)
     make = partial(mlp, [64, config.width, 10])
-    options = {"steps": config.steps, "batch_size": config.batch, "device": config.device}
+    options = {"steps": config.steps, "batch_size": config.batch, "device": config.device, "progress": False}
     yield Stage(f"retraining {config.subsets * config.retrainings} networks")
     others = [config.seed + 10**6 + k for k in range(config.retrainings)]
     outputs = retrain(make, cross_entropy, train, masks, others, optimizer=method(config), targets=test, target=margin, **options)
