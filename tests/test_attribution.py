@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -13,9 +14,10 @@ from zoo import make, mlp, vectors
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import dense_influence, influence, root_rows, token_losses
+from theorylab.instruments.attribution import dense_influence, gradient_blocks, influence, root_rows, token_losses
 from theorylab.instruments.attribution_quality import evaluate_attribution
 from theorylab.instruments.curvature import dense_ggn
+from theorylab.instruments.rows import per_example_grads
 from theorylab.instruments.tracin import tracin
 from theorylab.learning.linear import ridge
 
@@ -86,6 +88,36 @@ def test_memory_bounds_the_blocks_and_not_the_result() -> None:
     problem = small()
     expected = influence(problem, probes(), damping=0.05)
     torch.testing.assert_close(influence(problem, probes(), damping=0.05, memory=1), expected, rtol=1e-6, atol=1e-9)  # one row, and cg
+
+
+@pytest.mark.parametrize(
+    "build",
+    [*(partial(make, name) for name in ("mlp, minibatches", "dropout", "attention, tied", "dict batches, custom loss")),
+     lambda: Problem(Causal(), F.cross_entropy, [sequences(4, 1, padded=3), sequences(3, 2)], dtype=torch.float64)],
+)  # fmt: skip
+def test_blocks_of_gradients_are_those_of_the_rows_at_any_memory(build: Callable[[], Problem]) -> None:
+    problem = build()
+    every = per_example_grads(problem)
+    for rows in (1, 3, 5, 100):
+        memory = 16 * problem.P * rows
+        torch.testing.assert_close(torch.cat(list(gradient_blocks(problem, None, memory))), every, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(torch.cat(list(gradient_blocks(problem, [6, 0, 6], memory))), every[[6, 0, 6]], rtol=1e-9, atol=1e-12)
+
+
+def test_a_block_of_gradients_passes_through_its_own_rows_alone() -> None:
+    seen = 0
+
+    class Counting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            nonlocal seen
+            seen += len(input)
+            return super().forward(input)
+
+    problem = Problem(Counting(5, 3), F.cross_entropy, vectors(64))
+    seen = 0
+    blocks = list(gradient_blocks(problem, None, memory=16 * problem.P * 2))
+    assert len(blocks) == 32
+    assert seen < 8 * 64  # the whole batch for each block would be 32 · 64 rows
 
 
 def test_a_positive_score_says_that_adding_the_row_raises_the_target() -> None:
@@ -236,6 +268,7 @@ def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
         ({"curvature": "hessian", "solver": "cg"}, "damping must be given"),
         ({"curvature": "hessian", "solver": "dual"}, "sum over rows"),
         ({"curvature": "kfac", "solver": "cg"}, "closed form"),
+        ({"curvature": "identity", "solver": "dual"}, "closed form"),
         ({"curvature": "none"}, "curvature must be one of"),
         ({"solver": "lu"}, "solver must be"),
     ],
@@ -243,6 +276,12 @@ def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
 def test_bad_requests_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         influence(small(), **options)
+
+
+def test_a_damping_that_would_be_a_share_of_a_negative_trace_is_asked_for() -> None:
+    concave = Problem(nn.Linear(5, 1), lambda o, y: -(o - y).square().mean(1), (vectors()[0], torch.zeros(12, 1)), dtype=torch.float64)
+    with pytest.raises(ValueError, match="damping must be given: the mean eigenvalue, -"):
+        influence(concave, curvature="hessian")
 
 
 def test_layers_without_kronecker_factors_are_refused() -> None:

@@ -22,6 +22,7 @@ from theorylab.instruments.loss_root import loss_root
 from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
 from theorylab.instruments.rows import looped_grads, per_example_grads
+from theorylab.instruments.rows_alone import shares_predictions
 from theorylab.linalg.approximate import neumann_solve, truncated_solve
 from theorylab.linalg.solve import solve
 
@@ -97,12 +98,11 @@ def target_axes(moved: Problem, target: Target | None) -> tuple[int, ...]:
 
 def target_gradients(moved: Problem, rows: Rows, axes: tuple[int, ...], memory: int = MEMORY_BUDGET) -> Iterator[Tensor]:
     """Blocks (some, p) of the gradients of what is attributed, row by row, and of every row number by number."""
+    if not axes:
+        yield from gradient_blocks(moved, rows, memory)
+        return
     chosen = torch.arange(moved.n) if rows is None else torch.as_tensor(rows)
     size = max(1, memory // (16 * moved.P))
-    if not axes:
-        for part in chosen.split(size):
-            yield per_example_grads(moved, rows=part)
-        return
     edges = torch.tensor([batch.rows for batch in moved.batches]).cumsum(0)
     function = moved.criterion
 
@@ -137,9 +137,40 @@ def _along(outputs: Tensor, vectors: Tensor) -> Tensor:
     return (vectors * outputs).flatten(1).sum(1) if outputs.ndim > 1 else vectors * outputs
 
 
+def gradient_blocks(problem: Problem, rows: Rows = None, memory: int = MEMORY_BUDGET) -> Iterator[Tensor]:
+    """The rows' gradients in order, in blocks (some, p) of about ``memory`` bytes."""
+    size = max(1, memory // (16 * problem.P))
+    small = _in_small_batches(problem, size)
+    if rows is not None:
+        parts = list(torch.as_tensor(rows).split(size))
+    else:
+        ends, start = [], 0
+        for batch in small.batches:  # blocks end where batches do, so that none is passed through twice
+            if ends and ends[-1] - start + batch.rows <= size:
+                ends[-1] += batch.rows
+            else:
+                start = ends[-1] if ends else 0
+                ends.append(start + batch.rows)
+        parts = [part for whole in torch.arange(problem.n).tensor_split(ends[:-1]) for part in whole.split(size)]
+    for part in parts:
+        yield per_example_grads(small, rows=part)
+
+
+def _in_small_batches(problem: Problem, size: int) -> Problem:
+    """The same rows in batches of at most ``size``, for a block costs a pass through all of its batch; as they are where a row's loss
+    depends on its batch: under dropout, where batches have weights of their own, or rows their share of a mean over predictions.
+    """
+    if problem._count is not None or all(batch.rows <= size for batch in problem.batches):
+        return problem
+    with problem.safe():
+        for k, batch in enumerate(problem.batches):
+            if problem.draws(k) or (batch.is_pair and shares_predictions(problem, k)):
+                return problem
+    return problem.on([b.part(slice(i, i + size)) for b in problem.batches for i in range(0, b.rows, size)])
+
+
 def root_rows(problem: Problem, memory: int = MEMORY_BUDGET) -> Iterator[Tensor]:
     """Blocks (some, p) of a root R of the generalized Gauss-Newton matrix, RᵀR = G: a row for each output of each row of the data."""
-    chunk = max(1, memory // (16 * problem.P))
     for k, batch in enumerate(problem.batches):
         with problem.safe():
             with torch.no_grad():
@@ -148,8 +179,7 @@ def root_rows(problem: Problem, memory: int = MEMORY_BUDGET) -> Iterator[Tensor]
         for s in vectors:
             part = problem.on([Batch((batch.content[0], s), batch.rows)])
             part.criterion, part.seed, part._count = _along, problem.seed + k, None  # the same dropout as within the whole
-            for rows in torch.arange(batch.rows).split(chunk):
-                yield per_example_grads(part, rows=rows)
+            yield from gradient_blocks(part, None, memory)
 
 
 def weight_decay(optimizer: torch.optim.Optimizer) -> float:
@@ -188,10 +218,13 @@ def _choose(problem: Problem, curvature: Curvature, solver: Solver, memory: int)
 
 
 def _damped(damping: float | None, trace: float, size: int) -> float:
-    value = SHARE * trace / size if damping is None else float(damping)
-    if not value >= 0:
+    if damping is None:
+        if trace < 0:
+            raise ValueError(f"damping must be given: the mean eigenvalue, {trace / size:.3g}, is negative, so that no share of it is one.")
+        return SHARE * trace / size
+    if not damping >= 0:
         raise ValueError(f"damping must be at least 0, got {damping}.")
-    return value
+    return float(damping)
 
 
 def _factor(C: Tensor, damping: float, name: str) -> Tensor:
@@ -231,12 +264,12 @@ def _inverse(
 ) -> Callable[[Tensor], Tensor]:
     """Columns b (p, m) → (C + λI)⁻¹ b; what does not depend on b is computed once."""
     p = problem.P
+    if curvature in ("identity", "kfac", "ekfac") and solver not in ("auto", "dense"):
+        raise ValueError(f'solver must be "auto" for {curvature}, whose inverse is known in closed form, got {solver!r}.')
     if curvature == "identity":
-        scale = 1 + _damped(damping if damping is not None else 0.0, 0.0, 1)
+        scale = 1 + _damped(damping or 0.0, 0.0, 1)
         return lambda b: b / scale
     if curvature in ("kfac", "ekfac"):
-        if solver not in ("auto", "dense"):
-            raise ValueError(f'solver must be "auto" for {curvature}, whose inverse is known in closed form, got {solver!r}.')
         K = kfac(problem) if curvature == "kfac" else ekfac(problem)
         inverse = K.inverse(_damped(damping, K.trace(), p))
         return lambda b: inverse @ b
@@ -287,15 +320,14 @@ def _inverse(
 
 
 def _gradient_rows(problem: Problem, memory: int) -> Iterator[Tensor]:
-    for rows in torch.arange(problem.n).split(max(1, memory // (16 * problem.P))):
-        yield per_example_grads(problem, rows=rows) / problem.n**0.5
+    """Blocks of a root of the second moment of the rows' gradients."""
+    return (block / problem.n**0.5 for block in gradient_blocks(problem, None, memory))
 
 
 def products_with_rows(problem: Problem, columns: Iterator[Tensor], memory: int = MEMORY_BUDGET) -> Tensor:
     """⟨∇ℓᵢ, x⟩ of every row and every column x of some blocks (p, m), (n, columns); neither all rows nor all columns are held at once."""
-    blocks = torch.arange(problem.n).split(max(1, memory // (16 * problem.P)))
-    kept = [per_example_grads(problem, rows=blocks[0])] if len(blocks) == 1 else None
-    parts = [torch.cat([g @ X for g in kept or (per_example_grads(problem, rows=rows) for rows in blocks)]) for X in columns]
+    kept = list(gradient_blocks(problem, None, memory)) if 16 * problem.n * problem.P <= memory else None
+    parts = [torch.cat([g @ X for g in kept or gradient_blocks(problem, None, memory)]) for X in columns]
     return torch.cat(parts, 1)
 
 

@@ -19,7 +19,7 @@ COPIES = 6
 """Tensors of the parameters' size that a member in training holds: itself, a gradient, the optimizer's state, and what the update makes."""
 
 
-def activations(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tuple[int, int]:
+def footprint(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tuple[int, int]:
     """Parameters of a network, and numbers that its modules put out at so many rows like those of ``x``; global generators stay."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model, seen = make_model(), []
@@ -168,7 +168,7 @@ def retrain(
     if len(probes) != len(labels):
         raise ValueError(f"targets must be inputs and targets of the same rows, got {len(probes)} and {len(labels)}.")
     labels = labels.to(device, dtype if labels.is_floating_point() else None)
-    parameters, put_out = activations(make_model, x, batch_size or n)
+    parameters, put_out = footprint(make_model, x, batch_size or n)
     measured = put_out * len(probes) // (batch_size or n)
     held = COPIES * parameters + 2 * n + max(2 * put_out, measured)  # forward and backward
     fitting = max(1, memory // (held * weights.element_size()))

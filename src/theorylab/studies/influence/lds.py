@@ -36,6 +36,7 @@ from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
 from theorylab.instruments.attribution import influence
+from theorylab.instruments.trak import margin
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
@@ -102,12 +103,6 @@ class LdsConfig(Config):
     steps: int = setting(300, "steps of training", low=1)
     batch: int = setting(50, "rows of a minibatch", low=1)
     step_size: float = setting(0.1, "step size, with momentum 0.9", low=1e-4)
-
-
-def margin(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Log odds of the right class, one a row."""
-    right = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
-    return (outputs * right).sum(1) - outputs.masked_fill(right, -torch.inf).logsumexp(1)
 
 
 @study(
