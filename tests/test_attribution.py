@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from zoo import make, mlp, vectors
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import dense_influence, influence, root_rows
+from theorylab.instruments.attribution import dense_influence, gradient_blocks, influence, root_rows, token_losses
 from theorylab.instruments.attribution_quality import evaluate_attribution
 from theorylab.instruments.curvature import dense_ggn
+from theorylab.instruments.rows import per_example_grads
+from theorylab.instruments.tracin import tracin
 from theorylab.learning.linear import ridge
 
 
@@ -86,6 +90,36 @@ def test_memory_bounds_the_blocks_and_not_the_result() -> None:
     torch.testing.assert_close(influence(problem, probes(), damping=0.05, memory=1), expected, rtol=1e-6, atol=1e-9)  # one row, and cg
 
 
+@pytest.mark.parametrize(
+    "build",
+    [*(partial(make, name) for name in ("mlp, minibatches", "dropout", "attention, tied", "dict batches, custom loss")),
+     lambda: Problem(Causal(), F.cross_entropy, [sequences(4, 1, padded=3), sequences(3, 2)], dtype=torch.float64)],
+)  # fmt: skip
+def test_blocks_of_gradients_are_those_of_the_rows_at_any_memory(build: Callable[[], Problem]) -> None:
+    problem = build()
+    every = per_example_grads(problem)
+    for rows in (1, 3, 5, 100):
+        memory = 16 * problem.P * rows
+        torch.testing.assert_close(torch.cat(list(gradient_blocks(problem, None, memory))), every, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(torch.cat(list(gradient_blocks(problem, [6, 0, 6], memory))), every[[6, 0, 6]], rtol=1e-9, atol=1e-12)
+
+
+def test_a_block_of_gradients_passes_through_its_own_rows_alone() -> None:
+    seen = 0
+
+    class Counting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            nonlocal seen
+            seen += len(input)
+            return super().forward(input)
+
+    problem = Problem(Counting(5, 3), F.cross_entropy, vectors(64))
+    seen = 0
+    blocks = list(gradient_blocks(problem, None, memory=16 * problem.P * 2))
+    assert len(blocks) == 32
+    assert seen < 8 * 64  # the whole batch for each block would be 32 · 64 rows
+
+
 def test_a_positive_score_says_that_adding_the_row_raises_the_target() -> None:
     """Ridge regression, where refits with a changed weight are exact: 1/n Σ w (x·θ − y)² + λ/2 ‖θ‖²."""
     generator = torch.Generator().manual_seed(0)
@@ -119,6 +153,84 @@ def test_targets_by_row_number_and_all_rows() -> None:
     torch.testing.assert_close(influence(problem, [3, 0], damping=0.1), every[:, [3, 0]])
     torch.testing.assert_close(every, every.T)  # a symmetric form
     assert bool((every.diagonal() < 0).all())  # a row lowers its own loss
+
+
+class Causal(nn.Module):
+    """A language model of one causal attention: words (n, token) → logits (n, k, token)."""
+
+    def __init__(self, words: int = 7, width: int = 4) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(words, width), nn.Linear(width, 3 * width), nn.Linear(width, words)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.mix(self.embed(tokens)).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=True)).transpose(1, 2)
+
+
+def sequences(n: int, seed: int, padded: int = 0) -> tuple[Tensor, Tensor]:
+    """Words and the words that follow; the last ones of the first sequence are padding."""
+    words = torch.randint(0, 7, (n, 6), generator=torch.Generator().manual_seed(seed))
+    x, y = words[:, :-1], words[:, 1:].clone()
+    if padded:
+        y[0, -padded:] = -100
+    return x, y
+
+
+def language(**options: object) -> Problem:
+    torch.manual_seed(0)
+    return Problem(Causal(), F.cross_entropy, sequences(8, 1), dtype=torch.float64, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": "cg", "tol": 1e-12}, {"solver": "dual"}, {"curvature": "fisher"}, {"memory": 1}])
+def test_every_token_of_a_target_has_scores_of_its_own(options: dict) -> None:
+    problem, targets = language(), [sequences(3, 2, padded=2), sequences(2, 3)]
+    found = influence(problem, targets, target=token_losses, damping=0.1, **options)
+    slow = {k: v for k, v in options.items() if k == "curvature"}
+    expected = dense_influence(problem, targets, target=token_losses, damping=0.1, **slow)
+    assert found.shape == (8, 5, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert bool((found[:, 0, -2:] == 0).all())  # of padding
+    assert bool((found[:, 0, :-2] != 0).all())
+    some = influence(problem, [5, 2], target=token_losses, damping=0.1, curvature=slow.get("curvature", "ggn"))
+    every = dense_influence(problem, target=token_losses, damping=0.1, **slow)
+    torch.testing.assert_close(some, every[:, [5, 2]], rtol=1e-6, atol=1e-9)
+
+
+def test_scores_of_tokens_sum_to_that_of_their_sequence() -> None:
+    problem, targets = language(), [sequences(3, 2, padded=2), sequences(2, 3)]
+
+    def sums(outputs: Tensor, labels: Tensor) -> Tensor:
+        return token_losses(outputs, labels).sum(1)
+
+    for score in (partial(influence, damping=0.1), partial(tracin, checkpoints=None, rates=0.3)):
+        tokens, whole = score(problem, targets=targets, target=token_losses), score(problem, targets=targets, target=sums)
+        torch.testing.assert_close(tokens.sum(2), whole, rtol=1e-8, atol=1e-12)
+
+
+def test_a_target_is_that_of_its_row_whatever_the_loss_is_a_mean_over() -> None:
+    """Where batches weigh by their tokens, those of the targets must not: each number a row is attributed as it is."""
+    x, y = sequences(4, 1, padded=3)
+    batches = [(x[:1], y[:1]), (x[1:], y[1:])]
+    torch.manual_seed(0)
+    weighted = Problem(Causal(), F.cross_entropy, batches, dtype=torch.float64, count=lambda content: int((content[1] != -100).sum()))
+    right = torch.cat([influence(weighted, [b], target=lambda o, y: token_losses(o, y).sum(1), damping=0.1) for b in batches], 1)
+    torch.testing.assert_close(influence(weighted, batches, target=lambda o, y: token_losses(o, y).sum(1), damping=0.1), right)
+    torch.testing.assert_close(influence(weighted, target=lambda o, y: token_losses(o, y).sum(1), damping=0.1), right)
+
+
+def test_targets_of_several_numbers_that_have_no_scores_are_refused() -> None:
+    problem = language()
+    short = tuple(t[:, :3] for t in sequences(2, 3))
+    with pytest.raises(ValueError, match=r"as many numbers a row for every batch, got \(3,\), \(5,\)"):
+        influence(problem, [sequences(3, 2), short], target=token_losses, damping=0.1)
+    noisy = Problem(nn.Sequential(nn.Embedding(7, 3), nn.Dropout(), nn.Linear(3, 7)), lambda o, y: spread(o, y).mean(1), sequences(4, 1),
+                    train=True)  # fmt: skip
+    with pytest.raises(ValueError, match="one number a row where the model draws random numbers"):
+        influence(noisy, target=spread, damping=0.1, curvature="fisher")
+
+
+def spread(outputs: Tensor, labels: Tensor) -> Tensor:
+    return token_losses(outputs.transpose(1, 2), labels)
 
 
 def test_an_ensemble_is_the_mean_of_its_members() -> None:
@@ -156,6 +268,7 @@ def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
         ({"curvature": "hessian", "solver": "cg"}, "damping must be given"),
         ({"curvature": "hessian", "solver": "dual"}, "sum over rows"),
         ({"curvature": "kfac", "solver": "cg"}, "closed form"),
+        ({"curvature": "identity", "solver": "dual"}, "closed form"),
         ({"curvature": "none"}, "curvature must be one of"),
         ({"solver": "lu"}, "solver must be"),
     ],
@@ -163,6 +276,12 @@ def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
 def test_bad_requests_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         influence(small(), **options)
+
+
+def test_a_damping_that_would_be_a_share_of_a_negative_trace_is_asked_for() -> None:
+    concave = Problem(nn.Linear(5, 1), lambda o, y: -(o - y).square().mean(1), (vectors()[0], torch.zeros(12, 1)), dtype=torch.float64)
+    with pytest.raises(ValueError, match="damping must be given: the mean eigenvalue, -"):
+        influence(concave, curvature="hessian")
 
 
 def test_layers_without_kronecker_factors_are_refused() -> None:

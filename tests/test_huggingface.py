@@ -14,6 +14,7 @@ from test_problem import assert_same, direction, moved, snapshot
 from torch import Tensor, nn
 
 from theorylab.core.problem import Problem
+from theorylab.instruments.attribution import dense_influence, influence, token_losses
 from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.rows import looped_grads, per_example_grad_norms, per_example_grads
 
@@ -202,6 +203,15 @@ def test_attention_of_another_package_runs_eagerly_and_is_chosen_again() -> None
     model.config._attn_implementation = "flex_attention"
     assert torch.equal(Problem.from_hf(model, batch).gradient(), expected)
     assert model.config._attn_implementation == "flex_attention"
+
+
+def test_tokens_of_a_causal_language_model_are_attributed() -> None:
+    problem = seeded(gpt2, lambda: [sentences(4), sentences(2, 4)])
+    other = Problem.from_hf(problem.model, [sentences(3)], dtype=torch.float64)
+    scores = influence(problem, other, target=token_losses, damping=0.1)
+    assert scores.shape == (6, 3, 4)
+    assert bool((scores[:, 1, 2:] == 0).all())  # the end of the second sentence is padding
+    torch.testing.assert_close(scores, dense_influence(problem, other, target=token_losses, damping=0.1), rtol=1e-6, atol=1e-9)
 
 
 def test_a_loss_of_its_own_is_measured_as_a_whole() -> None:

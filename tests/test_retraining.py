@@ -13,7 +13,7 @@ from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
-from theorylab.learning.retraining import activations, half_subsets, retrain
+from theorylab.learning.retraining import footprint, half_subsets, retrain
 from theorylab.models.mlp import mlp
 from theorylab.models.seeded import seeded
 from theorylab.stats.lds import lds, noise_ceiling, spearman
@@ -80,7 +80,7 @@ def test_a_target_function_and_row_weights() -> None:
 def test_memory_counts_what_the_modules_put_out() -> None:
     x = torch.zeros(3, 4)
     state = torch.get_rng_state()
-    assert activations(net, x, 10) == (4 * 5 + 5 + 5 * 3 + 3, 10 * (4 + 4 + 5 + 5 + 3))  # inputs, flattened, hidden, tanh, logits
+    assert footprint(net, x, 10) == (4 * 5 + 5 + 5 * 3 + 3, 10 * (4 + 4 + 5 + 5 + 3))  # inputs, flattened, hidden, tanh, logits
     assert torch.equal(torch.get_rng_state(), state)
 
 

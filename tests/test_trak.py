@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_attribution import probes, small
+from test_attribution import language, probes, sequences, small
 from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import influence
+from theorylab.instruments.attribution import influence, token_losses
 from theorylab.instruments.trak import formed_trak, margin, pull, trak
 from theorylab.linalg.projection import BLOCK, Signs
 
@@ -41,6 +41,17 @@ def test_is_its_formed_version(options: dict[str, object], targets: object) -> N
     expected = formed_trak(problem, given, ensemble=members, seed=3, **options)  # pyright: ignore[reportArgumentType]
     found = trak(problem, given, ensemble=members, seed=3, memory=1000, **options)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"k": 5}, {"k": "all", "ridge": 0.1}])
+def test_tokens_of_a_target_are_attributed_one_by_one(options: dict) -> None:
+    problem, targets = language(), sequences(3, 2, padded=2)
+    found = trak(problem, targets, target=token_losses, **options)
+    assert found.shape == (8, 3, 5)
+    assert bool((found[:, 0, -2:] == 0).all())
+    torch.testing.assert_close(found, formed_trak(problem, targets, target=token_losses, **options), rtol=1e-7, atol=1e-10)
+    with pytest.raises(ValueError, match=r"output must return one number a row, \(8,\)"):
+        trak(problem, targets, output=token_losses, k=2)
 
 
 def test_an_invertible_projection_changes_nothing_and_a_shorter_one_does() -> None:

@@ -100,6 +100,7 @@ _PUBLIC = {
     "feature_game": "instruments.model_games",
     "feature_shapley": "instruments.feature_values",
     "influence": "instruments.attribution",
+    "token_losses": "instruments.attribution",
     "tracin": "instruments.tracin",
     "trak": "instruments.trak",
     "margin": "instruments.trak",

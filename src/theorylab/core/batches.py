@@ -37,7 +37,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
-def rows_of(tree: Any, rows: slice, n: int) -> Any:
+def rows_of(tree: Any, rows: slice | Tensor, n: int) -> Any:
     """Some rows of every tensor in ``tree`` that has ``n`` of them; other tensors as they are."""
     return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, tree)
 

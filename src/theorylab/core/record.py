@@ -181,6 +181,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def try_writing(folder: Path) -> None:
+    """Make a folder and write in it once, before the work whose results it is to hold.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test."):
+        pass
+
+
 def folder_of(runs: Path, provenance: Provenance) -> Path:
     """Where a record lies: ``runs/<topic>/<study>/<key>``."""
     return runs / provenance.study / provenance.key

@@ -89,7 +89,7 @@ def datamodels(masks: Any, outputs: Any, *, ridge: float | None = None) -> Datam
         masks: Subsets (subset, n), booleans or row weights.
         outputs: f, (subset, target), or (subset, seed, target) as `retrain` returns them, averaged over seeds.
         ridge: ρ, at least 0. None chooses the one of the least ``error``, the same for all targets, among powers of √10 times the mean
-            square of the masks' entries. Zero is plain least squares; subsets of one size need more, for they do not tell the
+            variance of the masks' columns. Zero is plain least squares; subsets of one size need more, for they do not tell the
             intercept from a common slope.
 
     Raises:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ from theorylab.core.batches import Batch
 from theorylab.core.problem import Problem
 from theorylab.instruments.games import Worth
 from theorylab.learning.linear import logistic, ridge
+from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
 
@@ -113,7 +116,10 @@ def retraining_game(
     seed: int = 0,
     noise: Literal["fresh", "none"] = "none",
     score: Callable[[Tensor, Tensor], Tensor] = accuracy,
-    chunk: int = 128,
+    chunk: int = CHUNK,
+    jobs: int = 1,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress = True,
 ) -> Worth:
     r"""The game of training rows whose worth is what a network trained on them alone, from scratch, reaches on test rows.
 
@@ -133,6 +139,10 @@ def retraining_game(
             its own, drawn by ``seed`` and the coalition, so that worths carry independent noise and yet repeat.
         score: ``score(outputs (P, m, ...), targets)`` gives (P,).
         chunk: Coalitions trained at a time.
+        jobs: Processes, as of `theorylab.learning.retraining.retrain`.
+        folder: Where trained coalitions are kept, as there: a valuation that is killed and begun again with the same seed asks for the same
+            coalitions in the same order, and finds them.
+        progress: As there, for each call of the game.
 
     Returns:
         ``value(masks)``.
@@ -155,40 +165,38 @@ def retraining_game(
     _rows(x_test, y_test, "test")
     if noise not in ("fresh", "none"):
         raise ValueError(f'noise must be "fresh" or "none", got {noise!r}.')
-    if steps < 1 or chunk < 1:
-        raise ValueError(f"steps and chunk must be at least 1, got {steps} and {chunk}.")
+    if min(steps, chunk, jobs) < 1:
+        raise ValueError(f"steps, chunk and jobs must be at least 1, got {steps}, {chunk} and {jobs}.")
 
     def seeds(masks: Tensor) -> list[int]:
         return [seed if noise == "none" else zlib.crc32(row.tobytes(), seed) & 0x7FFFFFFF for row in masks.cpu().numpy()]
 
+    read, dtype = _Scores(x_test, y_test, score), x.dtype if x.is_floating_point() else torch.float64
+    training = Training(make_model, loss, data, optimizer, steps, read, None, dtype, "cpu", "vmap")
+
     def value(masks: Tensor) -> Tensor:
-        found = []
-        for part in masks.split(chunk):
-            nobody = ~part.any(1)
-            weights = (part | nobody[:, None]).double()  # trained on all and put back: a population trains every member
-            population = Population(
-                make_model,
-                loss,
-                data,
-                optimizer=optimizer,
-                seeds=seeds(part),
-                row_weights=weights,
-                dtype=x.dtype if x.is_floating_point() else torch.float64,
-                mode="vmap",
-            )
-            start = {k: p.clone() for k, p in population.params.items()}
-            population.train(steps)
-            if bool(nobody.any()):
-                kept = population.params
-                population.params = {k: torch.where(nobody.view(-1, *[1] * (p.ndim - 1)), start[k], p) for k, p in kept.items()}
-            model = population.replica(0)[0].eval()
-            tensors = {**population.params, **population.frozen, **population.buffers}
-            with torch.no_grad():
-                outputs = torch.func.vmap(lambda t, model=model: torch.func.functional_call(model, t, (x_test,)))(tensors)
-                found.append(score(outputs, y_test).double().cpu())
-        return torch.cat(found)
+        worths = torch.empty(len(masks), dtype=torch.float64)
+        some = masks.any(1)
+        everybody = torch.ones_like(masks, dtype=dtype)
+        for who, what, weights in ((some, training, masks.to(dtype)), (~some, replace(training, steps=0), everybody)):
+            if bool(who.any()):
+                members = weights[who], tuple(seeds(masks[who]))
+                worths[who] = train_members(what, members, chunk=chunk, jobs=jobs, folder=folder, progress=progress)["worths"]
+        return worths
 
     return value
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What is kept of trained networks: how they score on test rows."""
+
+    x: Tensor
+    y: Tensor
+    score: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, population: Population) -> Found:
+        return {"worths": self.score(population.outputs(self.x), self.y).double()}
 
 
 def predictor(model: Problem | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

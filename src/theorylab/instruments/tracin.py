@@ -12,10 +12,17 @@ from torch import Tensor
 from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
-from theorylab.instruments.attribution import Target, parse_targets
+from theorylab.instruments.attribution import (
+    Target,
+    looped_target_gradients,
+    parse_targets,
+    products_with_rows,
+    target_axes,
+    target_gradients,
+)
 from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, too_few_digits
-from theorylab.instruments.rows import looped_grads, per_example_grads
+from theorylab.instruments.rows import looped_grads
 
 Checkpoint = Mapping[str, Tensor] | Problem
 
@@ -80,7 +87,10 @@ def looped_tracin(
     total = 0.0
     for at, rate in _visits(problem, checkpoints, rates):
         moved, rows = parse_targets(at, targets, target)
-        total = total - torch.stack([torch.stack([rate * (g * h).sum() for h in looped_grads(moved, rows)]) for g in looped_grads(at)])
+        axes = target_axes(moved, target)
+        T = looped_target_gradients(moved, rows, axes)
+        products = torch.stack([torch.stack([rate * (g * h).sum() for h in T]) for g in looped_grads(at)])
+        total = total - products.view(problem.n, -1, *axes)
     assert isinstance(total, Tensor)
     return total / problem.n
 
@@ -120,8 +130,9 @@ def tracin(
             the same rows, as for models with BatchNorm, whose statistics move. None for the problem's own parameters.
         rates: η, of all checkpoints or one for each.
         targets: Rows (x, y) or batches of such; or row numbers of the training set; None for all training rows.
-        target: f, a function (outputs, y) → one number a row. By default the loss.
-        memory: Bytes that blocks of rows' gradients may take.
+        target: f, a function (outputs, y) → one number a row (m,), or several (m, ...), whose scores are then (n, target, ...). By default
+            the loss.
+        memory: Bytes that blocks of rows' and of targets' gradients may take.
 
     Raises:
         Inapplicable: rows that depend on each other, or half precision.
@@ -140,9 +151,9 @@ def tracin(
     for at, rate in _visits(problem, checkpoints, rates):
         work = at.to(dtype=torch.float64)
         moved, rows = parse_targets(work, targets, target)
-        T = per_example_grads(moved, rows=rows).T
-        parts = [per_example_grads(work, rows=r) @ T for r in torch.arange(work.n).split(max(1, memory // (16 * work.P)))]
-        scores = torch.cat(parts) * (-rate / work.n)
+        axes = target_axes(moved, target)
+        T = (block.T for block in target_gradients(moved, rows, axes, memory))
+        scores = products_with_rows(work, T, memory).view(work.n, -1, *axes) * (-rate / work.n)
         total = scores if total is None else total + scores
     assert total is not None
     return total.to(problem.dtype)

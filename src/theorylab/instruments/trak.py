@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,19 @@ from torch import Tensor
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
-from theorylab.instruments.attribution import Target, members_of, parse_targets
+from theorylab.instruments.attribution import (
+    Target,
+    gradient_blocks,
+    looped_target_gradients,
+    members_of,
+    parse_targets,
+    target_axes,
+    target_gradients,
+)
+from theorylab.instruments.membership import logit_confidence
 from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
-from theorylab.instruments.rows import looped_grads, per_example_grads
+from theorylab.instruments.rows import looped_grads
 from theorylab.linalg.projection import Signs
 
 MOST = 512
@@ -25,7 +34,7 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
     r"""The logit of the right class's probability, :math:`\ln\frac{p}{1-p}`, of logits (n, k) and classes (n,): (n,).
 
     The cross-entropy is a function of it alone, :math:`\ln(1 + e^{-f})`, and it is nearly linear in the parameters where probabilities
-    saturate.
+    saturate. The same number as `theorylab.instruments.membership.logit_confidence`, by which attacks score.
 
     Example:
         >>> margin(torch.tensor([[2.0, 0.0, -torch.inf]]), torch.tensor([0])).tolist()
@@ -33,8 +42,7 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Source: Park et al. 2023, arXiv:2303.14186, Section 3 (the output function of multi-class classification).
     """
-    right = targets[:, None] == torch.arange(outputs.shape[1], device=outputs.device)
-    return outputs.gather(1, targets[:, None])[:, 0] - outputs.masked_fill(right, -torch.inf).logsumexp(1)
+    return logit_confidence(outputs, targets)
 
 
 def pull(problem: Problem, output: Target | None) -> Tensor:
@@ -52,7 +60,10 @@ def pull(problem: Problem, output: Target | None) -> Tensor:
                 outputs = problem.outputs(k)
             y, leaf = batch.content[1], outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(batch.rows * problem.criterion(leaf, y).mean(), leaf)
-            (along,) = torch.autograd.grad(output(leaf, y).sum(), leaf)
+            value = output(leaf, y)
+            if value.shape != (batch.rows,):
+                raise ValueError(f"output must return one number a row, ({batch.rows},), got shape {tuple(value.shape)}.")
+            (along,) = torch.autograd.grad(value.sum(), leaf)
         slope, along = slope.reshape(batch.rows, -1), along.reshape(batch.rows, -1)
         square = along.square().sum(1)
         weight = (slope * along).sum(1) / square.where(square > 0, torch.ones_like(square))
@@ -109,13 +120,14 @@ def formed_trak(
     size, kernels, weights = _size(problem, k, ridge), [], []
     for member, each in enumerate(_members(problem, ensemble, output)):
         (training, _), (moved, rows) = parse_targets(each, None, output), parse_targets(each, targets, target or output)
+        axes = target_axes(moved, target or output)
         P = torch.eye(each.P, dtype=each.dtype, device=each.device)
         P = P if size is None else Signs(each.P, size, seed=[seed, member])(P)
-        phi, psi = looped_grads(training) @ P, looped_grads(moved, rows) @ P
+        phi, psi = looped_grads(training) @ P, looped_target_gradients(moved, rows, axes) @ P
         second = phi.T @ phi / each.n + ridge * torch.eye(P.shape[1], dtype=phi.dtype, device=phi.device)
-        kernels.append(phi @ torch.linalg.lstsq(second, psi.T).solution / each.n)
+        kernels.append((phi @ torch.linalg.lstsq(second, psi.T).solution / each.n).view(each.n, -1, *axes))
         weights.append(pull(each, output))
-    return torch.stack(weights).mean(0)[:, None] * torch.stack(kernels).mean(0)
+    return torch.stack(weights).mean(0).view(-1, *[1] * (kernels[0].ndim - 1)) * torch.stack(kernels).mean(0)
 
 
 @instrument(
@@ -156,11 +168,12 @@ def trak(
         k: Entries of the projected gradients. None for a quarter of the number of rows, at most 512 or the number of parameters;
             "all" for no projection.
         output: f, a function (outputs, y) → one number a row. By default the loss.
-        target: What is attributed of each target, where that is another function of (outputs, y) than the output.
+        target: What is attributed of each target, where that is another function of (outputs, y) than the output: one number a row (m,), or
+            several (m, ...), whose scores are then (n, target, ...).
         ridge: ρ, at least 0, in units of the second moment of the gradients.
         ensemble: The same training rows at other parameters.
         seed: Of the projections.
-        memory: Bytes that blocks of rows' gradients may take.
+        memory: Bytes that blocks of rows' and of targets' gradients may take.
 
     Raises:
         Inapplicable: rows that depend on each other, or half precision; an output, where the loss hides the outputs.
@@ -185,24 +198,24 @@ def trak(
         work = each.to(dtype=torch.float64)
         signs = None if size is None else Signs(work.P, size, seed=[seed, member], memory=memory)
 
-        def features(moved: Problem, rows: Any, signs: Signs | None = signs) -> Tensor:
-            chosen = torch.arange(moved.n) if rows is None else torch.as_tensor(rows)
-            parts = (per_example_grads(moved, rows=part) for part in chosen.split(max(1, memory // (16 * moved.P))))
-            return torch.cat([g if signs is None else signs(g) for g in parts])
+        def features(blocks: Iterator[Tensor], signs: Signs | None = signs) -> Tensor:
+            return torch.cat([g if signs is None else signs(g) for g in blocks])
 
-        phi = features(*parse_targets(work, None, output))
-        psi = phi if targets is None and target is None else features(*parse_targets(work, targets, target or output))
+        slopes = pull(work, output)  # before any gradient, for it refuses an output
+        phi = features(gradient_blocks(parse_targets(work, None, output)[0], None, memory))
+        moved, rows = parse_targets(work, targets, target or output)
+        axes = target_axes(moved, target or output)
+        psi = phi if targets is None and target is None else features(target_gradients(moved, rows, axes, memory))
         # triangular factor of the second moment by QR: normal equations would square the condition number
-        rows = torch.cat([phi, (work.n * ridge) ** 0.5 * torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)]) if ridge else phi
-        factor = torch.linalg.qr(rows, mode="r").R
+        tall = torch.cat([phi, (work.n * ridge) ** 0.5 * torch.eye(phi.shape[1], dtype=phi.dtype, device=phi.device)]) if ridge else phi
+        factor = torch.linalg.qr(tall, mode="r").R
         sizes = factor.diagonal().abs()
         if float(sizes.min()) <= 1e-10 * float(sizes.max()):
             raise ValueError("ridge must be positive: the rows' projected gradients do not span their space.")
         left, right = (torch.linalg.solve_triangular(factor, t, upper=True, left=False) for t in (phi, psi))
-        found = left @ right.T
-        slopes = pull(work, output)
+        found = (left @ right.T).view(work.n, -1, *axes)
         kernel = found if kernel is None else kernel + found
         weight = slopes if weight is None else weight + slopes
     assert kernel is not None
     assert weight is not None
-    return (weight[:, None] * kernel / len(members) ** 2).to(problem.dtype)
+    return (weight.view(-1, *[1] * (kernel.ndim - 1)) * kernel / len(members) ** 2).to(problem.dtype)

@@ -156,8 +156,12 @@ class Population:
 
     @property
     def buffers(self) -> Params:
-        """Buffers by name, each (replica, ...)."""
+        """Buffers by name, each (replica, ...); assignable like `params`."""
         return self._whole("buffers")
+
+    @buffers.setter
+    def buffers(self, new: Params) -> None:
+        self._assign("buffers", new)
 
     @property
     def state(self) -> Any:

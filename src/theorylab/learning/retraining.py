@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
 from theorylab.learning.risk import Loss
@@ -16,7 +19,7 @@ COPIES = 6
 """Tensors of the parameters' size that a member in training holds: itself, a gradient, the optimizer's state, and what the update makes."""
 
 
-def activations(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tuple[int, int]:
+def footprint(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tuple[int, int]:
     """Parameters of a network, and numbers that its modules put out at so many rows like those of ``x``; global generators stay."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model, seen = make_model(), []
@@ -52,6 +55,25 @@ def half_subsets(n: int, count: int, *, fraction: float = 0.5, seed: int = 0) ->
     return masks
 
 
+@dataclass(frozen=True)
+class TargetRows:
+    """What is kept of trained members: a number for each target row, (member, m), under the name ``"outcomes"``.
+
+    Attributes:
+        inputs: Of the target rows, (m, ...).
+        labels: Their targets, (m, ...).
+        target: What is measured, a function (outputs, labels) → one number a row (m,), or their mean.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    target: Loss
+
+    def __call__(self, population: Population) -> Found:
+        """Measure every member."""
+        return {"outcomes": torch.stack([by_row(self.target, out, self.labels) for out in population.outputs(self.inputs)])}
+
+
 def retrain(
     make_model: Callable[[], nn.Module],
     loss: Loss,
@@ -65,7 +87,10 @@ def retrain(
     target: Loss | None = None,
     batch_size: int | None = None,
     memory: int = 2**29,
-    progress: Callable[[int, int], None] | None = None,
+    chunk: int = CHUNK,
+    jobs: int = 1,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress = True,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     mode: Literal["auto", "vmap", "loop"] = "auto",
@@ -74,8 +99,16 @@ def retrain(
 
     A member minimizes :math:`\sum_i w_i \ell_i / \sum_i w_i` over its own row weights w; its initial parameters and order of minibatches
     come from its seed alone, as of a `Population`, so that member (S, s) is what a lone run on the rows of S with seed s gives. Members are
-    trained together in groups that fit into ``memory``. How much faster that is than a loop depends on how far one member fills a core:
+    trained together in chunks that fit into ``memory``. How much faster that is than a loop depends on how far one member fills a core:
     an order of magnitude for networks of a few thousand parameters, little for large ones.
+
+    With a ``folder``, every chunk is kept as it is done, under a digest of all that its numbers depend on: data, weights, seeds, options,
+    the code of the model, loss, target and optimizer, and versions. The same call again continues where the first was killed, and loses
+    the chunks that were in training. What belongs to another configuration is never found, a damaged file is trained again with a warning,
+    and several retrainings may share a folder.
+
+    The numbers are the same for any ``jobs``. What changes rounding, and what training makes of it: the size of the chunks, the number of
+    threads (a worker has one, this process its own), and the choice of ``mode="auto"``, which goes by the clock.
 
     Args:
         make_model: Builds one network.
@@ -88,15 +121,24 @@ def retrain(
         targets: Inputs and targets (m, ...) of the rows on which members are measured.
         target: What is measured: a function (outputs, targets) → one number a row (m,). By default the loss of each row.
         batch_size: Rows of a minibatch; None for full batches.
-        memory: Bytes that a group may take, counting parameters, optimizer state and what the modules put out.
-        progress: Told how many members are done, and of how many, after each group.
+        memory: Bytes that a chunk may take, counting parameters, optimizer state and what the modules put out; of each process.
+        chunk: Members that are trained together, where they fit. To be of use, ``jobs`` needs as many chunks.
+        jobs: Processes, each of one thread. Models, losses, targets and optimizers may be closures, which are sent by value; what
+            they hold must be picklable, and a function of a module goes by name, so that workers must be able to import it. A program that
+            uses more than one must keep what it runs under ``if __name__ == "__main__":``, as always with spawned processes.
+        folder: Where to keep what is trained, to continue from; made where it is not there.
+        progress: Whether to show on stderr, after two seconds, how many members are done; or a function that is told so instead, and of
+            how many.
         dtype: Of parameters and data.
         device: Where to train.
         mode: As of `Population`.
 
     Raises:
-        ValueError: masks of the wrong shape or with negative weights, a subset without rows, no seed, or targets of unequal length.
+        ValueError: masks of the wrong shape or with negative weights, a subset without rows, no seed, targets of unequal length, a chunk or
+            jobs below 1, or a folder that cannot be written.
+        TypeError: something that cannot be sent to a process, or (with a folder) told from others of its kind, such as an open file.
         FloatingPointError: a member diverges; names its seed.
+        RuntimeError: a worker process died; says of what.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -111,7 +153,7 @@ def retrain(
     Source: Ilyas et al. 2022, arXiv:2202.00622, Section 2 (datamodels are fitted to, and judged by, models trained on random subsets).
     """
     x = data[0]
-    n, members = len(x), list(seeds)
+    n, trainings = len(x), tuple(int(seed) for seed in seeds)
     if masks.ndim != 2 or masks.shape[1] != n or len(masks) == 0:
         raise ValueError(f"masks must have shape (subset, {n}), one entry for each row of data, got {tuple(masks.shape)}.")
     weights = masks.to(dtype)
@@ -120,37 +162,21 @@ def retrain(
     empty = (weights.sum(1) == 0).nonzero()
     if len(empty):
         raise ValueError(f"masks: subset {int(empty[0])} has no row to train on.")
-    if not members:
+    if not trainings:
         raise ValueError("seeds must hold at least one seed.")
     probes, labels = targets
     if len(probes) != len(labels):
         raise ValueError(f"targets must be inputs and targets of the same rows, got {len(probes)} and {len(labels)}.")
     labels = labels.to(device, dtype if labels.is_floating_point() else None)
-    parameters, put_out = activations(make_model, x, batch_size or n)
+    parameters, put_out = footprint(make_model, x, batch_size or n)
     measured = put_out * len(probes) // (batch_size or n)
     held = COPIES * parameters + 2 * n + max(2 * put_out, measured)  # forward and backward
-    group = max(1, memory // (held * weights.element_size()))
-    pairs = [(k, seed) for k in range(len(masks)) for seed in members]
-    found = []
-    for start in range(0, len(pairs), group):
-        part = pairs[start : start + group]
-        population = Population(
-            make_model,
-            loss,
-            data,
-            optimizer=optimizer,
-            seeds=[seed for _, seed in part],
-            batch_size=batch_size,
-            row_weights=weights[[k for k, _ in part]],
-            dtype=dtype,
-            device=device,
-            mode=mode,
-        )
-        population.train(steps)
-        found.append(torch.stack([by_row(loss if target is None else target, out, labels) for out in population.outputs(probes)]).cpu())
-        if progress is not None:
-            progress(start + len(part), len(pairs))
-    return torch.cat(found).view(len(masks), len(members), -1)
+    fitting = max(1, memory // (held * weights.element_size()))
+    read = TargetRows(probes, labels, loss if target is None else target)
+    training = Training(make_model, loss, data, optimizer, steps, read, batch_size, dtype, str(device), mode)
+    members = weights.repeat_interleave(len(trainings), 0), trainings * len(masks)
+    found = train_members(training, members, chunk=min(chunk, fitting), jobs=jobs, folder=folder, progress=progress)
+    return found["outcomes"].view(len(masks), len(trainings), -1)
 
 
 def by_row(function: Loss, outputs: Tensor, targets: Tensor) -> Tensor:

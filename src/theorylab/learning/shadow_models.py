@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
+from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
 from theorylab.learning.risk import Loss
@@ -20,7 +21,7 @@ class ShadowModels:
 
     Attributes:
         membership: Which rows each model was trained on, boolean (model, row).
-        population: The trained replicas.
+        population: The trained replicas. Their optimizer would begin anew.
     """
 
     membership: Tensor
@@ -28,13 +29,7 @@ class ShadowModels:
 
     def outputs(self, x: Tensor) -> Tensor:
         """Outputs of every model, (model, n, ...)."""
-        replicas = self.population
-        module, _, _ = replicas.replica(0)
-        tensors = {**replicas.params, **replicas.frozen, **replicas.buffers}
-        dtype = next(iter(replicas.params.values())).dtype
-        inputs = x.to(dtype) if x.is_floating_point() else x
-        with torch.no_grad():
-            return vmap(lambda t: functional_call(module.eval(), t, (inputs,)))(tensors)
+        return self.population.outputs(x)
 
 
 def random_halves(models: int, rows: int, seed: int) -> Tensor:
@@ -59,6 +54,10 @@ def shadow_models(
     steps: int,
     seed: int,
     batch_size: int | None = None,
+    chunk: int = CHUNK,
+    jobs: int = 1,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Progress = True,
     dtype: torch.dtype = torch.float64,
 ) -> ShadowModels:
     """Train a population in which every row is in the training set of a random half of the models.
@@ -72,6 +71,10 @@ def shadow_models(
         steps: Optimizer steps.
         seed: Of the halves and of the networks.
         batch_size: Rows of a minibatch; None for full batches.
+        chunk: Models that are trained together.
+        jobs: Processes, as of `retrain`.
+        folder: Where trained models are kept, to continue from, as of `retrain`.
+        progress: As of `retrain`.
         dtype: Of parameters and floating-point data.
 
     Raises:
@@ -88,16 +91,15 @@ def shadow_models(
 
     Source: Carlini et al. 2022, arXiv:2112.03570, the set-up of the evaluation (every row in half of the models).
     """
-    membership = random_halves(models, len(data[0]), seed)
-    population = Population(
-        make_model,
-        loss,
-        data,
-        optimizer=optimizer,
-        seeds=range(seed, seed + models),
-        batch_size=batch_size,
-        row_weights=membership.to(dtype),
-        dtype=dtype,
-    )
-    population.train(steps)
+    membership, seeds = random_halves(models, len(data[0]), seed), tuple(range(seed, seed + models))
+    training = Training(make_model, loss, data, optimizer, steps, _parameters, batch_size, dtype, "cpu", "auto")
+    members = membership.to(dtype), seeds
+    found = train_members(training, members, chunk=chunk, jobs=jobs, folder=folder, progress=progress)
+    population = training.population(members)
+    population.params, population.buffers = ({k: found[f"{kind} {k}"] for k in getattr(population, kind)} for kind in ("params", "buffers"))
     return ShadowModels(membership, population)
+
+
+def _parameters(population: Population) -> Found:
+    """All that training moves."""
+    return {f"{kind} {name}": t for kind in ("params", "buffers") for name, t in getattr(population, kind).items()}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
-from theorylab.core.record import Record, RecordError, folder_of, load, save
+from theorylab.core.record import Record, RecordError, folder_of, load, save, try_writing
 from theorylab.core.scale import Scale
 from theorylab.core.study import StudyCard, StudyError, load_study
+from theorylab.core.workers import WorkerDied
 from theorylab.runners.job import Job, empty_record, prepare
-from theorylab.runners.local import WorkerDied
 from theorylab.runners.outcome import Outcome, RunResult
 from theorylab.runners.plan import Costs, expect, longest_first
 from theorylab.runners.progress import Progress
@@ -39,9 +38,7 @@ def check_folder(runs: Path) -> None:
         UsageError: it cannot be made or written.
     """
     try:
-        runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=runs, prefix=".write-test."):
-            pass
+        try_writing(runs)
     except OSError as error:
         raise UsageError(f"--out {runs} cannot be written ({error.strerror or error}); choose another folder.") from None
 

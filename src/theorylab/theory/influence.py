@@ -19,7 +19,9 @@ def _design(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hat_values(x: np.ndarray, penalty: float) -> np.ndarray:
-    r"""Leverages of ridge regression, :math:`h_i = x_i^\top (X^\top X + \lambda I)^{-1} x_i`, (n,), each in [0, 1).
+    r"""Leverages of ridge regression, :math:`h_i = x_i^\top (X^\top X + \lambda I)^{-1} x_i`, (n,), each in [0, 1].
+
+    It is 1 only for a row that is alone in some direction of the inputs, and only without a penalty.
 
     Args:
         x: X, (n, d).

@@ -184,7 +184,7 @@ def game_of_networks(groups: int, seed: int, device: str) -> np.ndarray:
     method = sgd(0.3, momentum=0.9, weight_decay=1e-2)
     outcomes = retrain(
         make, loss, (x[:n], y[:n]), masks, [seed], optimizer=method, steps=60, targets=(x[n:], y[n:]), target=gain, dtype=x.dtype,
-        device=device,
+        device=device, progress=False,
     )  # fmt: skip
     with torch.no_grad():
         untrained = gain(seeded(make, seed)(x[n:]), y[n:]).mean()

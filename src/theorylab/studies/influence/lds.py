@@ -36,6 +36,7 @@ from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
 from theorylab.instruments.attribution import influence
+from theorylab.instruments.trak import margin
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
@@ -104,12 +105,6 @@ class LdsConfig(Config):
     step_size: float = setting(0.1, "step size, with momentum 0.9", low=1e-4)
 
 
-def margin(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Log odds of the right class, one a row."""
-    right = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
-    return (outputs * right).sum(1) - outputs.masked_fill(right, -torch.inf).logsumexp(1)
-
-
 @study(
     "influence/lds",
     claims=[LINEAR_UTILITY, CURVATURE_ORDER, ENSEMBLES_HELP],
@@ -126,7 +121,7 @@ def lds(config: LdsConfig) -> Iterator[Finding | Series | Stage]:
     train, test = (x[: config.rows], y[: config.rows]), (x[config.rows :], y[config.rows :])
     masks = half_subsets(config.rows, config.subsets, seed=config.seed)
     make = partial(mlp, [64, config.width, 10])
-    options = {"steps": config.steps, "batch_size": config.batch, "device": config.device}
+    options = {"steps": config.steps, "batch_size": config.batch, "device": config.device, "progress": False}
     yield Stage(f"retraining {config.subsets * config.retrainings} networks")
     others = [config.seed + 10**6 + k for k in range(config.retrainings)]
     outputs = retrain(make, cross_entropy, train, masks, others, optimizer=method(config), targets=test, target=margin, **options)

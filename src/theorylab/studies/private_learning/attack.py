@@ -197,6 +197,7 @@ def check_lira(config: AttackConfig) -> Iterator[Finding | Series]:
         steps=config.steps,
         seed=config.seed,
         batch_size=32,
+        progress=False,
         dtype=config.torch_dtype,
     )
     logits = shadows.outputs(x).double()

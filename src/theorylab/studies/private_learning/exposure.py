@@ -100,6 +100,7 @@ def exposure(config: ExposureConfig) -> Iterator[Finding | Series | Stage]:
         steps=config.steps,
         seed=config.seed,
         batch_size=32,
+        progress=False,
         dtype=config.torch_dtype,
     )
     yield Stage("attack")

@@ -199,6 +199,7 @@ def check_ranks(config: ValuationConfig) -> Iterator[Finding | Series | Stage]:
                     steps=config.steps,
                     seed=start,
                     noise=noise,  # type: ignore[arg-type]
+                    progress=False,
                 )
                 return game(masks.repeat_interleave(config.size, 1))
 

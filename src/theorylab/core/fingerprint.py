@@ -1,0 +1,175 @@
+"""Is this the same computation as before? A digest of values, functions and modules by what they hold and do, not by where they live."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theorylab.core.record import source_digest
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), torch.dtype, torch.device, torch.Size)
+DESCRIPTORS = (staticmethod, classmethod)
+UNTOLD = {"__dict__", "__weakref__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__", "_abc_impl"}
+"""Entries of a class that do nothing, or do not repeat."""
+
+
+def fingerprint(*things: Any) -> str:
+    """Sixteen hex digits that are the same, also in another process, where the things hold the same and do the same.
+
+    Tensors and arrays count by their numbers, containers and objects by what they hold. A function counts by its code, its defaults, what
+    it closes over, and the functions, classes and values of its module that it names, however deep, and so does a class by its methods. Of
+    installed packages names and versions count; of theorylab, and of modules that a function reaches into, their source. Names of
+    functions, comments and line numbers do not count. What differs may do the same all the same: the digest errs on that side alone, but
+    for what a function looks up at run time (files, attributes by name).
+
+    Raises:
+        TypeError: something that cannot be described, such as an open file or a generator; the message names it.
+
+    Example:
+        >>> def power(k): return lambda x: x**k
+        >>> fingerprint(power(2)) == fingerprint(power(2)), fingerprint(power(2)) == fingerprint(power(3))
+        (True, False)
+        >>> fingerprint(torch.tensor([1.0])) == fingerprint(torch.tensor([1.0], dtype=torch.float64))
+        False
+    """
+    return _Digests().of(things)[:16]
+
+
+class _Digests:
+    """Digests of the parts of something, each computed once; a part within itself counts by how far out it is."""
+
+    def __init__(self) -> None:
+        self._open: list[int] = []
+        self._known: dict[int, tuple[str, Any]] = {}  # with the object itself, so that no other takes its place in memory
+
+    def of(self, thing: Any) -> str:
+        if isinstance(thing, PLAIN):
+            return _joined(type(thing).__name__, repr(thing))
+        key = id(thing)
+        if key in self._known:
+            return self._known[key][0]
+        if key in self._open:
+            return _joined("within", str(len(self._open) - self._open.index(key)))
+        self._open.append(key)
+        try:
+            digest = _joined(type(thing).__name__, *self._parts(thing))
+        finally:
+            self._open.pop()
+        self._known[key] = digest, thing
+        return digest
+
+    def _parts(self, thing: Any) -> Iterator[str]:
+        if isinstance(thing, Tensor):
+            yield from self._numbers(thing.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), thing.dtype, thing.shape)
+        elif isinstance(thing, np.ndarray | np.generic):
+            array = np.asarray(thing)
+            if array.dtype.hasobject:
+                yield self.of(array.tolist())
+            else:
+                yield from self._numbers(np.ascontiguousarray(array).reshape(-1).view(np.uint8), array.dtype, array.shape)
+        elif isinstance(thing, dict | types.MappingProxyType):
+            yield from sorted(self.of(k) + self.of(v) for k, v in thing.items())
+        elif isinstance(thing, set | frozenset):
+            yield from sorted(map(self.of, thing))
+        elif isinstance(thing, list | tuple):
+            yield from map(self.of, thing)
+        elif isinstance(thing, types.ModuleType):
+            yield thing.__name__ + (_version(thing.__name__) or _source(thing.__name__))
+        elif isinstance(thing, types.CodeType):
+            # a docstring is a constant like others
+            yield from (thing.co_code.hex(), *thing.co_names, *thing.co_varnames[: thing.co_argcount], *map(self.of, thing.co_consts))
+        elif isinstance(thing, types.FunctionType):
+            yield from self._function(thing)
+        elif isinstance(thing, types.MethodType):
+            yield from (self.of(thing.__func__), self.of(thing.__self__))
+        elif isinstance(thing, type):
+            yield from self._class(thing)
+        elif isinstance(thing, property):
+            yield from map(self.of, (thing.fget, thing.fset))
+        elif isinstance(thing, DESCRIPTORS):
+            yield self.of(thing.__func__)
+        elif isinstance(thing, functools.partial):
+            yield from map(self.of, (thing.func, thing.args, thing.keywords))
+        elif isinstance(thing, types.BuiltinFunctionType | types.WrapperDescriptorType | types.MethodDescriptorType):
+            yield f"{getattr(thing, '__module__', '')}.{thing.__qualname__}"
+        else:
+            yield from self._object(thing)
+
+    def _numbers(self, data: np.ndarray, dtype: Any, shape: Any) -> Iterator[str]:
+        yield from (str(dtype), str(tuple(shape)), hashlib.sha256(data.data).hexdigest())
+
+    def _function(self, function: types.FunctionType) -> Iterator[str]:
+        yield from map(self.of, (function.__defaults__, function.__kwdefaults__))
+        for cell in function.__closure__ or ():
+            yield self.of(cell.cell_contents) if cell != types.CellType() else "empty"
+        known = _version(function.__module__)
+        if known:
+            yield f"{function.__module__}.{function.__qualname__} {known}"
+            return
+        yield self.of(function.__code__)
+        for name in sorted(set(_names(function.__code__)) & function.__globals__.keys()):
+            yield name + self.of(function.__globals__[name])
+
+    def _class(self, cls: type) -> Iterator[str]:
+        known = _version(cls.__module__)
+        if known:
+            yield f"{cls.__module__}.{cls.__qualname__} {known}"
+            return
+        yield cls.__qualname__
+        yield from map(self.of, cls.__bases__)
+        for name, value in sorted(vars(cls).items()):
+            if name not in UNTOLD and not isinstance(value, types.GetSetDescriptorType | types.MemberDescriptorType):
+                yield name + self.of(value)
+
+    def _object(self, thing: Any) -> Iterator[str]:
+        try:
+            reduced = thing.__reduce_ex__(4)
+        except TypeError as error:
+            raise TypeError(f"{thing!r} cannot be told from others of its kind ({error}): use something else in its place.") from None
+        yield from map(self.of, reduced) if isinstance(reduced, tuple) else [f"{type(thing).__module__} {reduced}"]
+
+
+def _joined(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Names that a function, and those within it, may look up in its module."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+@functools.cache
+def _version(module: str | None) -> str:
+    """What stands for the source of an installed module: of theorylab the source itself; empty for one of the user's."""
+    if module is None:
+        return ""
+    top = module.partition(".")[0]
+    if top == "theorylab":
+        return _source(module)
+    if top in sys.stdlib_module_names and top != "__main__":
+        return sys.version.split()[0]
+    path = getattr(sys.modules.get(top), "__file__", None) or ""
+    installed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    return str(getattr(sys.modules[top], "__version__", "installed")) if any(path.startswith(p + "/") for p in installed) else ""
+
+
+@functools.cache
+def _source(module: str) -> str:
+    """Digest of a module's source and of what it imports of its own package; of its name where it has none."""
+    try:
+        found = source_digest(module)
+    except (ImportError, SyntaxError, ValueError):
+        found = ""
+    return found or module

@@ -1,0 +1,151 @@
+"""Digests of computations: the same in any process, and other where anything that is computed is another."""
+
+from __future__ import annotations
+
+import enum
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from theorylab.core.fingerprint import fingerprint
+from theorylab.learning.optimizers.adam import adam
+from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.schedule import scheduled
+
+MODULE = """
+import torch
+from torch import nn
+WIDTH = {width}
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, WIDTH)
+    def forward(self, x):
+        return {act}(self.layer(x))  # {comment}
+def helper(x):
+    return x {sign} 1
+def make(): return Net()
+def loss(out, y):
+    return helper(out).square().mean()
+names = {{"a", "b", "c", "d"}}
+def uses_a_set(): return names
+"""
+
+
+def module(**change: Any) -> types.ModuleType:
+    """A module of the user's, with some of its text changed."""
+    made = types.ModuleType("somewhere")
+    exec(MODULE.format(**{"width": 4, "act": "torch.tanh", "comment": "", "sign": "+"} | change), made.__dict__)
+    return made
+
+
+def test_what_does_the_same_has_the_same_digest() -> None:
+    for name in ("make", "loss", "uses_a_set"):
+        first, again = (getattr(module(comment=c), name) for c in ("", "another comment\n\n"))
+        assert fingerprint(first) == fingerprint(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("make", {"width": 5}), ("make", {"act": "torch.relu"}), ("loss", {"sign": "-"})],
+    ids=["a value of the module", "a method of a class", "a function that is called"],
+)
+def test_what_a_function_names_counts_however_deep(name: str, change: dict) -> None:
+    assert fingerprint(getattr(module(), name)) != fingerprint(getattr(module(**change), name))
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class Settings:
+    rate: float = 0.1
+    tags: list[str] = field(default_factory=list)
+
+
+def add(k: int) -> Callable[[int], int]:
+    return lambda x: x + k
+
+
+def early(x: int, by: int = 1) -> int:
+    return x + by
+
+
+def late(x: int, by: int = 2) -> int:
+    return x + by
+
+
+PAIRS: dict[str, tuple[Any, Any]] = {
+    "numbers": (torch.arange(3), torch.tensor([0, 1, 3])),
+    "precision": (torch.arange(3.0), torch.arange(3.0, dtype=torch.float64)),
+    "shape": (torch.zeros(2, 3), torch.zeros(3, 2)),
+    "array": (np.arange(3), np.arange(4)),
+    "1 and 1.0": (1, 1.0),
+    "nesting": ([1, [2]], [[1], 2]),
+    "closure": (add(1), add(2)),
+    "defaults": (early, late),
+    "partial": (partial(add, 1), partial(add, 2)),
+    "step size": (sgd(0.1), sgd(0.2)),
+    "momentum": (sgd(0.1), sgd(0.1, momentum=0.5)),
+    "optimizer": (sgd(0.1), adam(0.1)),
+    "schedule, later": (scheduled(sgd, 0.1, lambda t: (t < 100) * 1.0), scheduled(sgd, 0.1, lambda t: (t < 200) * 1.0)),
+    "option of a module": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "enum": (Colour.RED, Colour.BLUE),
+    "dataclass": (Settings(0.1), Settings(0.2)),
+    "builtin": (torch.tanh, torch.sin),
+    "attribute of a module": (lambda x: torch.tanh(x), lambda x: torch.sin(x)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_content_has_another_digest(name: str) -> None:
+    one, other = PAIRS[name]
+    assert fingerprint(one) == fingerprint(one)
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_it_is_the_same_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE.format(width=4, act="torch.tanh", comment="", sign="+"))
+    program = (
+        "import mine; from theorylab.core.fingerprint import fingerprint as f; from theorylab.learning.optimizers.sgd import sgd; "
+        "print(f(mine.make, mine.loss, mine.uses_a_set, sgd(0.1, momentum=0.9), {'b', 'a', 'c'}))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env={"PATH": "", "PYTHONHASHSEED": seed, "PYTHONPATH": ":".join([str(tmp_path), *sys.path])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_cycles_end_and_a_copy_of_one_is_the_same() -> None:
+    def cycle(end: int) -> list:
+        inner: list = [1, end]
+        inner.append([inner])
+        return inner
+
+    assert fingerprint(cycle(2)) == fingerprint(cycle(2)) != fingerprint(cycle(3))
+
+
+def test_what_cannot_be_described_is_refused() -> None:
+    with pytest.raises(TypeError, match="cannot be told from others of its kind"):
+        fingerprint(partial(early, by=threading.Lock()))
