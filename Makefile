@@ -2,13 +2,14 @@
 # make test    install what tests need; lint, types, tests
 # make docs    install what the pages need and build them in docs/_build/
 # make bench   install what benchmarks need and measure the ratios of benchmarks/results/
+# make parity  the same against other packages; ARGS="influence privacy" measures these families alone, and keeps the other rows
 #
 # ARGS go to the program: make run ARGS="--scale tiny --jobs 1" · make test ARGS="-k verdicts"
 # TORCH=cuda takes PyTorch's CUDA build. PYTHON=python3.12 chooses the interpreter.
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: run test docs bench lint clean
+.PHONY: run test docs bench parity lint clean
 
 run:
 	@scripts/install.sh
@@ -31,6 +32,10 @@ docs:
 bench:
 	@scripts/install.sh bench
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks $(ARGS)
+
+parity:
+	@scripts/install.sh bench
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.parity --peers $(ARGS)
 
 clean:
 	rm -rf $(VENV) runs dist

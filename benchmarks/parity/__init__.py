@@ -9,11 +9,13 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks import apart
 from benchmarks.timing import interleaved, ratio
 
 MODULES = {
@@ -27,6 +29,8 @@ MODULES = {
     "pyDVL": "pydvl",
     "shap": "shap",
     "shapiq": "shapiq",
+    "dattri": "dattri",
+    "kronfluence": "kronfluence",
     "torch": "torch",
 }
 """Peer, as it is installed → the module that it brings."""
@@ -54,11 +58,6 @@ class Comparison:
     errors: bool = False
     note: str = ""
 
-    @property
-    def missing(self) -> bool:
-        """Whether the peer is not installed."""
-        return importlib.util.find_spec(MODULES[self.peer]) is None
-
     def deviation(self) -> float:
         """The largest difference relative to the largest number; with ``errors``, the ratio of errors."""
         ours, theirs = (measure().detach() for measure in self.prepare(torch.float64))
@@ -74,48 +73,96 @@ class Comparison:
         seconds = interleaved({"ours": ours, "theirs": theirs}, rounds=rounds)
         return ratio(seconds["ours"], seconds["theirs"])
 
+    def record(self, rounds: int) -> dict[str, Any]:
+        """What was found, as it is stored."""
+        deviation = self.deviation()
+        taken = self.time_ratio(rounds)
+        return {
+            "deviation": deviation,
+            "tolerance": self.tolerance,
+            "errors": self.errors,
+            "agrees": deviation <= self.tolerance,
+            "ratio": taken,
+            "goal": self.goal,
+            "reached": None if self.goal is None else taken <= self.goal,
+        }
 
-def comparisons(n: int) -> list[Comparison]:
+
+@dataclass(frozen=True)
+class Contest:
+    """One instrument against one peer where their definitions differ, so that their numbers do: which is better by an outside standard.
+
+    ``prepare()`` gives a number for each of several seeds, ours and the peer's for the same ones; larger is better.
+    """
+
+    instrument: str
+    setting: str
+    peer: str
+    prepare: Callable[[], tuple[list[float], list[float]]]
+    note: str = ""
+
+    def record(self, rounds: int) -> dict[str, Any]:
+        """What was found, as it is stored; no time is measured."""
+        ours, theirs = self.prepare()
+        return {"ours": ours, "theirs": theirs}
+
+
+def missing(peer: str) -> bool:
+    """Whether a peer is not installed."""
+    return importlib.util.find_spec(MODULES[peer]) is None
+
+
+def comparisons(n: int) -> list[Comparison | Contest]:
     """Those of every module of this package with a function ``rows(n)``, n being the rows of data that it should measure."""
     return [c for name in families() for c in importlib.import_module(f"{__name__}.{name}").rows(n)]
 
 
 def families() -> list[str]:
-    """Names of the modules with comparisons."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_") and info.name != "problems")
+    """Names of the modules with comparisons, found by their text, so that nothing is imported for a wrong name."""
+    names = (info.name for info in pkgutil.iter_modules(__path__))
+    return sorted(n for n in names if "def rows(" in (Path(__path__[0]) / f"{n}.py").read_text(encoding="utf-8"))
 
 
-def measured(n: int, rounds: int, chosen: list[str]) -> Iterator[dict[str, Any]]:
-    """One record for each comparison of the chosen families, and one for each peer that is not installed."""
-    every = [c for name in chosen for c in importlib.import_module(f"{__name__}.{name}").rows(n)]
-    for peer in sorted({c.peer for c in every if c.missing}):
-        yield {"instrument": "all", "setting": "", "peer": peer, "note": 'not installed: pip install -c constraints.txt ".[bench]"'}
-    for c in every:
-        if not c.missing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # those of the peers
-                yield _record(c, rounds)
+def measured(n: int, rounds: int, chosen: list[str], peers: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """One record for each comparison of the chosen families, and one for each peer of theirs that is not installed.
+
+    Args:
+        n: Rows of data.
+        rounds: Of timing.
+        chosen: Families.
+        peers: With these alone; None for all.
+    """
+    for family in chosen:
+        every = [c for c in importlib.import_module(f"{__name__}.{family}").rows(n) if peers is None or c.peer in peers]
+        for peer in sorted({c.peer for c in every if missing(c.peer)}):
+            yield not_compared(family, peer)
+        for c in every:
+            if not missing(c.peer):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # those of the peers
+                    yield _record(family, c, rounds)
 
 
-def _record(c: Comparison, rounds: int) -> dict[str, Any]:
+def not_compared(family: str, peer: str, why: str = "") -> dict[str, Any]:
+    """The record of a peer that is not here, with why, or with what to do."""
+    if not why:
+        alone = apart.pins(MODULES[peer]).is_file()
+        why = "python -m benchmarks.parity --peers installs it" if alone else 'pip install -c constraints.txt ".[bench]"'
+    return {"family": family, "instrument": "all", "setting": "", "peer": peer, "version": "", "note": f"not compared: {why}"}
+
+
+def _record(family: str, c: Comparison | Contest, rounds: int) -> dict[str, Any]:
     version = importlib.metadata.version(c.peer).partition("+")[0]
-    record: dict[str, Any] = {"instrument": c.instrument, "setting": c.setting, "peer": f"{c.peer} {version}", "note": c.note}
-    try:
-        deviation = c.deviation()
-    except Exception as error:  # a peer's failure is a result: its table says so and goes on
-        return {
-            **record,
-            "note": f"raised {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}",
-            "agrees": False,
-        }
-    taken = c.time_ratio(rounds)
-    return {
-        **record,
-        "deviation": deviation,
-        "tolerance": c.tolerance,
-        "errors": c.errors,
-        "agrees": deviation <= c.tolerance,
-        "ratio": taken,
-        "goal": c.goal,
-        "reached": None if c.goal is None else taken <= c.goal,
+    record = {
+        "family": family,
+        "instrument": c.instrument,
+        "setting": c.setting,
+        "peer": c.peer,
+        "version": version,
+        "note": c.note,
     }
+    try:
+        return {**record, **c.record(rounds)}
+    except Exception as error:  # a peer's failure is a result: its table says so and goes on
+        said = str(error).splitlines()[0][:120] if str(error) else ""
+        return {**record, "note": f"raised {type(error).__name__}: {said}", "agrees": False}

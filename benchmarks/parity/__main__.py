@@ -1,79 +1,106 @@
-"""Compare every instrument with its peers and write the table: ``python -m benchmarks.parity [families] [--out FOLDER]``."""
+"""Compare every instrument with its peers: ``python -m benchmarks.parity [families] [--peers] [--out FOLDER]``.
+
+What is measured replaces those rows of the table, and the others stay. ``--peers`` first installs the packages whose pins conflict with
+ours, each in a folder of its own (`benchmarks.apart`); where one is installed, its rows are measured by a process of their own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import apart
 from benchmarks.timing import pinned_malloc
 
-WORDS = {True: "yes", False: "**no**", None: ""}
 
+def measured_apart(families: list[str], peer: str, options: list[str], install: bool) -> Iterator[dict[str, Any]]:
+    """Rows of a peer that is kept apart, by a process that finds its packages first; or, for each family, why there are none."""
+    from benchmarks.parity import MODULES, not_compared
+    from benchmarks.parity.records import load
 
-def table(records: list[dict[str, Any]], about: dict[str, str]) -> str:
-    """The records as Markdown."""
-    lines = ["# Parity with other packages", "", ", ".join(f"{k}: {v}" for k, v in about.items()), ""]
-    lines += [
-        "Agreement is the largest difference relative to the largest number, in float64; for random estimates, marked ‡, it is the root",
-        "mean square error of ours over that of the peer's, from as many products. Time is ours over the peer's, in float32 on one thread.",
-        "",
-        "| instrument | setting | peer | difference | allowed | time | goal | reached | remark |",
-        "|---|---|---|---:|---:|---:|---:|---|---|",
-    ]
-    for r in records:
-        if "deviation" not in r:
-            lines.append(f"| {r['instrument']} | {r['setting']} | {r['peer']} | | | | | | {r['note']} |")
-            continue
-        shown = f"{r['deviation']:.2f} ‡" if r["errors"] else f"{r['deviation']:.1e}"
-        allowed = f"{r['tolerance']:.2f}" if r["errors"] else f"{r['tolerance']:.0e}"
-        remark = r["note"] if r["agrees"] else f"**does not agree** {r['note']}".strip()
-        goal = "" if r["goal"] is None else f"≤ {r['goal']:g}"
-        lines.append(
-            f"| {r['instrument']} | {r['setting']} | {r['peer']} | {shown} | {allowed} | {r['ratio']:.2f} | {goal} | {WORDS[r['reached']]} "
-            f"| {remark} |"
-        )
-    return "\n".join(lines) + "\n"
+    module = MODULES[peer]
+    why = ""
+    if install:
+        try:
+            apart.make(module)
+        except (RuntimeError, OSError) as error:
+            why = f"cannot be installed: {error}"
+    if not why and apart.made(module):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.parity", *families, "--only", peer, "--out", folder, *options]
+            done = subprocess.run(command, env=apart.environment(module), stdout=subprocess.DEVNULL, check=False)
+            runs = load(Path(folder) / "parity.json")
+            if runs:
+                yield from (row for run in runs for row in run["rows"])
+                return
+            why = f"its process ended with exit status {done.returncode}"
+    for family in families:
+        yield not_compared(family, peer, why)
 
 
 def main() -> int:
     """0 where every comparison that ran agrees, 1 where one does not; times do not decide, for they depend on the machine."""
     from benchmarks.parity import families
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help=f"which families to run (default: all of {', '.join(families())})")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the table (default: %(default)s)"
     )
     parser.add_argument("--rows", type=int, default=1024, help="rows of data that are measured (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default: %(default)s)")
+    parser.add_argument("--peers", action="store_true", help="install the peers that are kept apart, unless they are")
+    parser.add_argument("--only", metavar="PEER", help="compare with this peer alone")
     args = parser.parse_args()
     unknown = set(args.names) - set(families())
     if unknown:
         parser.error(f"no family {', '.join(sorted(unknown))}; there are {', '.join(families())}.")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # some peers show their progress
     pinned_malloc()
+    import importlib
+
     import torch
 
     from benchmarks.__main__ import machine
-    from benchmarks.parity import measured
+    from benchmarks.parity import MODULES, measured, missing
+    from benchmarks.parity.records import load, merged, table
 
+    if args.only is not None and args.only not in MODULES:
+        parser.error(f"no peer {args.only}; there are {', '.join(MODULES)}.")
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
+    chosen = args.names or families()
+    peers = {
+        name: {c.peer for c in importlib.import_module(f"benchmarks.parity.{name}").rows(args.rows) if args.only in (None, c.peer)}
+        for name in chosen
+    }
+    away = {p for p in set().union(*peers.values()) if missing(p) and apart.pins(MODULES[p]).is_file()}
+    options = ["--rows", str(args.rows), "--rounds", str(args.rounds)]
+
+    def every() -> Iterator[dict[str, Any]]:
+        yield from measured(args.rows, args.rounds, chosen, sorted(set().union(*peers.values()) - away))
+        for peer in sorted(away):
+            yield from measured_apart([name for name in chosen if peer in peers[name]], peer, options, args.peers)
+
     records = []
-    for record in measured(args.rows, args.rounds, args.names or families()):
-        print(
-            f"  {record['instrument']}, {record['setting']}: {record['peer']} {record.get('ratio', record['note'])}",
-            file=sys.stderr,
-            flush=True,
-        )
+    for record in every():
+        said = record.get("ratio", record["note"])
+        print(f"  {record['instrument']}, {record['setting']}: {record['peer']} {said}", file=sys.stderr, flush=True)
         records.append(record)
-    about = machine()
-    text = table(records, about)
-    stem = "parity" if not args.names else "parity-" + "-".join(args.names)
-    (args.out / f"{stem}.md").write_text(text, encoding="utf-8")
-    (args.out / f"{stem}.json").write_text(json.dumps({"machine": about, "rows": records}, indent=1), encoding="utf-8")
+    path = args.out / "parity.json"
+    runs = merged(load(path), machine(), records, families())
+    text = table(runs)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    path.write_text(json.dumps({"runs": runs}, indent=1), encoding="utf-8")
     print(text)
     return 0 if all(r.get("agrees", True) for r in records) else 1
 
