@@ -309,8 +309,10 @@ def test_plan_names_what_it_knows_from_and_adds_up(
     assert main(["plan", lab.topic, *base, "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
     assert "a valid record: not computed again" in printed
-    assert f"`theorylab run {new} --scale tiny` measures it" in printed
-    assert "and 1 study of unknown cost" in printed
+    assert "no record with these settings" in next(line for line in printed.splitlines() if line.startswith(new))
+    assert "and 1 study of unknown cost, which a run measures" in printed
+    assert main(["plan", new, *base]) == 0
+    assert "In all: 1 study of unknown cost, which a run measures." in capsys.readouterr().out
     assert main(["plan", key, *base, "--seeds", "6"]) == 0
     assert "a record of this machine, × 3 for seeds; changed: seeds: 2 → 6" in capsys.readouterr().out
     assert not records(tmp_path, new)

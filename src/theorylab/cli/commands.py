@@ -151,7 +151,7 @@ def plan(options: Plan) -> int:
         else:
             known = cost.seconds is not None and cost.bytes is not None
             row = (f"{cost.seconds:.1f}", _size(cost.bytes)) if known else ("unknown", "unknown")
-            shown.add_row(key, *row, f"{cost.basis}; {decision.reason}")
+            shown.add_row(key, *row, f"{cost.basis}; {decision.reason}" if known else cost.basis)
     console = _console()
     console.print(shown)
     processes = _processes(options, jobs)
@@ -159,8 +159,10 @@ def plan(options: Plan) -> int:
     seconds = makespan([c.seconds for c in known if c.seconds is not None], processes)
     memory = sum(sorted((c.bytes for c in known if c.bytes is not None), reverse=True)[:processes])
     unknown = sum(c.seconds is None for c in known)
-    beside = f", and {_many(unknown, 'study')} of unknown cost" if unknown else ""
-    console.print(f"\nIn all: about {seconds:.0f} s with --jobs {processes}, at most {_size(memory)} at a time{beside}.", highlight=False)
+    total = f"about {seconds:.0f} s with --jobs {processes}, at most {_size(memory)} at a time"
+    beside = f"{_many(unknown, 'study')} of unknown cost, which a run measures"
+    parts = [total] * (unknown < len(known) or not known) + [beside] * (unknown > 0)
+    console.print(f"\nIn all: {', and '.join(parts)}.", highlight=False)
     return int(bool(broken or problems))
 
 

@@ -50,7 +50,7 @@ def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0, floor: int = 
     row = table.get("studies", {}).get(job.study, {}).get(job.scale)
     if row is not None and (ratio := _seeds_ratio(job, row["config"])) is not None:
         return Cost(row["seconds"] * ratio * speed, _scaled(row["bytes"], ratio, floor), _basis("the packaged table", ratio))
-    return Cost(None, None, f"unknown: no record with these settings; `theorylab run {job.study} --scale {job.scale}` measures it")
+    return Cost(None, None, "no record with these settings")
 
 
 def _seeds_ratio(job: Job, other: Mapping[str, Any]) -> float | None:
