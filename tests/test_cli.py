@@ -310,9 +310,10 @@ def test_plan_names_what_it_knows_from_and_adds_up(
     printed = capsys.readouterr().out
     assert "a valid record: not computed again" in printed
     assert "no record with these settings" in next(line for line in printed.splitlines() if line.startswith(new))
-    assert "and 1 study of unknown cost, which a run measures" in printed
-    assert main(["plan", new, *base]) == 0
-    assert "In all: 1 study of unknown cost, which a run measures." in capsys.readouterr().out
+    assert "In all: 1 study of unknown cost, which a run measures." in printed
+    assert main(["plan", lab.topic, *base, "--seeds", "6", "--jobs", "1"]) == 0
+    assert " s with --jobs 1, at most " in (printed := capsys.readouterr().out)
+    assert ", and 1 study of unknown cost, which a run measures." in printed
     assert main(["plan", key, *base, "--seeds", "6"]) == 0
     assert "a record of this machine, × 3 for seeds; changed: seeds: 2 → 6" in capsys.readouterr().out
     assert not records(tmp_path, new)
