@@ -198,7 +198,7 @@ def rows(n: int) -> list[Comparison]:
             "spectrum",
             f"MLP of width 16, {PROBES} probes of {STEPS} steps, W1 distance",
             things,
-            _density(n, 6 if n >= 512 else 2),  # differs less from seed to seed than a trace
+            _density(n, 24 if n >= 512 else 2),
             tolerance=allowed,
             goal=0.6,
             errors=True,
