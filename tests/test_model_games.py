@@ -12,21 +12,19 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from theorylab.core.problem import Problem
 from theorylab.data.digits import digits
 from theorylab.data.tabular import breast_cancer
 from theorylab.instruments.class_values import class_game, class_wise_shapley
 from theorylab.instruments.data_values import data_oob, knn_shapley
 from theorylab.instruments.feature_values import feature_shapley
-from theorylab.instruments.games import Game, coalitions, table
+from theorylab.instruments.games import Game, table
 from theorylab.instruments.interactions import interactions
-from theorylab.instruments.model_games import feature_game, linear_game, retraining_game
-from theorylab.instruments.valuation import removal_curve, shapley
+from theorylab.instruments.model_games import linear_game, retraining_game
+from theorylab.instruments.valuation import shapley
 from theorylab.learning.linear import logistic, ridge
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.mlp import mlp
 from theorylab.models.seeded import seeded
-from theorylab.theory import games
 
 
 def subsets(P: int, n: int) -> Tensor:
@@ -93,29 +91,6 @@ def test_a_retraining_game_trains_on_the_rows_alone(noise: str) -> None:
     else:
         twice = game(masks[[0, 0, 1]])
         assert twice[0] == twice[1] == worths[0]  # the coalition decides, not where it stands
-
-
-def test_a_feature_game_replaces_absent_features_row_by_row() -> None:
-    net = seeded(lambda: mlp([4, 5, 3]), 0)
-    random = torch.Generator().manual_seed(1)
-    x, background = torch.randn(4, generator=random).double(), torch.randn(6, 4, generator=random).double()
-    game = feature_game(Problem(net, nn.functional.cross_entropy, (background, torch.zeros(6).long())), x, background, output=2)
-    for mask, worth in zip(coalitions(4), table(game, 4), strict=True):
-        rows = [torch.stack([x[i] if mask[i] else b[i] for i in range(4)]) for b in background]
-        assert float(worth) == pytest.approx(float(net(torch.stack(rows))[:, 2].mean().detach()), abs=1e-12)
-    grouped = feature_game(net, x, background, output=2, groups=[[0, 3], [1, 2]])
-    torch.testing.assert_close(table(grouped, 2), table(game, 4)[[0, 9, 6, 15]])
-
-
-def test_feature_values_of_a_linear_model_and_their_sum() -> None:
-    random = torch.Generator().manual_seed(2)
-    w, x, background = (torch.randn(*s, generator=random, dtype=torch.float64) for s in ((5,), (3, 5), (9, 5)))
-    found = feature_shapley(lambda rows: rows @ w, x, background)
-    for values, row in zip(found.values, x, strict=True):
-        np.testing.assert_allclose(values, games.linear_model_values(w.numpy(), row.numpy(), background.numpy()), atol=1e-12)
-    torch.testing.assert_close(found.base + found.values.sum(1), x @ w)
-    sampled = feature_shapley(lambda rows: (rows @ w).sin(), x, background, method="permutation", budget=60)
-    assert float(sampled.stderr.min()) > 0
 
 
 def brute_knn(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, k: int) -> Tensor:
@@ -211,9 +186,6 @@ ONE_CLASS = torch.zeros(20, dtype=torch.int64)
         (lambda: knn_shapley(X, Y, X, Y, k=0), "k must"),
         (lambda: knn_shapley(X, Y, X[:, :3], Y), "as many columns"),
         (lambda: knn_shapley(X * torch.nan, Y, X, Y), "finite"),
-        (lambda: feature_game(lambda rows: rows, X[0], X)(coalitions(4)[:, :1].expand(-1, 30)), "output must name"),
-        (lambda: feature_game(lambda rows: rows[:, 0], X[0], X[:0]), "background"),
-        (lambda: feature_game(lambda rows: rows[:, 0], X[0], X, groups=[[0], [0, 1]]), "groups must hold"),
         (
             lambda: retraining_game(lambda: nn.Linear(30, 2), nn.functional.cross_entropy, (X, Y), (X, Y), optimizer=sgd(0.1), steps=0),
             "steps",
@@ -236,7 +208,6 @@ def test_pictures() -> None:
         axes = [
             sampled.plot(most=5),
             sampled.waterfall(float(game(torch.zeros(1, 8, dtype=torch.bool))), most=3),
-            removal_curve(sampled, game).plot(label="Shapley"),
             interactions(table(game, 8)).plot(names=list("abcdefgh")),
         ]
         features = feature_shapley(lambda rows: rows[:, 0] * rows[:, 1], X[:9, :3], X[9:, :3])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from theorylab.instruments.games import Game, coalitions, evaluate, from_table, table
 from theorylab.instruments.interactions import interactions, mobius
-from theorylab.instruments.valuation import banzhaf, beta_shapley, least_core, removal_curve, semivalue, shapley
+from theorylab.instruments.valuation import banzhaf, beta_shapley, least_core, semivalue, shapley
 from theorylab.theory import games, semivalues
 
 N = 7
@@ -187,17 +187,6 @@ def test_a_game_remembers_each_coalition() -> None:
         game(masks[:, :3])
 
 
-def test_removal() -> None:
-    weights = torch.tensor([3.0, -1.0, 2.0, 5.0], dtype=torch.float64)
-    linear = lambda masks: masks.double() @ weights  # noqa: E731
-    assert removal_curve(weights, linear).worths.tolist() == [9.0, 4.0, 1.0, -1.0]
-    assert removal_curve(weights, linear, order="lowest", most=4).worths.tolist() == [9.0, 10.0, 8.0, 5.0, 0.0]
-    assert removal_curve(shapley(linear, 4), linear, every=2).removed.tolist() == [0, 2]
-    assert removal_curve(weights, linear).area == pytest.approx((9 / 2 + 4 + 1 - 1 / 2) / 3)
-    random = removal_curve(weights, linear, order="random", seed=1)
-    assert sorted(random.order.tolist()) == [0, 1, 2, 3]
-
-
 def broken(result: Tensor):
     return lambda masks: result
 
@@ -228,7 +217,6 @@ def nan_of_pairs(masks: Tensor) -> Tensor:
         (lambda: interactions(torch.zeros(6)), ValueError, "every coalition"),
         (lambda: interactions(torch.zeros(8), order=4), ValueError, "order"),
         (lambda: mobius(torch.full((8,), torch.nan)), ValueError, "finite"),
-        (lambda: removal_curve(torch.tensor([1.0, torch.nan]), GAME), ValueError, "finite"),
     ],
 )
 def test_what_is_refused(call, error: type[Exception], message: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from theorylab.instruments import value_sampling as sampling
 from theorylab.instruments.games import MOST, Worth, coalitions, evaluate, table
 from theorylab.instruments.value_sampling import Sampled
 from theorylab.instruments.values import Values
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 EXACT = 16
 """Players up to which ``method="auto"`` visits all coalitions."""
@@ -313,70 +310,3 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
     if found.status != 0:
         raise ArithmeticError(f"the linear program of the least core was not solved: {found.message} Raise budget.")
     return LeastCore(torch.as_tensor(found.x[:n]), float(found.x[n]), len(masks) + 2)
-
-
-@dataclass(frozen=True)
-class RemovalCurve:
-    """Worths (m,) of what is left after removing ``removed`` (m,) players one after another, in ``order`` (n,)."""
-
-    removed: Tensor
-    worths: Tensor
-    order: Tensor
-
-    @property
-    def area(self) -> float:
-        """Mean worth along the curve (trapezes): low where the removed players mattered."""
-        return float(torch.trapezoid(self.worths, self.removed.double())) / float(self.removed[-1] - self.removed[0])
-
-    def plot(self, ax: Axes | None = None, *, label: str = "") -> Axes:
-        """Worth over the number of players removed."""
-        from theorylab.instruments.value_plots import curve
-
-        return curve(self.removed, self.worths, ax, label=label)
-
-
-def removal_curve(
-    values: Values | Tensor,
-    value: Worth,
-    *,
-    order: Literal["highest", "lowest", "random"] = "highest",
-    most: int | None = None,
-    every: int = 1,
-    seed: int = 0,
-) -> RemovalCurve:
-    """What the worth becomes as players are removed, those of the highest value first, of the lowest first, or in random order.
-
-    Args:
-        values: Of the players, (n,). Equal values are taken by number.
-        value: The game.
-        order: Who goes first.
-        most: Players to remove, in 1 ... n; n − 1 by default.
-        every: Evaluate after every so many removals.
-        seed: Of the random order.
-
-    Raises:
-        ValueError: values that are not finite or no vector, or a number out of range.
-
-    Example:
-        >>> curve = removal_curve(torch.tensor([3.0, 1.0, 2.0]), lambda masks: masks.double() @ torch.tensor([3.0, 1.0, 2.0]).double())
-        >>> curve.worths.tolist()
-        [6.0, 3.0, 1.0]
-
-    Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 4 (removal of data).
-    """
-    scores = values.values if isinstance(values, Values) else values
-    if scores.ndim != 1 or not scores.isfinite().all():
-        raise ValueError(f"values must be a finite vector (n,), got shape {tuple(scores.shape)}.")
-    n = len(scores)
-    most = max(n - 1, 1) if most is None else most
-    if not 1 <= most <= n or every < 1:
-        raise ValueError(f"most must lie in 1 ... {n} and every be at least 1, got {most} and {every}.")
-    if order == "random":
-        first = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    elif order in ("highest", "lowest"):
-        first = torch.sort(scores, descending=order == "highest", stable=True).indices
-    else:
-        raise ValueError(f'order must be "highest", "lowest" or "random", got {order!r}.')
-    removed = torch.arange(0, most + 1, every)
-    masks = first.argsort()[None, :] >= removed[:, None]
-    return RemovalCurve(removed, evaluate(value, masks), first)

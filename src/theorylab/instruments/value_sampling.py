@@ -38,7 +38,7 @@ def _enough(count: int, budget: int, cost: int, fixed: int) -> None:
 
 def orders(n: int, count: int, generator: torch.Generator) -> Tensor:
     """Random orders of the players, (count, n), drawn one at a time."""
-    return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)])
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)]) if count else torch.empty(0, n, dtype=torch.long)
 
 
 def prefixes(order: Tensor) -> Tensor:
