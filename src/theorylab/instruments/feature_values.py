@@ -61,6 +61,7 @@ def feature_shapley(
     method: ShapleyMethod = "auto",
     budget: int | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FeatureValues:
     r"""Shapley values of the features of each row, in the game of what the model says when some features are drawn from a law.
 
@@ -82,6 +83,7 @@ def feature_shapley(
         method: As for `shapley`.
         budget: Coalitions for each row.
         seed: Of sampled methods; the same coalitions for every row.
+        progress: Told how many rows are done, and of how many, after each.
 
     Raises:
         ValueError: as for `feature_game` and `shapley`.
@@ -99,6 +101,10 @@ def feature_shapley(
         raise ValueError(f"x must be rows (m, d), at least one, got shape {tuple(x.shape)}.")
     n = rows.shape[1] if groups is None else len(groups)
     games = [feature_game(model, row, background, law=law, bandwidth=bandwidth, output=output, groups=groups) for row in rows]
-    found = [shapley(game, n, method=method, budget=budget, seed=seed) for game in games]
+    found = []
+    for game in games:
+        found.append(shapley(game, n, method=method, budget=budget, seed=seed))
+        if progress is not None:
+            progress(len(found), len(games))
     nobody = evaluate(games[0], torch.zeros(1, n, dtype=torch.bool))
     return FeatureValues(torch.stack([f.values for f in found]), torch.stack([f.stderr for f in found]), float(nobody), rows, law)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -63,7 +64,14 @@ class Interactions:
     index: str
 
     def __getitem__(self, coalition: tuple[int, ...]) -> float:
-        return float(self.values[self.coalitions.index(tuple(sorted(coalition)))])
+        key = tuple(sorted(coalition))
+        if key not in self._places:
+            raise KeyError(f"{coalition} is no coalition of 1 ... {self.order} different players of {self.n}.")
+        return float(self.values[self._places[key]])
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, ...], int]:
+        return {coalition: k for k, coalition in enumerate(self.coalitions)}
 
     def matrix(self) -> Tensor:
         """Pairs as a symmetric matrix (n, n), single players on the diagonal.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.instruments.games import Worth
+from theorylab.instruments.labelled_rows import check_classes, check_split
 from theorylab.learning.linear import logistic, ridge
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
@@ -61,21 +62,18 @@ def linear_game(
 
     Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 2 (data Shapley's game).
     """
-    _rows(x, y, "x and y")
-    _rows(x_test, y_test, "x_test and y_test")
+    check_split(x, y, x_test, y_test, real=True)
     if learner not in ("logistic", "ridge"):
         raise ValueError(f'learner must be "logistic" or "ridge", got {learner!r}.')
     classify = not y.is_floating_point()
     if learner == "logistic" and not classify:
         raise ValueError(f"logistic regression needs integer classes, got targets in {y.dtype}.")
-    if classify and (int(y.min()) < 0 or bool((y == y[0]).all())):
-        raise ValueError(
-            f"y must hold at least two classes, integers from 0, got {y.unique().tolist()}: no coalition could tell any apart."
-        )
+    if classify:
+        check_classes(y, y_test)
     k = int(max(y.max(), y_test.max())) + 1 if classify else 1
     if empty is None:
         empty = 1 / k if classify else -float(y_test.square().mean())
-    targets = nn.functional.one_hot(y, k).to(x) if classify else y.to(x)
+    targets, x_test = nn.functional.one_hot(y.long(), k).to(x) if classify else y.to(x), x_test.to(x)
 
     def value(masks: Tensor) -> Tensor:
         worths = torch.full((len(masks),), float(empty), dtype=torch.float64)

@@ -44,6 +44,11 @@ def _check_n(n: int) -> None:
         raise ValueError(f"n must be at least 1 player, got {n}.")
 
 
+def _affordable(n: int, budget: int | None) -> bool:
+    """Whether ``"auto"`` visits all coalitions."""
+    return n <= EXACT and (budget is None or budget >= 2**n)
+
+
 def _values(found: Sampled, method: str) -> Values:
     return Values(found.values, found.stderr, found.samples, found.evaluations, method)
 
@@ -51,8 +56,14 @@ def _values(found: Sampled, method: str) -> Values:
 def _semivalue(name: str, value: Worth, n: int, law: Tensor, method: str, budget: int | None, seed: int, tol: float = 0.0) -> Values:
     """By enumeration, permutations or windows, from the law of the size of the coalition that a player joins."""
     if method == "auto":
-        method = "exact" if n <= EXACT else "permutation"
+        method = "exact" if _affordable(n, budget) else "permutation"
+    if tol and method not in ("exact", "permutation"):
+        raise ValueError(f'tol stops method="permutation" only, got {method!r}.')
     if method == "exact":
+        if budget is not None and n <= MOST and budget < 2**n:
+            raise ValueError(
+                f'method="exact" evaluates all 2^{n} = {2**n} coalitions, more than the budget of {budget}: raise it, or sample.'
+            )
         values = exact_values(table(value, n), _weights(law))
         return Values(values, torch.zeros_like(values), 1, 2**n, f"{name}, exact")
     budget = 200 * n if budget is None else budget
@@ -82,8 +93,8 @@ def shapley(
 
     Methods, all with standard errors: ``"exact"`` visits the 2^n coalitions; ``"permutation"`` walks random orders, each of which adds up;
     ``"kernel"`` is constrained regression on sampled pairs of coalitions (KernelSHAP), exact where the budget covers all; ``"owen"``
-    samples the multilinear extension; ``"stratified"`` samples every size evenly. ``"auto"`` is exact up to 16 players and permutations
-    beyond.
+    samples the multilinear extension; ``"stratified"`` samples every size evenly, by the windows of random orders laid in circles.
+    ``"auto"`` is exact up to 16 players, where the budget allows it, and permutations beyond.
 
     Args:
         value: The game: ``value(masks)`` gives the worths (P,) of coalitions, bool (P, n).
@@ -91,12 +102,14 @@ def shapley(
         method: See above.
         budget: Coalitions that may be evaluated; 200 n by default. Large n: 200 orders do not suffice to rank, see the intervals.
         seed: Of the samples.
-        tol: Of permutations: stop once every standard error is at most this. The errors at a stopping time are slightly too small.
+        tol: Of permutations, not negative: stop once every standard error is at most this. The errors at a stopping time are slightly
+            too small.
         truncation: Of permutations: give up an order once its worth is within this of v(N). This *biases* the values, by at most
             ``truncation`` each if no player ever lowers the worth, and without a bound otherwise; 0, the default, never does.
 
     Raises:
-        ValueError: n < 1, n > 24 for ``"exact"``, a budget too small for a standard error, or a game that returns NaN or the wrong shape.
+        ValueError: n < 1, n > 24 for ``"exact"``, a budget too small for a standard error (or for all coalitions, if exact), ``tol`` or
+            ``truncation`` of a method that has none, or a game that returns NaN or the wrong shape.
 
     Example:
         >>> gloves = lambda masks: torch.minimum(masks[:, 0], masks[:, 1] | masks[:, 2]).double()  # one left, two right
@@ -104,14 +117,17 @@ def shapley(
         [0.6667, 0.1667, 0.1667]
 
     Source: Shapley 1953, doi:10.1515/9781400881970-018; Castro et al. 2009, doi:10.1016/j.cor.2008.04.004 (permutations); Lundberg and Lee
-    2017, arXiv:1705.07874, Theorem 2 (regression); Owen 1972, doi:10.1287/mnsc.18.5.64; Ghorbani and Zou 2019, arXiv:1904.02868
+    2017, arXiv:1705.07874, Theorem 2, and Covert and Lee 2021, arXiv:2012.01536 (regression on pairs); Owen 1972,
+    doi:10.1287/mnsc.18.5.64; Maleki et al. 2013, arXiv:1306.4265 (strata of one size); Ghorbani and Zou 2019, arXiv:1904.02868
     (truncation).
     """
     _check_n(n)
-    if tol < 0 or truncation < 0:
+    if not (tol >= 0 and truncation >= 0):
         raise ValueError(f"tol and truncation must not be negative, got {tol} and {truncation}.")
     if method not in ("auto", "exact", "permutation", "kernel", "owen", "stratified"):
         raise ValueError(f"method must be auto, exact, permutation, kernel, owen or stratified, got {method!r}.")
+    if tol and method in ("kernel", "owen"):
+        raise ValueError(f'tol stops method="permutation" only, got {method!r}.')
     law = torch.full((n,), 1 / n, dtype=torch.float64)
     spend = 200 * n if budget is None else budget
     if method == "kernel":
@@ -143,7 +159,7 @@ def banzhaf(
     Args:
         value: The game, as for `shapley`.
         n: Players.
-        method: ``"auto"`` is exact up to 16 players and maximum sample reuse beyond.
+        method: ``"auto"`` is exact up to 16 players, where the budget allows it, and maximum sample reuse beyond.
         p: In (0, 1).
         budget: Coalitions that may be evaluated; 200 n by default.
         seed: Of the samples.
@@ -160,7 +176,7 @@ def banzhaf(
     _check_n(n)
     if not 0 < p < 1:
         raise ValueError(f"p must lie in (0, 1), got {p}.")
-    if method == "msr" or (method == "auto" and n > EXACT):
+    if method == "msr" or (method == "auto" and not _affordable(n, budget)):
         return _values(sampling.reuse(value, n, p, 200 * n if budget is None else budget, seed), "banzhaf, msr")
     s = torch.arange(n, dtype=torch.float64)
     log_law = _log_binomial(n) + s * math.log(p) + (n - 1 - s) * math.log1p(-p)
@@ -246,11 +262,12 @@ def semivalue(
     Source: Dubey, Neyman and Weber 1981, doi:10.1287/moor.6.1.122.
     """
     _check_n(n)
+    weights = torch.as_tensor(weights, dtype=torch.float64)
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one for each number of others, got {tuple(weights.shape)}.")
     if not (weights.isfinite().all() and (weights >= 0).all()):
         raise ValueError("weights must be finite and not negative.")
-    law = weights.double() * _log_binomial(n).exp()
+    law = weights * _log_binomial(n).exp()
     if not math.isclose(float(law.sum()), 1.0, rel_tol=1e-6):
         raise ValueError(f"weights must sum to one over all coalitions of the others, Σ C(n-1, s) p_s = 1, got {float(law.sum()):.6g}.")
     return _semivalue("semivalue", value, n, law, method, budget, seed)
@@ -258,7 +275,7 @@ def semivalue(
 
 @dataclass(frozen=True)
 class LeastCore:
-    """A division that leaves no coalition short by more than ``deficit``: ``values`` (n,) add up to v(N)."""
+    """A division that leaves no coalition short by more than ``deficit``: ``values`` (n,) add up to v(N) − v(∅)."""
 
     values: Tensor
     deficit: float
@@ -278,7 +295,7 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
         seed: Of the draw. A sampled program's deficit is a lower bound of the true one.
 
     Raises:
-        ValueError: n < 1, or n > 16 without a budget.
+        ValueError: n < 1, n > 16 without a budget, or a budget below 1.
         ArithmeticError: the linear program was not solved.
 
     Example:
@@ -294,6 +311,8 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
     _check_n(n)
     if budget is None and n > EXACT:
         raise ValueError(f"budget is needed for more than {EXACT} players, got n = {n}.")
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget must be at least 1 coalition, got {budget}.")
     if budget is None or (n <= MOST and budget >= 2**n):
         masks = coalitions(n)[1:-1]
     else:

@@ -1,7 +1,7 @@
 """Estimators of semivalues from sampled coalitions: permutations, cyclic windows, the multilinear extension, reuse, and regression.
 
 Each returns values and standard errors. All randomness is from one generator of the seed, drawn a sample at a time, so that a larger budget
-continues a smaller one.
+continues a smaller one (but for the strata of `multilinear`, which move).
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def reuse(value: Worth, n: int, p: float, budget: int, seed: int) -> Sampled:
     Raises:
         ValueError: some player is in fewer than two samples, or in all but fewer than two.
     """
+    if budget < 4:
+        raise ValueError(f"budget must be at least 4 coalitions, two with and two without a player, got {budget}: raise budget.")
     generator = torch.Generator().manual_seed(seed)
     masks = torch.stack([torch.rand(n, generator=generator) < p for _ in range(budget)])
     worths, inside = evaluate(value, masks), masks.double()
