@@ -25,6 +25,7 @@ from theorylab.learning.linear import logistic, ridge
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.mlp import mlp
 from theorylab.models.seeded import seeded
+from theorylab.theory import games
 
 
 def subsets(P: int, n: int) -> Tensor:
@@ -204,6 +205,16 @@ def test_labels_of_any_integer_type_give_the_same_values(dtype: torch.dtype) -> 
     assert torch.equal(class_wise_shapley(*c, *d, **few).values, class_wise_shapley(*a, *b, **few).values)  # type: ignore[arg-type]
 
 
+def test_nearest_neighbours_of_a_single_class_and_of_equal_rows() -> None:
+    alike = knn_shapley(X, ONE_CLASS, X[:3], ONE_CLASS[:3], k=5).values
+    torch.testing.assert_close(alike, torch.full((20,), 1 / 20, dtype=torch.float64))  # all of them right, and the whole is worth 1
+    twins, labels = torch.zeros(5, 2), torch.tensor([0, 1, 0, 1, 0])
+    found = knn_shapley(twins, labels, twins[:1], labels[:1], k=2).values
+    torch.testing.assert_close(found, torch.as_tensor(games.knn_values((labels == 0).numpy(), 2)))  # in their given order
+    with pytest.raises(TypeError, match="x_train must be a tensor, got ndarray"):
+        knn_shapley(X.numpy(), Y, X, Y)  # type: ignore[arg-type]
+
+
 def test_progress_over_rows_explained() -> None:
     calls = []
     feature_shapley(lambda rows: rows[:, 0], X[:3, :2], X[3:, :2], progress=lambda *done: calls.append(done))
@@ -240,6 +251,7 @@ ONE_CLASS = torch.zeros(20, dtype=torch.int64)
         (lambda: data_oob(X, Y, replicas=2), "raise replicas"),
         (lambda: knn_shapley(X[:0], Y[:0], X, Y), "with a row"),
         (lambda: knn_shapley(X, Y, X, Y, k=0), "k must"),
+        (lambda: knn_shapley(X, Y, X, Y, k=2.5), "k must be a whole number"),  # type: ignore[arg-type]
         (lambda: knn_shapley(X, Y, X[:, :3], Y), "as many columns"),
         (lambda: knn_shapley(X * torch.nan, Y, X, Y), "finite"),
         (

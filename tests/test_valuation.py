@@ -242,6 +242,10 @@ def nan_of_pairs(masks: Tensor) -> Tensor:
         (lambda: shapley(GAME, N, method="kernel", budget=7), ValueError, "at least 30"),
         (lambda: shapley(GAME, N, method="guess"), ValueError, "method must be"),  # type: ignore[arg-type]
         (lambda: shapley(GAME, N, method="exact", truncation=0.1), ValueError, "truncation"),
+        (lambda: shapley(GAME, 7.0), ValueError, "whole number of players"),  # type: ignore[arg-type]
+        (lambda: shapley(GAME, N, budget=1e4), ValueError, "whole number of coalitions"),  # type: ignore[arg-type]
+        (lambda: beta_shapley(GAME, N, alpha=float("inf"), beta=1), ValueError, "positive and finite"),
+        (lambda: mobius([0.0, 1.0]), TypeError, "tensor, got list"),  # type: ignore[arg-type]
         (lambda: shapley(GAME, N, method="exact", budget=127), ValueError, "more than the budget of 127"),
         (lambda: shapley(GAME, N, method="kernel", tol=0.1), ValueError, "tol"),
         (lambda: shapley(GAME, N, method="stratified", tol=0.1), ValueError, "tol"),

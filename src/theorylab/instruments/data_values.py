@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -24,8 +25,8 @@ def knn_shapley(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor
     .. math:: s_n = \frac{c_n}{\max(n, k)}, \qquad s_i = s_{i+1} + \frac{c_i - c_{i+1}}{k}\,\frac{\min(k, i)}{i}.
 
     Rows at exactly equal distances are taken in their given order: of two equal rows the first is the nearer. Whole-number inputs tie
-    often; add a small jitter where the order of rows should not matter. The standard errors are those of the mean over test rows as a
-    sample; a single test row has none, and they are 0.
+    often; add a small jitter where the order of rows should not matter. Rows of a single class are all worth the same. The standard errors
+    are those of the mean over test rows as a sample; a single test row has none, and they are 0.
 
     Args:
         x_train: Training rows (n, d).
@@ -51,8 +52,8 @@ def knn_shapley(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor
     check_rows(x_test, y_test, "x_test", "y_test")
     if x_train.shape[1] != x_test.shape[1]:
         raise ValueError(f"x_train and x_test must have as many columns, got {x_train.shape[1]} and {x_test.shape[1]}.")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be a whole number of neighbours, at least 1, got {k}.")
     n, m = len(x_train), len(x_test)
     i = torch.arange(1, n, device=x_train.device)
     factors = (i.clamp(max=k) / i.double() / k).to(torch.float64)  # of the differences

@@ -62,6 +62,11 @@ def table(value: Worth, n: int) -> Tensor:
     return evaluate(value, coalitions(n))
 
 
+def ends(value: Worth, n: int) -> Tensor:
+    """Worths of nobody and of all n players, (2,)."""
+    return evaluate(value, torch.tensor([False, True])[:, None].expand(2, n))
+
+
 def from_table(worths: Tensor) -> Worth:
     """The game whose worths are listed, (2^n,), in the order of `coalitions`: the inverse of `table`.
 

@@ -18,6 +18,8 @@ Index = Literal["sii", "stii", "banzhaf"]
 
 
 def _players(table: Tensor) -> int:
+    if not isinstance(table, Tensor):
+        raise TypeError(f"table must be a tensor, got {type(table).__name__}.")
     n = table.numel().bit_length() - 1
     if table.ndim != 1 or len(table) != 2**n or n < 1:
         raise ValueError(f"table must hold the worth of every coalition, (2^n,) with n ≥ 1, got shape {tuple(table.shape)}.")

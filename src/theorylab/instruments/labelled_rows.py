@@ -16,8 +16,12 @@ def check_rows(x: Tensor, y: Tensor, x_name: str = "x", y_name: str = "y", *, re
         real: Whether targets may be real numbers.
 
     Raises:
+        TypeError: something else than a tensor.
         ValueError: names the argument, what it must be and what it is.
     """
+    for name, given in ((x_name, x), (y_name, y)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}.")
     if x.ndim != 2 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(f"{x_name} must be a floating-point matrix (rows, d) with a row, got {x.dtype} of shape {tuple(x.shape)}.")
     if not x.isfinite().all():

@@ -7,14 +7,16 @@ model; `theorylab.instruments.model_games` makes games of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from theorylab.instruments import value_sampling as sampling
-from theorylab.instruments.games import MOST, Worth, coalitions, evaluate, table
+from theorylab.instruments.games import MOST, Worth, coalitions, ends, evaluate, table
 from theorylab.instruments.value_sampling import Sampled
 from theorylab.instruments.values import Values
 
@@ -39,9 +41,11 @@ def _weights(law: Tensor) -> Tensor:
     return torch.stack([law[s] / math.comb(n - 1, s) for s in range(n)])
 
 
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1 player, got {n}.")
+def _check(n: int, budget: int | None) -> None:
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n must be a whole number of players, at least 1, got {n}.")
+    if budget is not None and not isinstance(budget, Integral):
+        raise ValueError(f"budget must be a whole number of coalitions, got {budget}.")
 
 
 def _affordable(n: int, budget: int | None) -> bool:
@@ -121,7 +125,7 @@ def shapley(
     doi:10.1287/mnsc.18.5.64; Maleki et al. 2013, arXiv:1306.4265 (strata of one size); Ghorbani and Zou 2019, arXiv:1904.02868
     (truncation).
     """
-    _check_n(n)
+    _check(n, budget)
     if not (tol >= 0 and truncation >= 0):
         raise ValueError(f"tol and truncation must not be negative, got {tol} and {truncation}.")
     if method not in ("auto", "exact", "permutation", "kernel", "owen", "stratified"):
@@ -173,7 +177,7 @@ def banzhaf(
 
     Source: Banzhaf 1965, Rutgers Law Review 19; Wang and Jia 2023, arXiv:2205.15466 (robustness, maximum sample reuse).
     """
-    _check_n(n)
+    _check(n, budget)
     if not 0 < p < 1:
         raise ValueError(f"p must lie in (0, 1), got {p}.")
     if method == "msr" or (method == "auto" and not _affordable(n, budget)):
@@ -222,9 +226,9 @@ def beta_shapley(
 
     Source: Kwon and Zou 2022, arXiv:2110.14049, Section 3.
     """
-    _check_n(n)
-    if not (alpha > 0 and beta > 0):
-        raise ValueError(f"alpha and beta must be positive, got {alpha} and {beta}.")
+    _check(n, budget)
+    if not (0 < alpha < math.inf and 0 < beta < math.inf):
+        raise ValueError(f"alpha and beta must be positive and finite, got {alpha} and {beta}.")
     s = torch.arange(n, dtype=torch.float64)
     a, b = torch.tensor(float(alpha), dtype=torch.float64), torch.tensor(float(beta), dtype=torch.float64)
     top = torch.lgamma(s + b) + torch.lgamma(n - 1 - s + a) - torch.lgamma(n - 1 + a + b)
@@ -236,7 +240,7 @@ def semivalue(
     value: Worth,
     n: int,
     *,
-    weights: Tensor,
+    weights: Tensor | Sequence[float],
     method: Literal["auto", "exact", "permutation", "stratified"] = "auto",
     budget: int | None = None,
     seed: int = 0,
@@ -261,7 +265,7 @@ def semivalue(
 
     Source: Dubey, Neyman and Weber 1981, doi:10.1287/moor.6.1.122.
     """
-    _check_n(n)
+    _check(n, budget)
     weights = torch.as_tensor(weights, dtype=torch.float64)
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one for each number of others, got {tuple(weights.shape)}.")
@@ -308,7 +312,7 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
     import numpy as np
     from scipy.optimize import linprog
 
-    _check_n(n)
+    _check(n, budget)
     if budget is None and n > EXACT:
         raise ValueError(f"budget is needed for more than {EXACT} players, got n = {n}.")
     if budget is not None and budget < 1:
@@ -319,8 +323,8 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
         generator = torch.Generator().manual_seed(seed)
         masks = torch.stack([torch.rand(n, generator=generator) < 0.5 for _ in range(budget)])
         masks = masks[masks.any(1) & ~masks.all(1)]
-    ends = evaluate(value, torch.stack([torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)]))
-    demands, total = (evaluate(value, masks) - ends[0]).numpy(), float(ends[1] - ends[0])
+    empty, full = ends(value, n).tolist()
+    demands, total = (evaluate(value, masks) - empty).numpy(), full - empty
     if n == 1:
         return LeastCore(torch.tensor([total], dtype=torch.float64), 0.0, 2)
     rows = -np.column_stack([masks.numpy().astype(float), np.ones(len(masks))])

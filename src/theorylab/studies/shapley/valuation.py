@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from theorylab.core.claim import AtLeast, Claim, Finding, Orders
@@ -38,6 +37,7 @@ from theorylab.instruments.valuation import banzhaf, shapley
 from theorylab.instruments.value_curves import removal_curve
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.mlp import mlp
+from theorylab.stats.lds import spearman
 
 MISLABELS = Claim(
     "shapley/valuation/mislabels",
@@ -96,11 +96,6 @@ class ValuationConfig(Config):
     groups: int = setting(8, "groups of rows, the players of the network's game", low=3, high=12)
     size: int = setting(1, "rows of a group", low=1)
     steps: int = setting(10, "training steps of the network", low=1)
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation."""
-    return float(np.corrcoef(rankdata(a.numpy()), rankdata(b.numpy()))[0, 1])
 
 
 @study(
@@ -197,12 +192,12 @@ def check_ranks(config: ValuationConfig) -> Iterator[Finding | Series | Stage]:
             return [table(lambda masks, s=s: value(masks, s), n) for s in (seed, seed + (100_000 if noise == "fresh" else 0))]
 
         noisy = runs("fresh")
-        agree = [spearman(*(f(from_table(w), n).values for w in noisy)) for f in (banzhaf, shapley)]
+        agree = [float(spearman(*(f(from_table(w), n).values for w in noisy))) for f in (banzhaf, shapley)]
         agreement.append(agree)
         gains.append(agree[0] - agree[1])
         if k < 2:  # nothing is random in these, so that two tasks tell as much as all
             same = runs("none")
-            fixed = [spearman(*(f(from_table(w), n).values for w in same)) for f in (banzhaf, shapley)]
+            fixed = [float(spearman(*(f(from_table(w), n).values for w in same))) for f in (banzhaf, shapley)]
             still.append(fixed[0] - fixed[1])
     yield RANK_ROBUST.check(measured=gains, setting="rank correlation between runs, Banzhaf's less Shapley's")
     yield RANK_ROBUST.control_check(measured=still, setting="common initial weights")
