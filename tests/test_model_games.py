@@ -280,6 +280,10 @@ def test_pictures() -> None:
         ]
         features = feature_shapley(lambda rows: rows[:, 0] * rows[:, 1], X[:9, :3], X[9:, :3])
         axes += [features.beeswarm(names=["a", "b", "c"]), features.waterfall(2)]
+        steps = feature_shapley(lambda rows: rows[:, 0], (X[:9, :1] > 0).double(), X[9:, :1]).beeswarm()
+        colours = steps.collections[0].get_array()
+        assert colours is not None
+        assert len(set(colours.tolist())) == 2  # a feature of two values has two colours
         assert [len(a.get_yticklabels()) for a in axes[:2]] == [5, 4]
         for a in axes:
             a.figure.canvas.draw()

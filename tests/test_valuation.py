@@ -28,6 +28,7 @@ def test_exact_values_are_those_of_the_dividends() -> None:
     torch.testing.assert_close(banzhaf(GAME, N).values, BANZHAF, rtol=0, atol=1e-12)
     at_a_fifth = torch.as_tensor(games.banzhaf_of_dividends(DIVIDENDS, 0.2))
     torch.testing.assert_close(banzhaf(GAME, N, p=0.2).values, at_a_fifth, rtol=0, atol=1e-12)
+    assert banzhaf(GAME, N, p=0.2).method == "banzhaf(p = 0.2), exact"
     assert shapley(GAME, N).exact
     assert shapley(GAME, N).evaluations == 2**N
 

@@ -180,11 +180,12 @@ def banzhaf(
     _check(n, budget)
     if not 0 < p < 1:
         raise ValueError(f"p must lie in (0, 1), got {p}.")
+    name = "banzhaf" if p == 0.5 else f"banzhaf(p = {p:g})"
     if method == "msr" or (method == "auto" and not _affordable(n, budget)):
-        return _values(sampling.reuse(value, n, p, 200 * n if budget is None else budget, seed), "banzhaf, msr")
+        return _values(sampling.reuse(value, n, p, 200 * n if budget is None else budget, seed), f"{name}, msr")
     s = torch.arange(n, dtype=torch.float64)
     log_law = _log_binomial(n) + s * math.log(p) + (n - 1 - s) * math.log1p(-p)
-    return _semivalue("banzhaf", value, n, log_law.exp(), method, budget, seed)
+    return _semivalue(name, value, n, log_law.exp(), method, budget, seed)
 
 
 def _log_binomial(n: int) -> Tensor:
