@@ -60,25 +60,26 @@ def test_multinomial_logistic_is_that_of_scikit_learn_on_the_classes_present(int
     assert not bool((fits.classes(x)[0] == 2).any())
 
 
-@pytest.mark.parametrize("l2", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("l2", [1e-7, 1e-3, 1.0, 1e3])
 def test_many_coefficients_are_solved_by_products_to_the_same_fit(l2: float, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = digits(80)
-    c = members(3, 80)
+    x = x[:, 20:44]
+    c = members(2, 80)
     c[0, y == 2] = 0.0  # a class that one member never sees
     assert linear._Logistic(x, y, 10, l2, True).by_products
     fits = logistic(x, y, c, l2=l2)
-    assert gradient_norm(x, y, torch.ones(80, dtype=torch.float64), l2, 10) < 1e-8
+    assert gradient_norm(x, y, torch.ones(80, dtype=torch.float64), l2, 10) < 1e-8  # also where gradients give up and factors take over
     monkeypatch.setattr(linear, "DENSE", 10**9)
     factored = logistic(x, y, c, l2=l2)
     # both end when a step is below 1e-5; what is left is that step times the residual of 1e-4, or its square
     torch.testing.assert_close(fits.weights, factored.weights, rtol=0, atol=1e-7)
     torch.testing.assert_close(fits.intercept, factored.intercept, rtol=0, atol=1e-6)
     assert bool((fits.intercept[0, 2] == -torch.inf) & (fits.weights[0, :, 2] == 0).all())
-    assert float(fits.weights.sum(2).abs().max()) < 1e-9  # no common shift of the classes, which the softmax does not feel
     with monkeypatch.context() as patch:
         patch.setattr(linear, "DENSE", 200)
         patch.setattr(linear._Logistic, "_by_products", lambda *_: None)  # where the gradients take too long
-        torch.testing.assert_close(logistic(x, y, c, l2=l2).weights, factored.weights)
+        patch.setattr(linear, "WORKING", 1)  # one member at a time
+        torch.testing.assert_close(logistic(x, y, c, l2=l2).weights, factored.weights, rtol=0, atol=1e-8)
 
 
 def test_many_coefficients_without_an_intercept_and_in_single_precision() -> None:

@@ -162,8 +162,8 @@ def logistic(
     Two classes have one logit, more have one each (softmax), every class penalized alike. Members are fitted together by Newton's method,
     each with its own step length, halved until the objective falls enough; members that are done leave the batch. With more than 200
     coefficients the Newton equations of a softmax are solved by preconditioned conjugate gradients, and where there are more inputs than
-    rows all is done in the span of the rows, which holds the optimum. The optimum is unique,
-    and that of scikit-learn's ``LogisticRegression(C=1 / l2)``.
+    rows all is done in the span of the rows, which holds the optimum. It is unique, and that of scikit-learn's
+    ``LogisticRegression(C=1 / l2)``.
 
     A class without a row of positive weight in a member is never predicted by it: its logit is −∞ there (of two classes, the one logit is
     ±∞), so a member with rows of a single class predicts that class. Without an intercept two classes are fitted as they are.
@@ -202,14 +202,7 @@ def logistic(
         raise ValueError(f"y must hold at least two of the {k} classes 0 ... {k - 1}, got {y.unique().tolist()}.")
     x, basis = _within_span(x)
     problem = _Logistic(x, y.long(), k, float(l2), intercept)
-    size = problem.columns * problem.outputs
-    held = (
-        12 * (len(x) * problem.outputs + size) + 2 * problem.columns**2
-        if problem.by_products
-        else len(x) * problem.outputs**2 + 2 * size**2
-    )
-    chunk = max(1, WORKING // held)
-    fits = [problem.fit(part, tol, max_steps) for part in row_weights.to(x).split(chunk)]
+    fits = [problem.fit(part, tol, max_steps) for part in row_weights.to(x).split(problem.together())]
     weights = _from_span(torch.cat([f.weights for f in fits]), basis)
     return LinearFits(weights, torch.cat([f.intercept for f in fits]), max(f.steps for f in fits))
 
@@ -228,6 +221,16 @@ class _Logistic:
         self.penalty = torch.full((self.columns, 1), l2, dtype=x.dtype, device=x.device)
         self.penalty[self.d :] = 0.0
         self.by_products = k > 2 and self.columns * self.outputs > DENSE
+
+    def together(self) -> int:
+        """Members to be fitted at a time."""
+        if not self.by_products:
+            return self._factored_together()
+        rows, size = len(self.design) * self.outputs, self.columns * self.outputs
+        return max(1, WORKING // (12 * (rows + size) + 2 * self.columns**2))
+
+    def _factored_together(self) -> int:
+        return max(1, WORKING // (len(self.design) * self.outputs**2 + 2 * (self.columns * self.outputs) ** 2))
 
     def fit(self, c: Tensor, tol: float, max_steps: int) -> LinearFits:
         absent = c @ self.one_hot == 0  # (P, k)
@@ -273,9 +276,10 @@ class _Logistic:
         z = self._logits(theta, floor)
         p = torch.sigmoid(z) if self.k == 2 else torch.softmax(z, 2)
         gradient = self.design.T @ (c[..., None] * (p - self.targets)) + self.penalty * theta  # (P, columns, outputs)
-        full = self._by_products(p, c, gradient) if self.by_products else None
+        full = self._by_products(p, c, gradient, floor) if self.by_products else None
         if full is None:
-            full = self._by_factors(p, c, gradient, floor)
+            parts = torch.arange(len(c), device=c.device).split(self._factored_together())
+            full = torch.cat([self._by_factors(p[i], c[i], gradient[i], None if floor is None else floor[i]) for i in parts])
         slope = (gradient * full).sum((1, 2))  # the squared Newton decrement, not negative
         start, length, rounding = self._objective(theta, z, c), torch.ones_like(slope), 10 * torch.finfo(c.dtype).eps
         new = theta
@@ -313,8 +317,8 @@ class _Logistic:
         flat = gradient.mT.reshape(len(c), m, 1)
         return torch.cholesky_solve(flat, factors).view(len(c), self.outputs, self.columns).mT
 
-    def _by_products(self, p: Tensor, c: Tensor, gradient: Tensor, tol: float = 1e-4) -> Tensor | None:
-        """The same of a softmax by conjugate gradients, to a residual of ``tol`` relative to the gradient; None where these take too long.
+    def _by_products(self, p: Tensor, c: Tensor, gradient: Tensor, floor: Tensor | None, tol: float = 1e-4) -> Tensor | None:
+        """The same of a softmax by conjugate gradients, to a residual of ``tol`` relative to the gradient; None where these fail.
 
         The Hessian of one class alone, at the mean curvature of the classes, preconditions all of them alike: that keeps the intercepts
         from a common shift, which the softmax does not feel, and absent classes, whose gradient is zero, where they are. What is left by
@@ -340,10 +344,14 @@ class _Logistic:
         solution, direction = torch.zeros_like(residual), precondition(residual)
         energy = (residual * direction).sum((0, 2))  # (P,)
         goal = tol * residual.square().sum((0, 2)).sqrt()
-        for _ in range(2 * self.columns * self.outputs):  # as many steps as unknowns would do, but for rounding
+        for _ in range(300):  # more would cost what factors do
             live = residual.square().sum((0, 2)).sqrt() > goal
             if not bool(live.any()):
-                return solution.transpose(0, 1)
+                if self.has_intercept:  # rounding of the sum of the classes' gradients, over a small curvature, is a common shift after all
+                    present = (floor == 0).to(c) if floor is not None else torch.ones_like(solution[0])
+                    mean_shift = (present * solution[self.d]).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+                    solution[self.d] -= present * mean_shift
+                return solution.transpose(0, 1) if bool(solution.isfinite().all()) else None
             curved = product(direction)
             step = torch.where(live, energy / (direction * curved).sum((0, 2)).clamp(min=torch.finfo(c.dtype).tiny), 0.0)[:, None]
             solution, residual = solution + step * direction, residual - step * curved
