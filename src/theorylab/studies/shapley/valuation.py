@@ -98,6 +98,11 @@ class ValuationConfig(Config):
     steps: int = setting(10, "training steps of the network", low=1)
 
 
+def agreement_of(a: Tensor, b: Tensor) -> float:
+    """Rank correlation without the rounding in it, so that equal rankings agree exactly and a difference of two such is zero."""
+    return round(float(spearman(a, b)), 12)
+
+
 @study(
     "shapley/valuation",
     claims=[MISLABELS, REMOVAL, RANK_ROBUST],
@@ -192,12 +197,12 @@ def check_ranks(config: ValuationConfig) -> Iterator[Finding | Series | Stage]:
             return [table(lambda masks, s=s: value(masks, s), n) for s in (seed, seed + (100_000 if noise == "fresh" else 0))]
 
         noisy = runs("fresh")
-        agree = [float(spearman(*(f(from_table(w), n).values for w in noisy))) for f in (banzhaf, shapley)]
+        agree = [agreement_of(*(f(from_table(w), n).values for w in noisy)) for f in (banzhaf, shapley)]
         agreement.append(agree)
         gains.append(agree[0] - agree[1])
         if k < 2:  # nothing is random in these, so that two tasks tell as much as all
             same = runs("none")
-            fixed = [float(spearman(*(f(from_table(w), n).values for w in same))) for f in (banzhaf, shapley)]
+            fixed = [agreement_of(*(f(from_table(w), n).values for w in same)) for f in (banzhaf, shapley)]
             still.append(fixed[0] - fixed[1])
     yield RANK_ROBUST.check(measured=gains, setting="rank correlation between runs, Banzhaf's less Shapley's")
     yield RANK_ROBUST.control_check(measured=still, setting="common initial weights")
