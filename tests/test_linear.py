@@ -60,6 +60,58 @@ def test_multinomial_logistic_is_that_of_scikit_learn_on_the_classes_present(int
     assert not bool((fits.classes(x)[0] == 2).any())
 
 
+@pytest.mark.parametrize("l2", [1e-7, 1e-3, 1.0, 1e3])
+def test_many_coefficients_are_solved_by_products_to_the_same_fit(l2: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = digits(80)
+    x = x[:, 20:44]
+    c = members(2, 80)
+    c[0, y == 2] = 0.0  # a class that one member never sees
+    assert linear._Logistic(x, y, 10, l2, True).by_products
+    fits = logistic(x, y, c, l2=l2)
+    assert gradient_norm(x, y, torch.ones(80, dtype=torch.float64), l2, 10) < 1e-8  # also where gradients give up and factors take over
+    monkeypatch.setattr(linear, "DENSE", 10**9)
+    factored = logistic(x, y, c, l2=l2)
+    # both end when a step is below 1e-5; what is left is that step times the residual of 1e-4, or its square
+    torch.testing.assert_close(fits.weights, factored.weights, rtol=0, atol=1e-7)
+    torch.testing.assert_close(fits.intercept, factored.intercept, rtol=0, atol=1e-6)
+    assert bool((fits.intercept[0, 2] == -torch.inf) & (fits.weights[0, :, 2] == 0).all())
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "DENSE", 200)
+        patch.setattr(linear._Logistic, "_by_products", lambda *_: None)  # where the gradients take too long
+        patch.setattr(linear, "WORKING", 1)  # one member at a time
+        torch.testing.assert_close(logistic(x, y, c, l2=l2).weights, factored.weights, rtol=0, atol=1e-8)
+
+
+def test_many_coefficients_without_an_intercept_and_in_single_precision() -> None:
+    x, y = digits(80)
+    ones = torch.ones(1, 80, dtype=torch.float64)
+    reference = LogisticRegression(C=1.0, fit_intercept=False, **PRECISE).fit(x, y)
+    fits = logistic(x, y, ones, l2=1.0, intercept=False)
+    np.testing.assert_allclose(torch.softmax(fits.outputs(x)[0], 1), reference.predict_proba(x), atol=2e-5)  # of their solver
+    single = logistic(x.float(), y, ones.float(), l2=1.0, intercept=False)
+    torch.testing.assert_close(single.weights.double(), fits.weights, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_more_inputs_than_rows_are_fitted_in_the_span_of_the_rows(intercept: bool) -> None:
+    wide, y = digits(24)
+    c = members(2, 24)
+    targets = wide[:, :2] + 3
+    fits = ridge(wide, targets, c, l2=0.5, intercept=intercept)
+    for k, w in enumerate(c):
+        reference = Ridge(alpha=0.5, fit_intercept=intercept, solver="cholesky").fit(wide, targets, sample_weight=w)
+        np.testing.assert_allclose(fits.weights[k].T, reference.coef_, atol=1e-9)
+    for labels, count in ((y % 2, 2), (y % 3, 3)):
+        options = {"l2": 0.5, "intercept": intercept, "classes": count}
+        fits = logistic(wide, labels, c, **options)  # type: ignore[arg-type]
+        padded = torch.cat([wide, torch.zeros(41, 64).double()])  # rows of no weight, which leave the span and the order as they are
+        whole = logistic(padded, torch.cat([labels, labels[:1].repeat(41)]), torch.cat([c, torch.zeros(4, 41)], 1), **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(fits.weights, whole.weights, rtol=0, atol=1e-8)
+        torch.testing.assert_close(fits.intercept, whole.intercept, rtol=0, atol=1e-7)
+    with pytest.raises(ValueError, match="singular"):
+        ridge(wide, targets, c, l2=0.0, intercept=intercept)  # without a penalty there is still no unique optimum
+
+
 def gradient_norm(x: torch.Tensor, y: torch.Tensor, c: torch.Tensor, l2: float, k: int) -> float:
     """Largest entry of the gradient at the fit, by autograd of the objective written out."""
     fits = logistic(x, y, c[None], l2=l2, classes=k)

@@ -12,7 +12,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from theorylab.core.problem import Problem
 from theorylab.data.digits import digits
 from theorylab.data.tabular import breast_cancer
 from theorylab.instruments.class_values import class_game, class_wise_shapley
@@ -20,8 +19,8 @@ from theorylab.instruments.data_values import data_oob, knn_shapley
 from theorylab.instruments.feature_values import feature_shapley
 from theorylab.instruments.games import Game, coalitions, table
 from theorylab.instruments.interactions import interactions
-from theorylab.instruments.model_games import feature_game, linear_game, retraining_game
-from theorylab.instruments.valuation import removal_curve, shapley
+from theorylab.instruments.model_games import linear_game, retraining_game
+from theorylab.instruments.valuation import shapley
 from theorylab.learning.linear import logistic, ridge
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.mlp import mlp
@@ -95,29 +94,6 @@ def test_a_retraining_game_trains_on_the_rows_alone(noise: str) -> None:
         assert twice[0] == twice[1] == worths[0]  # the coalition decides, not where it stands
 
 
-def test_a_feature_game_replaces_absent_features_row_by_row() -> None:
-    net = seeded(lambda: mlp([4, 5, 3]), 0)
-    random = torch.Generator().manual_seed(1)
-    x, background = torch.randn(4, generator=random).double(), torch.randn(6, 4, generator=random).double()
-    game = feature_game(Problem(net, nn.functional.cross_entropy, (background, torch.zeros(6).long())), x, background, output=2)
-    for mask, worth in zip(coalitions(4), table(game, 4), strict=True):
-        rows = [torch.stack([x[i] if mask[i] else b[i] for i in range(4)]) for b in background]
-        assert float(worth) == pytest.approx(float(net(torch.stack(rows))[:, 2].mean().detach()), abs=1e-12)
-    grouped = feature_game(net, x, background, output=2, groups=[[0, 3], [1, 2]])
-    torch.testing.assert_close(table(grouped, 2), table(game, 4)[[0, 9, 6, 15]])
-
-
-def test_feature_values_of_a_linear_model_and_their_sum() -> None:
-    random = torch.Generator().manual_seed(2)
-    w, x, background = (torch.randn(*s, generator=random, dtype=torch.float64) for s in ((5,), (3, 5), (9, 5)))
-    found = feature_shapley(lambda rows: rows @ w, x, background)
-    for values, row in zip(found.values, x, strict=True):
-        np.testing.assert_allclose(values, games.linear_model_values(w.numpy(), row.numpy(), background.numpy()), atol=1e-12)
-    torch.testing.assert_close(found.base + found.values.sum(1), x @ w)
-    sampled = feature_shapley(lambda rows: (rows @ w).sin(), x, background, method="permutation", budget=60)
-    assert float(sampled.stderr.min()) > 0
-
-
 def brute_knn(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, k: int) -> Tensor:
     """Enumeration, with ties in the order of rows."""
 
@@ -186,9 +162,63 @@ def test_class_wise_values_are_shapley_values_in_random_company() -> None:
         right = logistic(x[rows], y[rows], torch.ones(1, len(rows)), l2=1.0, classes=3).classes(x[30:])[0] == y[30:]
         own, rest = (float((right & part).double().mean()) for part in (y[30:] == 1, y[30:] != 1))
         assert float(worth) == pytest.approx(own * np.exp(rest), abs=1e-12)
-    found = class_wise_shapley(x[:30], y[:30], x[30:], y[30:], contexts=3, budget=60)
-    assert bool((found.stderr > 0).any())
-    assert bool(found.values.isfinite().all())
+    by_ridge, _ = class_game(x[:30], y[:30], x[30:], y[30:], label=1, context=context, learner="ridge")
+    rows = torch.cat([players[masks[1]], (context & (y[:30] != 1)).nonzero()[:, 0]])
+    fit = ridge(x[rows], nn.functional.one_hot(y[rows], 3).double(), torch.ones(1, len(rows)), l2=1.0)
+    right = fit.classes(x[30:])[0] == y[30:]
+    worth = float((right & (y[30:] == 1)).double().mean()) * np.exp(float((right & (y[30:] != 1)).double().mean()))
+    assert float(by_ridge(masks[1:2])) == pytest.approx(worth, abs=1e-12)
+
+
+def test_class_wise_values_are_means_over_contexts_of_every_subset_of_the_others() -> None:
+    x, y = breast_cancer(48)
+    train, test = (x[:8, :3], y[:8]), (x[8:, :3], y[8:])
+    assert 2 <= int(train[1].sum()) <= 6
+    exact, calls = torch.zeros(8, dtype=torch.float64), []
+    for label in (0, 1):
+        other = train[1] != label
+        subsets_of_others = coalitions(int(other.sum()))[1:]
+        each = []
+        for chosen in subsets_of_others:
+            context = torch.zeros(8, dtype=torch.bool)
+            context[other] = chosen
+            game, players = class_game(*train, *test, label=label, context=context)
+            each.append(shapley(game, len(players)).values)
+        exact[players] = torch.stack(each).mean(0)
+    found = class_wise_shapley(*train, *test, contexts=60, budget=300, seed=1, progress=lambda *done: calls.append(done))
+    assert bool(((found.values - exact).abs() <= 4.5 * found.stderr + 1e-12).all())
+    assert calls[-1] == (120, 120)
+    assert len(calls) == 120
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_labels_of_any_integer_type_give_the_same_values(dtype: torch.dtype) -> None:
+    x, y = breast_cancer(40)
+    a, b = (x[:20], y[:20]), (x[20:], y[20:])
+    c, d = (x[:20], y[:20].to(dtype)), (x[20:], y[20:].to(dtype))
+    masks = subsets(4, 20)
+    for learner in ("logistic", "ridge"):
+        assert torch.equal(linear_game(*c, *d, learner=learner)(masks), linear_game(*a, *b, learner=learner)(masks))
+        assert torch.equal(data_oob(*c, replicas=30, learner=learner).values, data_oob(*a, replicas=30, learner=learner).values)
+    assert torch.equal(knn_shapley(*c, *d).values, knn_shapley(*a, *b).values)
+    few = {"contexts": 2, "budget": 40, "learner": "ridge"}
+    assert torch.equal(class_wise_shapley(*c, *d, **few).values, class_wise_shapley(*a, *b, **few).values)  # type: ignore[arg-type]
+
+
+def test_nearest_neighbours_of_a_single_class_and_of_equal_rows() -> None:
+    alike = knn_shapley(X, ONE_CLASS, X[:3], ONE_CLASS[:3], k=5).values
+    torch.testing.assert_close(alike, torch.full((20,), 1 / 20, dtype=torch.float64))  # all of them right, and the whole is worth 1
+    twins, labels = torch.zeros(5, 2), torch.tensor([0, 1, 0, 1, 0])
+    found = knn_shapley(twins, labels, twins[:1], labels[:1], k=2).values
+    torch.testing.assert_close(found, torch.as_tensor(games.knn_values((labels == 0).numpy(), 2)))  # in their given order
+    with pytest.raises(TypeError, match="x_train must be a tensor, got ndarray"):
+        knn_shapley(X.numpy(), Y, X, Y)  # type: ignore[arg-type]
+
+
+def test_progress_over_rows_explained() -> None:
+    calls = []
+    feature_shapley(lambda rows: rows[:, 0], X[:3, :2], X[3:, :2], progress=lambda *done: calls.append(done))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 X, Y = breast_cancer(20)
@@ -200,20 +230,30 @@ ONE_CLASS = torch.zeros(20, dtype=torch.int64)
     [
         (lambda: linear_game(X, ONE_CLASS, X, ONE_CLASS), "two classes"),
         (lambda: linear_game(X, Y.double(), X, Y.double()), "integer classes"),
-        (lambda: linear_game(X, Y[:3], X, Y), "as many targets"),
+        (lambda: linear_game(X, Y[:3], X, Y), r"y must hold one class or number a row, \(20,\)"),
         (lambda: linear_game(X, Y, X, Y, learner="tree"), "learner"),  # type: ignore[arg-type]
-        (lambda: data_oob(X, ONE_CLASS), "two classes"),
+        (lambda: linear_game(X, Y, X * torch.nan, Y), "x_test must be finite"),
+        (lambda: linear_game(X, Y, X[:, :3], Y), "as many columns"),
+        (lambda: linear_game(X, Y, X, Y.double()), "both be classes or both real"),
+        (lambda: linear_game(X, X[:, 0] / 0 * 0, X, X[:, 0], learner="ridge"), "y must be finite"),
+        (lambda: linear_game(X, X[:, :2], X, X[:, :2], learner="ridge"), "one class or number a row"),
+        (lambda: linear_game(X.long(), Y, X, Y), "x must be a floating-point matrix"),
+        (lambda: data_oob(X, ONE_CLASS), "y must hold at least two classes"),
+        (lambda: data_oob(X * torch.nan, Y), "^x must be finite"),
+        (lambda: class_wise_shapley(X, Y, X[Y == 0], Y[Y == 0]), r"none of \[1\]"),
+        (lambda: class_wise_shapley(X, Y, X, Y, learner="tree"), "learner"),  # type: ignore[arg-type]
+        (lambda: class_wise_shapley(X, Y, X, Y, budget=3), "budget"),
+        (lambda: class_game(X, Y, X, Y, label=0, context=torch.ones(3)), "context must be bool"),
+        (lambda: class_game(X, Y, X[Y == 0], Y[Y == 0], label=1, context=Y == 0), "rows of class 1"),
         (lambda: class_wise_shapley(X, ONE_CLASS, X, ONE_CLASS), "two classes"),
         (lambda: class_wise_shapley(X, Y, X, Y, contexts=1), "contexts"),
         (lambda: class_game(X, Y, X, Y, label=7, context=Y == 0), "class 7 has 0 rows"),
         (lambda: data_oob(X, Y, replicas=2), "raise replicas"),
         (lambda: knn_shapley(X[:0], Y[:0], X, Y), "with a row"),
         (lambda: knn_shapley(X, Y, X, Y, k=0), "k must"),
+        (lambda: knn_shapley(X, Y, X, Y, k=2.5), "k must be a whole number"),  # type: ignore[arg-type]
         (lambda: knn_shapley(X, Y, X[:, :3], Y), "as many columns"),
         (lambda: knn_shapley(X * torch.nan, Y, X, Y), "finite"),
-        (lambda: feature_game(lambda rows: rows, X[0], X)(coalitions(4)[:, :1].expand(-1, 30)), "output must name"),
-        (lambda: feature_game(lambda rows: rows[:, 0], X[0], X[:0]), "background"),
-        (lambda: feature_game(lambda rows: rows[:, 0], X[0], X, groups=[[0], [0, 1]]), "groups must hold"),
         (
             lambda: retraining_game(lambda: nn.Linear(30, 2), nn.functional.cross_entropy, (X, Y), (X, Y), optimizer=sgd(0.1), steps=0),
             "steps",
@@ -236,11 +276,14 @@ def test_pictures() -> None:
         axes = [
             sampled.plot(most=5),
             sampled.waterfall(float(game(torch.zeros(1, 8, dtype=torch.bool))), most=3),
-            removal_curve(sampled, game).plot(label="Shapley"),
             interactions(table(game, 8)).plot(names=list("abcdefgh")),
         ]
         features = feature_shapley(lambda rows: rows[:, 0] * rows[:, 1], X[:9, :3], X[9:, :3])
         axes += [features.beeswarm(names=["a", "b", "c"]), features.waterfall(2)]
+        steps = feature_shapley(lambda rows: rows[:, 0], (X[:9, :1] > 0).double(), X[9:, :1]).beeswarm()
+        colours = steps.collections[0].get_array()
+        assert colours is not None
+        assert len(set(colours.tolist())) == 2  # a feature of two values has two colours
         assert [len(a.get_yticklabels()) for a in axes[:2]] == [5, 4]
         for a in axes:
             a.figure.canvas.draw()

@@ -44,6 +44,7 @@ def test_dividends_make_the_game_and_share_evenly() -> None:
     table = games.from_dividends(RANDOM)
     for index in (0, 5, 37, 63):
         assert table[index] == pytest.approx(sum(RANDOM[T] for T in range(64) if T & index == T))
+    np.testing.assert_allclose(games.dividends_of(table), RANDOM, atol=1e-12)
     np.testing.assert_allclose(games.shapley_of_dividends(RANDOM), by_orders(of_table(table), N), atol=1e-12)
     for p in (0.5, 0.2):
         expected = by_weights(of_table(table), N, semivalues.banzhaf_weights(N, p))
@@ -114,6 +115,21 @@ def test_linear_model() -> None:
     w, x, background = random.standard_normal(4), random.standard_normal(4), random.standard_normal((7, 4))
     worth = lambda S: np.mean([sum(w[i] * (x[i] if i in S else b[i]) for i in range(4)) for b in background])  # noqa: E731
     np.testing.assert_allclose(games.linear_model_values(w, x, background), by_orders(worth, 4), atol=1e-12)
+
+
+def test_conditional_game_of_a_linear_model_is_the_mean_given_what_is_seen() -> None:
+    random = np.random.default_rng(5)
+    w, x, mean, root = random.standard_normal(3), random.standard_normal(3), random.standard_normal(3), random.standard_normal((3, 3))
+    covariance = root @ root.T
+    table = games.conditional_linear_game(w, x, mean, covariance)
+    precision = np.linalg.inv(covariance)  # the mean given S, another way: minus the inverse of a block of the precision times another
+    for S, inside in enumerate(games.membership(3)):
+        expected, out = x.copy(), ~inside
+        if out.any():
+            expected[out] = mean[out] - np.linalg.inv(precision[np.ix_(out, out)]) @ precision[np.ix_(out, inside)] @ (x - mean)[inside]
+        assert table[S] == pytest.approx(w @ expected)
+    pair = games.conditional_linear_game(np.array([2.0, 3.0]), np.array([1.0, -1.0]), np.zeros(2), np.array([[1, 0.6], [0.6, 1]]))
+    assert by_orders(of_table(pair), 2)[0] == pytest.approx(2.0 + 0.3 * (3.0 * 1.0 - 2.0 * -1.0))  # w₁x₁ + ρ/2 (w₂x₁ − w₁x₂)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 20])

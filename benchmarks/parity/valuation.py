@@ -10,10 +10,10 @@ from benchmarks.parity import Comparison, Measure
 from theorylab.data.digits import digits
 from theorylab.data.tabular import breast_cancer
 from theorylab.instruments.data_values import knn_shapley
+from theorylab.instruments.feature_games import feature_game
 from theorylab.instruments.feature_values import feature_shapley
 from theorylab.instruments.games import table
 from theorylab.instruments.interactions import interactions
-from theorylab.instruments.model_games import feature_game
 
 FEATURES = 12
 

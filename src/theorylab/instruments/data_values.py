@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from theorylab.instruments.labelled_rows import check_classes, check_rows
 from theorylab.instruments.values import Values
 from theorylab.learning.linear import logistic, ridge
 
 HELD = 1 << 23
 """Distances held at a time."""
-
-
-def _labelled(x: Tensor, y: Tensor, name: str) -> None:
-    if x.ndim != 2 or len(x) == 0 or not x.is_floating_point():
-        raise ValueError(f"x_{name} must be a floating-point matrix (rows, d) with a row, got {x.dtype} of shape {tuple(x.shape)}.")
-    if not x.isfinite().all():
-        raise ValueError(f"x_{name} must be finite.")
-    if y.shape != x.shape[:1] or y.is_floating_point():
-        raise ValueError(f"y_{name} must hold one integer class a row, ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}.")
 
 
 def knn_shapley(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor, *, k: int = 5) -> Values:
@@ -32,8 +25,8 @@ def knn_shapley(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor
     .. math:: s_n = \frac{c_n}{\max(n, k)}, \qquad s_i = s_{i+1} + \frac{c_i - c_{i+1}}{k}\,\frac{\min(k, i)}{i}.
 
     Rows at exactly equal distances are taken in their given order: of two equal rows the first is the nearer. Whole-number inputs tie
-    often; add a small jitter where the order of rows should not matter. The standard errors are those of the mean over test rows as a
-    sample.
+    often; add a small jitter where the order of rows should not matter. Rows of a single class are all worth the same. The standard errors
+    are those of the mean over test rows as a sample; a single test row has none, and they are 0.
 
     Args:
         x_train: Training rows (n, d).
@@ -55,12 +48,12 @@ def knn_shapley(x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor
 
     Source: Jia et al. 2019, arXiv:1908.08619 (exact values of unweighted KNN classifiers).
     """
-    _labelled(x_train, y_train, "train")
-    _labelled(x_test, y_test, "test")
+    check_rows(x_train, y_train, "x_train", "y_train")
+    check_rows(x_test, y_test, "x_test", "y_test")
     if x_train.shape[1] != x_test.shape[1]:
         raise ValueError(f"x_train and x_test must have as many columns, got {x_train.shape[1]} and {x_test.shape[1]}.")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k must be a whole number of neighbours, at least 1, got {k}.")
     n, m = len(x_train), len(x_test)
     i = torch.arange(1, n, device=x_train.device)
     factors = (i.clamp(max=k) / i.double() / k).to(torch.float64)  # of the differences
@@ -115,18 +108,17 @@ def data_oob(
 
     Source: Kwon and Zou 2023, arXiv:2304.07718, Section 3.
     """
-    _labelled(x, y, "train")
+    check_rows(x, y)
+    check_classes(y)
     if learner not in ("ridge", "logistic"):
         raise ValueError(f'learner must be "ridge" or "logistic", got {learner!r}.')
-    if int(y.min()) < 0 or bool((y == y[0]).all()):
-        raise ValueError(f"y must hold at least two classes, integers from 0, got {y.unique().tolist()}.")
     if replicas < 2:
         raise ValueError(f"replicas must be at least 2, got {replicas}.")
     n, generator = len(x), torch.Generator().manual_seed(seed)
     draws = torch.stack([torch.randint(n, (n,), generator=generator) for _ in range(replicas)])
     counts = torch.zeros(replicas, n, dtype=x.dtype).scatter_add_(1, draws, torch.ones(replicas, n, dtype=x.dtype)).to(x.device)
     right, left_out = (torch.zeros(n, dtype=torch.float64, device=x.device) for _ in range(2))
-    targets = torch.nn.functional.one_hot(y).to(x)
+    targets = torch.nn.functional.one_hot(y.long()).to(x)
     for part in counts.split(64):
         fits = ridge(x, targets, part, l2=l2) if learner == "ridge" else logistic(x, y, part, l2=l2)
         out = part == 0

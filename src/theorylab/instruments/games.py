@@ -62,6 +62,11 @@ def table(value: Worth, n: int) -> Tensor:
     return evaluate(value, coalitions(n))
 
 
+def ends(value: Worth, n: int) -> Tensor:
+    """Worths of nobody and of all n players, (2,)."""
+    return evaluate(value, torch.tensor([False, True])[:, None].expand(2, n))
+
+
 def from_table(worths: Tensor) -> Worth:
     """The game whose worths are listed, (2^n,), in the order of `coalitions`: the inverse of `table`.
 
@@ -82,12 +87,19 @@ def from_table(worths: Tensor) -> Worth:
 class Game:
     """A game that remembers: each coalition is evaluated once, however often and in whatever company it is asked for.
 
+    What is known stays known when a long run is interrupted: keep the game, and call the same valuation again.
+
     Args:
         value: The game; must give a coalition the same worth whenever asked.
         n: Players.
+        block: Coalitions that ``value`` is asked for at a time.
+        progress: Told after each block how many of the coalitions asked for are done, and of how many that were not known.
 
     Attributes:
         evaluations: Coalitions that ``value`` was asked for so far.
+
+    Raises:
+        ValueError: ``n`` or ``block`` below 1; of a call, masks of another shape or type.
 
     Example:
         >>> game = Game(lambda masks: masks.sum(1).double(), 3)
@@ -96,10 +108,10 @@ class Game:
         ([2.0, 2.0, 3.0], [2.0], 2)
     """
 
-    def __init__(self, value: Worth, n: int):
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}.")
-        self.value, self.n, self.evaluations = value, n, 0
+    def __init__(self, value: Worth, n: int, *, block: int = BLOCK, progress: Callable[[int, int], None] | None = None):
+        if n < 1 or block < 1:
+            raise ValueError(f"n and block must be at least 1, got {n} and {block}.")
+        self.value, self.n, self.block, self.progress, self.evaluations = value, n, block, progress, 0
         self._known: dict[bytes, float] = {}
 
     def __call__(self, masks: Tensor) -> Tensor:
@@ -109,8 +121,13 @@ class Game:
         rows = masks.cpu().numpy()
         keys = [row.tobytes() for row in rows]
         fresh = {key: k for k, key in enumerate(keys) if key not in self._known}
-        if fresh:
-            worths = evaluate(self.value, masks[list(fresh.values())])
-            self._known.update(zip(fresh, worths.tolist(), strict=True))
-            self.evaluations += len(fresh)
+        done, missing = 0, list(fresh)
+        while done < len(missing):
+            part = missing[done : done + self.block]
+            worths = evaluate(self.value, masks[[fresh[key] for key in part]])
+            self._known.update(zip(part, worths.tolist(), strict=True))
+            done += len(part)
+            self.evaluations += len(part)
+            if self.progress is not None:
+                self.progress(done, len(missing))
         return torch.tensor([self._known[key] for key in keys], dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,6 +18,8 @@ Index = Literal["sii", "stii", "banzhaf"]
 
 
 def _players(table: Tensor) -> int:
+    if not isinstance(table, Tensor):
+        raise TypeError(f"table must be a tensor, got {type(table).__name__}.")
     n = table.numel().bit_length() - 1
     if table.ndim != 1 or len(table) != 2**n or n < 1:
         raise ValueError(f"table must hold the worth of every coalition, (2^n,) with n ≥ 1, got shape {tuple(table.shape)}.")
@@ -63,7 +66,14 @@ class Interactions:
     index: str
 
     def __getitem__(self, coalition: tuple[int, ...]) -> float:
-        return float(self.values[self.coalitions.index(tuple(sorted(coalition)))])
+        key = tuple(sorted(coalition))
+        if key not in self._places:
+            raise KeyError(f"{coalition} is no coalition of 1 ... {self.order} different players of {self.n}.")
+        return float(self.values[self._places[key]])
+
+    @cached_property
+    def _places(self) -> dict[tuple[int, ...], int]:
+        return {coalition: k for k, coalition in enumerate(self.coalitions)}
 
     def matrix(self) -> Tensor:
         """Pairs as a symmetric matrix (n, n), single players on the diagonal.

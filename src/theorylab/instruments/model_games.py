@@ -1,26 +1,25 @@
-"""Games made of models: what a subset of the training rows is worth after fitting on it, and what a subset of features tells a model."""
+"""Games of training rows: what a subset of them is worth to a model fitted on it alone."""
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.batches import Batch
-from theorylab.core.problem import Problem
 from theorylab.instruments.games import Worth
+from theorylab.instruments.labelled_rows import check_classes, check_split
 from theorylab.learning.linear import logistic, ridge
 from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
 
 EVALUATED = 1 << 22
-"""Numbers in the rows that a model is shown at a time."""
+"""Outputs on test rows that are held at a time."""
 
 
 def _rows(x: Tensor, y: Tensor, name: str) -> None:
@@ -66,21 +65,18 @@ def linear_game(
 
     Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 2 (data Shapley's game).
     """
-    _rows(x, y, "x and y")
-    _rows(x_test, y_test, "x_test and y_test")
+    check_split(x, y, x_test, y_test, real=True)
     if learner not in ("logistic", "ridge"):
         raise ValueError(f'learner must be "logistic" or "ridge", got {learner!r}.')
     classify = not y.is_floating_point()
     if learner == "logistic" and not classify:
         raise ValueError(f"logistic regression needs integer classes, got targets in {y.dtype}.")
-    if classify and (int(y.min()) < 0 or bool((y == y[0]).all())):
-        raise ValueError(
-            f"y must hold at least two classes, integers from 0, got {y.unique().tolist()}: no coalition could tell any apart."
-        )
+    if classify:
+        check_classes(y, y_test)
     k = int(max(y.max(), y_test.max())) + 1 if classify else 1
     if empty is None:
         empty = 1 / k if classify else -float(y_test.square().mean())
-    targets = nn.functional.one_hot(y, k).to(x) if classify else y.to(x)
+    targets, x_test = nn.functional.one_hot(y.long(), k).to(x) if classify else y.to(x), x_test.to(x)
 
     def value(masks: Tensor) -> Tensor:
         worths = torch.full((len(masks),), float(empty), dtype=torch.float64)
@@ -197,81 +193,3 @@ class _Scores:
 
     def __call__(self, population: Population) -> Found:
         return {"worths": self.score(population.outputs(self.x), self.y).double()}
-
-
-def predictor(model: Problem | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The outputs of a problem's model at its parameters, or of any function of rows, without gradients."""
-
-    def of_problem(rows: Tensor) -> Tensor:
-        assert isinstance(model, Problem)
-        with model.safe(), torch.no_grad():
-            return model.on([Batch((rows, rows), len(rows))]).outputs(0)
-
-    def of_function(rows: Tensor) -> Tensor:
-        assert not isinstance(model, Problem)
-        with torch.no_grad():
-            return model(rows)
-
-    return of_problem if isinstance(model, Problem) else of_function
-
-
-def feature_game(
-    model: Problem | Callable[[Tensor], Tensor],
-    x: Tensor,
-    background: Tensor,
-    *,
-    output: int | None = None,
-    groups: Sequence[Sequence[int]] | None = None,
-) -> Worth:
-    r"""The game of features whose worth is the model's mean output with the present features of ``x`` and the rest from a background.
-
-    The *interventional* game, :math:`v(S) = \frac1B \sum_b f(x_S, b_{\bar S})`: it tells what the model computes with, and shows it rows
-    that may never occur. The conditional game, with absent features drawn given the present ones, has other values.
-
-    Args:
-        model: A `Problem`, or any function from rows (rows, d) to outputs (rows,) or (rows, k).
-        x: The row to explain, (d,).
-        background: Rows (B, d) that stand for absence.
-        output: Which of the k outputs; needed where there are several.
-        groups: Players that are several features each; by default one a feature.
-
-    Returns:
-        ``value(masks)`` over d players, or one for each group.
-
-    Raises:
-        ValueError: wrong shapes, groups that are empty, overlap or leave a feature out, or several outputs and none named.
-
-    Example:
-        >>> game = feature_game(lambda rows: rows @ torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]), torch.zeros(3, 2))
-        >>> game(torch.tensor([[False, False], [True, False], [True, True]])).tolist()
-        [0.0, 1.0, 3.0]
-
-    Source: Lundberg and Lee 2017, arXiv:1705.07874, Section 4; Janzing, Minorics and Blöbaum 2020, arXiv:1910.13413 (interventional).
-    """
-    d = x.numel()
-    if x.ndim != 1 or background.ndim != 2 or background.shape[1] != d or len(background) == 0:
-        raise ValueError(f"x must be (d,) and background (B, d) with a row, got {tuple(x.shape)} and {tuple(background.shape)}.")
-    if not (x.isfinite().all() and background.isfinite().all()):
-        raise ValueError("x and background must be finite.")
-    parts = [[i] for i in range(d)] if groups is None else [list(g) for g in groups]
-    if sorted(i for g in parts for i in g) != list(range(d)) or not all(parts):
-        raise ValueError(f"groups must hold every feature 0 ... {d - 1} exactly once and none may be empty, got {parts}.")
-    owner = torch.empty(d, dtype=torch.long)
-    for player, members in enumerate(parts):
-        owner[members] = player
-    predict = predictor(model)
-
-    def value(masks: Tensor) -> Tensor:
-        found = []
-        for part in masks.split(max(1, EVALUATED // background.numel())):
-            present = part[:, owner].to(x.device)
-            rows = torch.where(present[:, None, :], x, background)  # (P, B, d)
-            outputs = predict(rows.flatten(0, 1))
-            if outputs.ndim == 2:
-                if outputs.shape[1] > 1 and output is None:
-                    raise ValueError(f"output must name one of the {outputs.shape[1]} outputs of the model.")
-                outputs = outputs[:, output or 0]
-            found.append(outputs.view(len(part), -1).double().mean(1).cpu())
-        return torch.cat(found)
-
-    return value

@@ -7,19 +7,18 @@ model; `theorylab.instruments.model_games` makes games of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from theorylab.instruments import value_sampling as sampling
-from theorylab.instruments.games import MOST, Worth, coalitions, evaluate, table
+from theorylab.instruments.games import MOST, Worth, coalitions, ends, evaluate, table
 from theorylab.instruments.value_sampling import Sampled
 from theorylab.instruments.values import Values
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 EXACT = 16
 """Players up to which ``method="auto"`` visits all coalitions."""
@@ -42,9 +41,16 @@ def _weights(law: Tensor) -> Tensor:
     return torch.stack([law[s] / math.comb(n - 1, s) for s in range(n)])
 
 
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise ValueError(f"n must be at least 1 player, got {n}.")
+def _check(n: int, budget: int | None) -> None:
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"n must be a whole number of players, at least 1, got {n}.")
+    if budget is not None and not isinstance(budget, Integral):
+        raise ValueError(f"budget must be a whole number of coalitions, got {budget}.")
+
+
+def _affordable(n: int, budget: int | None) -> bool:
+    """Whether ``"auto"`` visits all coalitions."""
+    return n <= EXACT and (budget is None or budget >= 2**n)
 
 
 def _values(found: Sampled, method: str) -> Values:
@@ -54,8 +60,14 @@ def _values(found: Sampled, method: str) -> Values:
 def _semivalue(name: str, value: Worth, n: int, law: Tensor, method: str, budget: int | None, seed: int, tol: float = 0.0) -> Values:
     """By enumeration, permutations or windows, from the law of the size of the coalition that a player joins."""
     if method == "auto":
-        method = "exact" if n <= EXACT else "permutation"
+        method = "exact" if _affordable(n, budget) else "permutation"
+    if tol and method not in ("exact", "permutation"):
+        raise ValueError(f'tol stops method="permutation" only, got {method!r}.')
     if method == "exact":
+        if budget is not None and n <= MOST and budget < 2**n:
+            raise ValueError(
+                f'method="exact" evaluates all 2^{n} = {2**n} coalitions, more than the budget of {budget}: raise it, or sample.'
+            )
         values = exact_values(table(value, n), _weights(law))
         return Values(values, torch.zeros_like(values), 1, 2**n, f"{name}, exact")
     budget = 200 * n if budget is None else budget
@@ -85,8 +97,8 @@ def shapley(
 
     Methods, all with standard errors: ``"exact"`` visits the 2^n coalitions; ``"permutation"`` walks random orders, each of which adds up;
     ``"kernel"`` is constrained regression on sampled pairs of coalitions (KernelSHAP), exact where the budget covers all; ``"owen"``
-    samples the multilinear extension; ``"stratified"`` samples every size evenly. ``"auto"`` is exact up to 16 players and permutations
-    beyond.
+    samples the multilinear extension; ``"stratified"`` samples every size evenly, by the windows of random orders laid in circles.
+    ``"auto"`` is exact up to 16 players, where the budget allows it, and permutations beyond.
 
     Args:
         value: The game: ``value(masks)`` gives the worths (P,) of coalitions, bool (P, n).
@@ -94,12 +106,14 @@ def shapley(
         method: See above.
         budget: Coalitions that may be evaluated; 200 n by default. Large n: 200 orders do not suffice to rank, see the intervals.
         seed: Of the samples.
-        tol: Of permutations: stop once every standard error is at most this. The errors at a stopping time are slightly too small.
+        tol: Of permutations, not negative: stop once every standard error is at most this. The errors at a stopping time are slightly
+            too small.
         truncation: Of permutations: give up an order once its worth is within this of v(N). This *biases* the values, by at most
             ``truncation`` each if no player ever lowers the worth, and without a bound otherwise; 0, the default, never does.
 
     Raises:
-        ValueError: n < 1, n > 24 for ``"exact"``, a budget too small for a standard error, or a game that returns NaN or the wrong shape.
+        ValueError: n < 1, n > 24 for ``"exact"``, a budget too small for a standard error (or for all coalitions, if exact), ``tol`` or
+            ``truncation`` of a method that has none, or a game that returns NaN or the wrong shape.
 
     Example:
         >>> gloves = lambda masks: torch.minimum(masks[:, 0], masks[:, 1] | masks[:, 2]).double()  # one left, two right
@@ -107,14 +121,17 @@ def shapley(
         [0.6667, 0.1667, 0.1667]
 
     Source: Shapley 1953, doi:10.1515/9781400881970-018; Castro et al. 2009, doi:10.1016/j.cor.2008.04.004 (permutations); Lundberg and Lee
-    2017, arXiv:1705.07874, Theorem 2 (regression); Owen 1972, doi:10.1287/mnsc.18.5.64; Ghorbani and Zou 2019, arXiv:1904.02868
+    2017, arXiv:1705.07874, Theorem 2, and Covert and Lee 2021, arXiv:2012.01536 (regression on pairs); Owen 1972,
+    doi:10.1287/mnsc.18.5.64; Maleki et al. 2013, arXiv:1306.4265 (strata of one size); Ghorbani and Zou 2019, arXiv:1904.02868
     (truncation).
     """
-    _check_n(n)
-    if tol < 0 or truncation < 0:
+    _check(n, budget)
+    if not (tol >= 0 and truncation >= 0):
         raise ValueError(f"tol and truncation must not be negative, got {tol} and {truncation}.")
     if method not in ("auto", "exact", "permutation", "kernel", "owen", "stratified"):
         raise ValueError(f"method must be auto, exact, permutation, kernel, owen or stratified, got {method!r}.")
+    if tol and method in ("kernel", "owen"):
+        raise ValueError(f'tol stops method="permutation" only, got {method!r}.')
     law = torch.full((n,), 1 / n, dtype=torch.float64)
     spend = 200 * n if budget is None else budget
     if method == "kernel":
@@ -146,7 +163,7 @@ def banzhaf(
     Args:
         value: The game, as for `shapley`.
         n: Players.
-        method: ``"auto"`` is exact up to 16 players and maximum sample reuse beyond.
+        method: ``"auto"`` is exact up to 16 players, where the budget allows it, and maximum sample reuse beyond.
         p: In (0, 1).
         budget: Coalitions that may be evaluated; 200 n by default.
         seed: Of the samples.
@@ -160,14 +177,15 @@ def banzhaf(
 
     Source: Banzhaf 1965, Rutgers Law Review 19; Wang and Jia 2023, arXiv:2205.15466 (robustness, maximum sample reuse).
     """
-    _check_n(n)
+    _check(n, budget)
     if not 0 < p < 1:
         raise ValueError(f"p must lie in (0, 1), got {p}.")
-    if method == "msr" or (method == "auto" and n > EXACT):
-        return _values(sampling.reuse(value, n, p, 200 * n if budget is None else budget, seed), "banzhaf, msr")
+    name = "banzhaf" if p == 0.5 else f"banzhaf(p = {p:g})"
+    if method == "msr" or (method == "auto" and not _affordable(n, budget)):
+        return _values(sampling.reuse(value, n, p, 200 * n if budget is None else budget, seed), f"{name}, msr")
     s = torch.arange(n, dtype=torch.float64)
     log_law = _log_binomial(n) + s * math.log(p) + (n - 1 - s) * math.log1p(-p)
-    return _semivalue("banzhaf", value, n, log_law.exp(), method, budget, seed)
+    return _semivalue(name, value, n, log_law.exp(), method, budget, seed)
 
 
 def _log_binomial(n: int) -> Tensor:
@@ -209,9 +227,9 @@ def beta_shapley(
 
     Source: Kwon and Zou 2022, arXiv:2110.14049, Section 3.
     """
-    _check_n(n)
-    if not (alpha > 0 and beta > 0):
-        raise ValueError(f"alpha and beta must be positive, got {alpha} and {beta}.")
+    _check(n, budget)
+    if not (0 < alpha < math.inf and 0 < beta < math.inf):
+        raise ValueError(f"alpha and beta must be positive and finite, got {alpha} and {beta}.")
     s = torch.arange(n, dtype=torch.float64)
     a, b = torch.tensor(float(alpha), dtype=torch.float64), torch.tensor(float(beta), dtype=torch.float64)
     top = torch.lgamma(s + b) + torch.lgamma(n - 1 - s + a) - torch.lgamma(n - 1 + a + b)
@@ -223,7 +241,7 @@ def semivalue(
     value: Worth,
     n: int,
     *,
-    weights: Tensor,
+    weights: Tensor | Sequence[float],
     method: Literal["auto", "exact", "permutation", "stratified"] = "auto",
     budget: int | None = None,
     seed: int = 0,
@@ -248,12 +266,13 @@ def semivalue(
 
     Source: Dubey, Neyman and Weber 1981, doi:10.1287/moor.6.1.122.
     """
-    _check_n(n)
+    _check(n, budget)
+    weights = torch.as_tensor(weights, dtype=torch.float64)
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one for each number of others, got {tuple(weights.shape)}.")
     if not (weights.isfinite().all() and (weights >= 0).all()):
         raise ValueError("weights must be finite and not negative.")
-    law = weights.double() * _log_binomial(n).exp()
+    law = weights * _log_binomial(n).exp()
     if not math.isclose(float(law.sum()), 1.0, rel_tol=1e-6):
         raise ValueError(f"weights must sum to one over all coalitions of the others, Σ C(n-1, s) p_s = 1, got {float(law.sum()):.6g}.")
     return _semivalue("semivalue", value, n, law, method, budget, seed)
@@ -261,7 +280,7 @@ def semivalue(
 
 @dataclass(frozen=True)
 class LeastCore:
-    """A division that leaves no coalition short by more than ``deficit``: ``values`` (n,) add up to v(N)."""
+    """A division that leaves no coalition short by more than ``deficit``: ``values`` (n,) add up to v(N) − v(∅)."""
 
     values: Tensor
     deficit: float
@@ -281,7 +300,7 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
         seed: Of the draw. A sampled program's deficit is a lower bound of the true one.
 
     Raises:
-        ValueError: n < 1, or n > 16 without a budget.
+        ValueError: n < 1, n > 16 without a budget, or a budget below 1.
         ArithmeticError: the linear program was not solved.
 
     Example:
@@ -294,17 +313,19 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
     import numpy as np
     from scipy.optimize import linprog
 
-    _check_n(n)
+    _check(n, budget)
     if budget is None and n > EXACT:
         raise ValueError(f"budget is needed for more than {EXACT} players, got n = {n}.")
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget must be at least 1 coalition, got {budget}.")
     if budget is None or (n <= MOST and budget >= 2**n):
         masks = coalitions(n)[1:-1]
     else:
         generator = torch.Generator().manual_seed(seed)
         masks = torch.stack([torch.rand(n, generator=generator) < 0.5 for _ in range(budget)])
         masks = masks[masks.any(1) & ~masks.all(1)]
-    ends = evaluate(value, torch.stack([torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)]))
-    demands, total = (evaluate(value, masks) - ends[0]).numpy(), float(ends[1] - ends[0])
+    empty, full = ends(value, n).tolist()
+    demands, total = (evaluate(value, masks) - empty).numpy(), full - empty
     if n == 1:
         return LeastCore(torch.tensor([total], dtype=torch.float64), 0.0, 2)
     rows = -np.column_stack([masks.numpy().astype(float), np.ones(len(masks))])
@@ -313,70 +334,3 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
     if found.status != 0:
         raise ArithmeticError(f"the linear program of the least core was not solved: {found.message} Raise budget.")
     return LeastCore(torch.as_tensor(found.x[:n]), float(found.x[n]), len(masks) + 2)
-
-
-@dataclass(frozen=True)
-class RemovalCurve:
-    """Worths (m,) of what is left after removing ``removed`` (m,) players one after another, in ``order`` (n,)."""
-
-    removed: Tensor
-    worths: Tensor
-    order: Tensor
-
-    @property
-    def area(self) -> float:
-        """Mean worth along the curve (trapezes): low where the removed players mattered."""
-        return float(torch.trapezoid(self.worths, self.removed.double())) / float(self.removed[-1] - self.removed[0])
-
-    def plot(self, ax: Axes | None = None, *, label: str = "") -> Axes:
-        """Worth over the number of players removed."""
-        from theorylab.instruments.value_plots import curve
-
-        return curve(self.removed, self.worths, ax, label=label)
-
-
-def removal_curve(
-    values: Values | Tensor,
-    value: Worth,
-    *,
-    order: Literal["highest", "lowest", "random"] = "highest",
-    most: int | None = None,
-    every: int = 1,
-    seed: int = 0,
-) -> RemovalCurve:
-    """What the worth becomes as players are removed, those of the highest value first, of the lowest first, or in random order.
-
-    Args:
-        values: Of the players, (n,). Equal values are taken by number.
-        value: The game.
-        order: Who goes first.
-        most: Players to remove, in 1 ... n; n − 1 by default.
-        every: Evaluate after every so many removals.
-        seed: Of the random order.
-
-    Raises:
-        ValueError: values that are not finite or no vector, or a number out of range.
-
-    Example:
-        >>> curve = removal_curve(torch.tensor([3.0, 1.0, 2.0]), lambda masks: masks.double() @ torch.tensor([3.0, 1.0, 2.0]).double())
-        >>> curve.worths.tolist()
-        [6.0, 3.0, 1.0]
-
-    Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 4 (removal of data).
-    """
-    scores = values.values if isinstance(values, Values) else values
-    if scores.ndim != 1 or not scores.isfinite().all():
-        raise ValueError(f"values must be a finite vector (n,), got shape {tuple(scores.shape)}.")
-    n = len(scores)
-    most = max(n - 1, 1) if most is None else most
-    if not 1 <= most <= n or every < 1:
-        raise ValueError(f"most must lie in 1 ... {n} and every be at least 1, got {most} and {every}.")
-    if order == "random":
-        first = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    elif order in ("highest", "lowest"):
-        first = torch.sort(scores, descending=order == "highest", stable=True).indices
-    else:
-        raise ValueError(f'order must be "highest", "lowest" or "random", got {order!r}.')
-    removed = torch.arange(0, most + 1, every)
-    masks = first.argsort()[None, :] >= removed[:, None]
-    return RemovalCurve(removed, evaluate(value, masks), first)

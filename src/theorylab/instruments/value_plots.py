@@ -1,8 +1,8 @@
-"""Pictures of values: bars with intervals, waterfall, beeswarm, interaction matrix, removal curve. matplotlib is loaded when asked for."""
+"""Pictures of values: bars, waterfall, beeswarm, interactions, and curves of what is lost, gained or found. matplotlib is loaded late."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from theorylab.instruments.mislabels import MislabelDetection
     from theorylab.instruments.values import Values
 
 POSITIVE, NEGATIVE = "#c2410c", "#1d4ed8"
@@ -75,6 +76,8 @@ def beeswarm(values: Tensor, features: Tensor, ax: Axes | None = None, *, names:
     """One point a row and feature at its value, (rows, d) each, coloured by the feature's rank; features by mean absolute value."""
     if values.ndim != 2 or values.shape != features.shape:
         raise ValueError(f"values and features must have one shape (rows, d), got {tuple(values.shape)} and {tuple(features.shape)}.")
+    from scipy.stats import rankdata
+
     names = _names(values.shape[1], names)
     first = values.abs().mean(0).argsort(descending=True)[:most].flip(0).tolist()
     ax = _axes(ax, 1 + 0.35 * len(first))
@@ -87,7 +90,7 @@ def beeswarm(values: Tensor, features: Tensor, ax: Axes | None = None, *, names:
             c = seen[b] = seen.get(b, -1) + 1
             place[row] = (c + 1) // 2 * (1 if c % 2 else -1)
         spread = 0.4 * place / max(float(place.abs().max()), 8.0)
-        rank = features[:, i].argsort().argsort().double() / max(len(v) - 1, 1)
+        rank = (rankdata(features[:, i].numpy(force=True)) - 1) / max(len(v) - 1, 1)  # equal features share a colour
         ax.scatter(v.tolist(), (k + spread).tolist(), c=rank.tolist(), cmap="coolwarm", s=8, vmin=0, vmax=1)
     ax.set_yticks(range(len(first)), [names[i] for i in first])
     ax.axvline(0, color="grey", linewidth=0.6)
@@ -107,12 +110,32 @@ def interaction_matrix(matrix: Tensor, ax: Axes | None = None, *, names: list[st
     return ax
 
 
-def curve(removed: Tensor, worths: Tensor, ax: Axes | None = None, *, label: str = "") -> Axes:
-    """Worth over the number of players removed."""
+def curve(
+    moved: Tensor, worths: Tensor, random: Tensor, direction: Literal["removed", "added"], ax: Axes | None = None, *, label: str = ""
+) -> Axes:
+    """Worth over the number of players removed or added; random orders (baseline, m) as their mean and one standard deviation."""
     ax = _axes(ax, 3.5)
-    ax.plot(removed.tolist(), worths.tolist(), label=label or None)
-    ax.set_xlabel("players removed")
-    ax.set_ylabel("worth of the rest")
-    if label:
-        ax.legend()
+    ax.plot(moved.tolist(), worths.tolist(), label=label or None)
+    if len(random):
+        mean, spread = random.mean(0), random.std(0, correction=min(len(random) - 1, 1))
+        ax.plot(moved.tolist(), mean.tolist(), color="grey", linestyle="--", label="random orders")
+        ax.fill_between(moved.tolist(), (mean - spread).tolist(), (mean + spread).tolist(), color="grey", alpha=0.2, linewidth=0)
+    ax.set_xlabel(f"players {direction}")
+    ax.set_ylabel("worth of the rest" if direction == "removed" else "worth of those added")
+    ax.legend()
+    return ax
+
+
+def detection(found: MislabelDetection, ax: Axes | None = None, *, label: str = "") -> Axes:
+    """Part of the wrong labels found over the part of the rows inspected, beside perfect and random inspection."""
+    ax = _axes(ax, 3.5)
+    x, spread = found.inspected, found.random_spread
+    ax.plot([0.0, *x.tolist()], [0.0, *found.found.tolist()], label=label or None)
+    share = found.wrong / len(x)
+    ax.plot([0.0, share, 1.0], [0.0, 1.0, 1.0], color="black", linewidth=0.6, linestyle=":", label="perfect")
+    ax.plot([0.0, 1.0], [0.0, 1.0], color="grey", linestyle="--", label="random orders")
+    ax.fill_between(x.tolist(), (x - spread).tolist(), (x + spread).tolist(), color="grey", alpha=0.2, linewidth=0)
+    ax.set_xlabel("part of the rows inspected, lowest value first")
+    ax.set_ylabel("part of the wrong labels found")
+    ax.legend()
     return ax

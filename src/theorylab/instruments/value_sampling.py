@@ -1,7 +1,7 @@
 """Estimators of semivalues from sampled coalitions: permutations, cyclic windows, the multilinear extension, reuse, and regression.
 
 Each returns values and standard errors. All randomness is from one generator of the seed, drawn a sample at a time, so that a larger budget
-continues a smaller one.
+continues a smaller one (but for the strata of `multilinear`, which move).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from theorylab.instruments.games import BLOCK, Worth, evaluate
+from theorylab.instruments.games import BLOCK, MOST, Worth, coalitions, ends, evaluate
 
 
 class Sampled(NamedTuple):
@@ -38,7 +38,7 @@ def _enough(count: int, budget: int, cost: int, fixed: int) -> None:
 
 def orders(n: int, count: int, generator: torch.Generator) -> Tensor:
     """Random orders of the players, (count, n), drawn one at a time."""
-    return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)])
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)]) if count else torch.empty(0, n, dtype=torch.long)
 
 
 def prefixes(order: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ def permutations(value: Worth, n: int, law: Tensor, budget: int, seed: int, *, t
     all players, in which case the rest of the order is given nothing but the remainder, to the player that comes next.
     """
     generator = torch.Generator().manual_seed(seed)
-    ends = evaluate(value, torch.stack([torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)]))
+    limits = ends(value, n)
     count, found, used = (budget - 2) // max(n - 1, 1), [], 2
     _enough(count, budget, max(n - 1, 1), 2)
     block = max(2, min(count, BLOCK // n)) if not tol else max(2, min(count, 32))
     while count >= 1:
         order = orders(n, min(block, count), generator)
-        worths, asked = _walk(value, order, ends, truncation)
+        worths, asked = _walk(value, order, limits, truncation)
         marginal = worths.diff(dim=1) * (n * law)
         found.append(torch.zeros_like(marginal).scatter_(1, order, marginal))
         used, count = used + asked, count - len(order)
@@ -69,16 +69,16 @@ def permutations(value: Worth, n: int, law: Tensor, budget: int, seed: int, *, t
     return _mean(torch.cat(found), used)
 
 
-def _walk(value: Worth, order: Tensor, ends: Tensor, truncation: float) -> tuple[Tensor, int]:
+def _walk(value: Worth, order: Tensor, limits: Tensor, truncation: float) -> tuple[Tensor, int]:
     """Worths of all prefixes, (M, n + 1), and the coalitions asked for."""
     M, n = order.shape
     if not truncation or n == 1:
         inner = evaluate(value, prefixes(order).flatten(0, 1)).view(M, n - 1)
-        return torch.cat([ends[0].expand(M, 1), inner, ends[1].expand(M, 1)], 1), M * (n - 1)
-    worths, masks, live, asked = ends[1].expand(M, n + 1).clone(), torch.zeros(M, n, dtype=torch.bool), torch.arange(M), 0
-    worths[:, 0] = ends[0]
+        return torch.cat([limits[0].expand(M, 1), inner, limits[1].expand(M, 1)], 1), M * (n - 1)
+    worths, masks, live, asked = limits[1].expand(M, n + 1).clone(), torch.zeros(M, n, dtype=torch.bool), torch.arange(M), 0
+    worths[:, 0] = limits[0]
     for k in range(1, n):  # orders side by side, so that each step asks for one block
-        live = live[(worths[live, k - 1] - ends[1]).abs() > truncation]
+        live = live[(worths[live, k - 1] - limits[1]).abs() > truncation]
         if not len(live):
             break
         masks[live, order[live, k - 1]] = True
@@ -94,11 +94,11 @@ def windows(value: Worth, n: int, law: Tensor, budget: int, seed: int) -> Sample
     estimate of the mean worth with and without, for all players and sizes, from n(n − 1) coalitions.
     """
     generator = torch.Generator().manual_seed(seed)
-    ends = evaluate(value, torch.stack([torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)]))
+    limits = ends(value, n)
     cost = n * (n - 1)
     count, found = (budget - 2) // max(cost, 1), []
     if n == 1:
-        return Sampled(ends[1:] - ends[:1], torch.zeros(1, dtype=torch.float64), 1, 2)
+        return Sampled(limits[1:] - limits[:1], torch.zeros(1, dtype=torch.float64), 1, 2)
     _enough(count, budget, cost, 2)
     place, start = torch.arange(n), torch.arange(n)[:, None]
     circle = torch.stack([(place - start) % n < size for size in range(1, n)])  # (n - 1, n windows, n places)
@@ -108,7 +108,7 @@ def windows(value: Worth, n: int, law: Tensor, budget: int, seed: int) -> Sample
         worths = evaluate(value, masks.flatten(0, 1)).view(n - 1, n, 1)
         inside = (masks * worths).sum(1)  # (n - 1, n players)
         with_, without = inside / sizes, (worths.sum(1) - inside) / (n - sizes)
-        joined, left = torch.cat([with_, ends[1].expand(1, n)]), torch.cat([ends[0].expand(1, n), without])
+        joined, left = torch.cat([with_, limits[1].expand(1, n)]), torch.cat([limits[0].expand(1, n), without])
         found.append(law @ (joined - left))
     return _mean(torch.stack(found), count * cost + 2)
 
@@ -137,6 +137,8 @@ def reuse(value: Worth, n: int, p: float, budget: int, seed: int) -> Sampled:
     Raises:
         ValueError: some player is in fewer than two samples, or in all but fewer than two.
     """
+    if budget < 4:
+        raise ValueError(f"budget must be at least 4 coalitions, two with and two without a player, got {budget}: raise budget.")
     generator = torch.Generator().manual_seed(seed)
     masks = torch.stack([torch.rand(n, generator=generator) < p for _ in range(budget)])
     worths, inside = evaluate(value, masks), masks.double()
@@ -159,12 +161,12 @@ def regression(value: Worth, n: int, budget: int, seed: int) -> Sampled:
     errors are those of the regression's linearization over pairs; the bias is of the order of the inverse of the number of pairs. Nothing
     is regularized and no player is dropped.
     """
-    empty, full = evaluate(value, torch.stack([torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)])).tolist()
+    empty, full = ends(value, n).tolist()
     if n == 1:
         return Sampled(torch.tensor([full - empty], dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1, 2)
-    everything = n <= 24 and budget >= 2**n
+    everything = n <= MOST and budget >= 2**n
     if everything:
-        masks = ((torch.arange(1, 2**n - 1)[:, None] >> torch.arange(n)) & 1) == 1
+        masks = coalitions(n)[1:-1]
         weights = kernel_weights(n)[masks.sum(1)]
     else:
         generator = torch.Generator().manual_seed(seed)

@@ -34,7 +34,7 @@ class Values:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing was sampled."""
+        """Whether no error is left: nothing was sampled, or every sample said the same."""
         return not bool(self.stderr.any())
 
     def __len__(self) -> int:
@@ -79,3 +79,20 @@ class Values:
         from theorylab.instruments.value_plots import waterfall
 
         return waterfall(self.values, base, ax, names=names, most=most)
+
+
+def scores_of(values: Values | Tensor) -> Tensor:
+    """One finite number a player, (n,) on the CPU, of values or of a plain tensor.
+
+    Raises:
+        TypeError: neither.
+        ValueError: no vector, an empty one, or numbers that are not finite.
+    """
+    scores = values.values if isinstance(values, Values) else values
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"values must be Values or a tensor, got {type(scores).__name__}.")
+    if scores.ndim != 1 or len(scores) == 0:
+        raise ValueError(f"values must be a vector (n,) of one number a player, got shape {tuple(scores.shape)}.")
+    if not scores.isfinite().all():
+        raise ValueError(f"values must be finite, got {float(scores[~scores.isfinite()][0])}.")
+    return scores.detach().cpu()

@@ -11,6 +11,9 @@ from torch import Tensor
 WORKING = 1 << 24
 """Numbers that a step may hold at a time; members are fitted in chunks that stay below it."""
 
+DENSE = 200
+"""Coefficients of all classes together up to which a softmax model's Newton equations are factored; more are solved by products."""
+
 GAIN = 1e-14
 """Relative decrease of the objective below which a Newton step is the last: weak penalties make steps that rounding does not let shrink."""
 
@@ -81,13 +84,25 @@ def _cholesky(matrices: Tensor, advice: str) -> Tensor:
     return factors
 
 
+def _within_span(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows (n, n) in a basis (d, n) of their span, where there are more inputs than rows: penalized weights lie in it, with their norm."""
+    if x.shape[1] <= len(x):
+        return x, None
+    basis, coordinates = torch.linalg.qr(x.T)
+    return coordinates.T.contiguous(), basis
+
+
+def _from_span(weights: Tensor, basis: Tensor | None) -> Tensor:
+    return weights if basis is None else basis @ weights
+
+
 def ridge(x: Tensor, y: Tensor, row_weights: Tensor, *, l2: float, intercept: bool = True) -> LinearFits:
     r"""Least squares with a penalty, one fit for each row of weights.
 
     .. math:: \min_{W,b} \sum_i c_i \|x_i^\top W + b - y_i\|^2 + l_2 \|W\|^2
 
     The intercept is not penalized. Weights of 0 and 1 fit subsets, those of a multinomial draw fit bootstrap samples. The cost is a product
-    of (P, n) with (n, d²) and P Cholesky factorizations of order d.
+    of (P, n) with (n, d²) and P Cholesky factorizations of order d; of order n, in the span of the rows, where d > n and l2 > 0.
 
     Args:
         x: Rows (n, d).
@@ -111,6 +126,7 @@ def ridge(x: Tensor, y: Tensor, row_weights: Tensor, *, l2: float, intercept: bo
     targets = (y[:, None] if y.ndim == 1 else y).to(x)
     if targets.ndim != 2 or not targets.isfinite().all():
         raise ValueError(f"y must be finite, (n,) or (n, k), got shape {tuple(y.shape)}.")
+    x, basis = _within_span(x) if l2 > 0 else (x, None)
     d, k = x.shape[1], targets.shape[1]
     center = x.mean(0) if intercept else torch.zeros_like(x[0])  # the same for all members, for the sake of rounding only
     design = torch.cat([x - center, torch.ones_like(x[:, :1])], 1) if intercept else x
@@ -125,7 +141,7 @@ def ridge(x: Tensor, y: Tensor, row_weights: Tensor, *, l2: float, intercept: bo
     solution = torch.cat(found)
     weights = solution[:, :d]
     shift = solution[:, d] - center @ weights if intercept else torch.zeros_like(solution[:, 0])
-    return LinearFits(weights, shift, 1)
+    return LinearFits(_from_span(weights, basis), shift, 1)
 
 
 def logistic(
@@ -144,8 +160,10 @@ def logistic(
     .. math:: \min_{W,b} \sum_i c_i\,\ell(x_i^\top W + b, y_i) + \tfrac{l_2}{2} \|W\|^2
 
     Two classes have one logit, more have one each (softmax), every class penalized alike. Members are fitted together by Newton's method,
-    each with its own step length, halved until the objective falls enough; members that are done leave the batch. The optimum is unique,
-    and that of scikit-learn's ``LogisticRegression(C=1 / l2)``.
+    each with its own step length, halved until the objective falls enough; members that are done leave the batch. With more than 200
+    coefficients the Newton equations of a softmax are solved by preconditioned conjugate gradients, and where there are more inputs than
+    rows all is done in the span of the rows, which holds the optimum. It is unique, and that of scikit-learn's
+    ``LogisticRegression(C=1 / l2)``.
 
     A class without a row of positive weight in a member is never predicted by it: its logit is −∞ there (of two classes, the one logit is
     ±∞), so a member with rows of a single class predicts that class. Without an intercept two classes are fitted as they are.
@@ -182,11 +200,11 @@ def logistic(
     k = int(y.max()) + 1 if classes is None else classes
     if k < 2 or int(y.max()) >= k or bool((y == y[0]).all()):
         raise ValueError(f"y must hold at least two of the {k} classes 0 ... {k - 1}, got {y.unique().tolist()}.")
+    x, basis = _within_span(x)
     problem = _Logistic(x, y.long(), k, float(l2), intercept)
-    size = problem.columns * problem.outputs
-    chunk = max(1, WORKING // (len(x) * problem.outputs**2 + 2 * size**2))
-    fits = [problem.fit(part, tol, max_steps) for part in row_weights.to(x).split(chunk)]
-    return LinearFits(torch.cat([f.weights for f in fits]), torch.cat([f.intercept for f in fits]), max(f.steps for f in fits))
+    fits = [problem.fit(part, tol, max_steps) for part in row_weights.to(x).split(problem.together())]
+    weights = _from_span(torch.cat([f.weights for f in fits]), basis)
+    return LinearFits(weights, torch.cat([f.intercept for f in fits]), max(f.steps for f in fits))
 
 
 class _Logistic:
@@ -202,6 +220,17 @@ class _Logistic:
         self.targets = self.one_hot[:, 1:] if k == 2 else self.one_hot
         self.penalty = torch.full((self.columns, 1), l2, dtype=x.dtype, device=x.device)
         self.penalty[self.d :] = 0.0
+        self.by_products = k > 2 and self.columns * self.outputs > DENSE
+
+    def together(self) -> int:
+        """Members to be fitted at a time."""
+        if not self.by_products:
+            return self._factored_together()
+        rows, size = len(self.design) * self.outputs, self.columns * self.outputs
+        return max(1, WORKING // (12 * (rows + size) + 2 * self.columns**2))
+
+    def _factored_together(self) -> int:
+        return max(1, WORKING // (len(self.design) * self.outputs**2 + 2 * (self.columns * self.outputs) ** 2))
 
     def fit(self, c: Tensor, tol: float, max_steps: int) -> LinearFits:
         absent = c @ self.one_hot == 0  # (P, k)
@@ -245,15 +274,32 @@ class _Logistic:
     def _step(self, theta: Tensor, c: Tensor, floor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Parameters after one damped Newton step, the full step's largest entry and what it promised, relative to the objective; (P,)."""
         z = self._logits(theta, floor)
+        p = torch.sigmoid(z) if self.k == 2 else torch.softmax(z, 2)
+        gradient = self.design.T @ (c[..., None] * (p - self.targets)) + self.penalty * theta  # (P, columns, outputs)
+        full = self._by_products(p, c, gradient, floor) if self.by_products else None
+        if full is None:
+            parts = torch.arange(len(c), device=c.device).split(self._factored_together())
+            full = torch.cat([self._by_factors(p[i], c[i], gradient[i], None if floor is None else floor[i]) for i in parts])
+        slope = (gradient * full).sum((1, 2))  # the squared Newton decrement, not negative
+        start, length, rounding = self._objective(theta, z, c), torch.ones_like(slope), 10 * torch.finfo(c.dtype).eps
+        new = theta
+        for _ in range(50):
+            new = theta - length[:, None, None] * full
+            value = self._objective(new, self._logits(new, floor), c)
+            short = ~(value <= start - 1e-4 * length * slope + rounding * start.abs())
+            if not bool(short.any()):
+                break
+            length = torch.where(short, length / 2, length)
+        return new, full.abs().amax((1, 2)), slope / start.abs().clamp(min=1e-300)
+
+    def _by_factors(self, p: Tensor, c: Tensor, gradient: Tensor, floor: Tensor | None) -> Tensor:
+        """The full Newton step from Cholesky factors of the Hessian, (P, columns, outputs)."""
         if self.k == 2:
-            p = torch.sigmoid(z)
             curvature = (c * (p * (1 - p))[..., 0])[:, None]  # (P, 1, n)
         else:
-            p = torch.softmax(z, 2)
             q = (c[..., None] * p).mT  # (P, k, n)
             curvature = -q[:, :, None] * p.mT[:, None]  # (P, k, k, n), of which the diagonal is completed
             curvature.diagonal(dim1=1, dim2=2).add_(q.mT)
-        gradient = self.design.T @ (c[..., None] * (p - self.targets)) + self.penalty * theta  # (P, columns, outputs)
         shape, m = (len(c), self.outputs, self.outputs, self.columns, self.columns), self.outputs * self.columns
         hessian = self.moments(curvature.reshape(-1, c.shape[1])).view(shape).transpose(2, 3).reshape(len(c), m, m)
         hessian.diagonal(dim1=1, dim2=2).add_(self.penalty[:, 0].repeat(self.outputs))
@@ -269,16 +315,47 @@ class _Logistic:
         diagonal.mul_(1 + 10 * torch.finfo(c.dtype).eps).add_(torch.finfo(c.dtype).tiny)
         factors = _cholesky(hessian, "raise l2, or scale the inputs.")
         flat = gradient.mT.reshape(len(c), m, 1)
-        full = torch.cholesky_solve(flat, factors)
-        slope = (flat * full).sum((1, 2))  # the squared Newton decrement, not negative
-        full = full.view(len(c), self.outputs, self.columns).mT
-        start, length, rounding = self._objective(theta, z, c), torch.ones_like(slope), 10 * torch.finfo(c.dtype).eps
-        new = theta
-        for _ in range(50):
-            new = theta - length[:, None, None] * full
-            value = self._objective(new, self._logits(new, floor), c)
-            short = ~(value <= start - 1e-4 * length * slope + rounding * start.abs())
-            if not bool(short.any()):
-                break
-            length = torch.where(short, length / 2, length)
-        return new, full.abs().amax((1, 2)), slope / start.abs().clamp(min=1e-300)
+        return torch.cholesky_solve(flat, factors).view(len(c), self.outputs, self.columns).mT
+
+    def _by_products(self, p: Tensor, c: Tensor, gradient: Tensor, floor: Tensor | None, tol: float = 1e-4) -> Tensor | None:
+        """The same of a softmax by conjugate gradients, to a residual of ``tol`` relative to the gradient; None where these fail.
+
+        The Hessian of one class alone, at the mean curvature of the classes, preconditions all of them alike: that keeps the intercepts
+        from a common shift, which the softmax does not feel, and absent classes, whose gradient is zero, where they are. What is left by
+        the last step is ``tol`` times that step.
+        """
+        P, shape = len(c), (self.columns, len(c), self.outputs)
+        p, weight = p.transpose(0, 1).contiguous(), c.T[:, :, None]  # (n, P, k): one matrix product serves all members
+        mean = self.moments((weight * p * (1 - p)).mean(2).T.contiguous()) + self.penalty[:, 0].diag()
+        mean.diagonal(dim1=1, dim2=2).mul_(1 + 10 * torch.finfo(c.dtype).eps).add_(torch.finfo(c.dtype).tiny)
+        factors, info = torch.linalg.cholesky_ex(mean)
+        if bool(info.any()):
+            return None
+
+        def product(v: Tensor) -> Tensor:
+            z = (self.design @ v.reshape(self.columns, -1)).view(-1, P, self.outputs)
+            s = weight * p * (z - (p * z).sum(2, keepdim=True))
+            return (self.design.T @ s.reshape(len(s), -1)).view(shape) + self.penalty[:, :, None] * v
+
+        def precondition(r: Tensor) -> Tensor:
+            return torch.cholesky_solve(r.transpose(0, 1), factors).transpose(0, 1)
+
+        residual = gradient.transpose(0, 1).contiguous()
+        solution, direction = torch.zeros_like(residual), precondition(residual)
+        energy = (residual * direction).sum((0, 2))  # (P,)
+        goal = tol * residual.square().sum((0, 2)).sqrt()
+        for _ in range(300):  # more would cost what factors do
+            live = residual.square().sum((0, 2)).sqrt() > goal
+            if not bool(live.any()):
+                if self.has_intercept:  # rounding of the sum of the classes' gradients, over a small curvature, is a common shift after all
+                    present = (floor == 0).to(c) if floor is not None else torch.ones_like(solution[0])
+                    mean_shift = (present * solution[self.d]).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+                    solution[self.d] -= present * mean_shift
+                return solution.transpose(0, 1) if bool(solution.isfinite().all()) else None
+            curved = product(direction)
+            step = torch.where(live, energy / (direction * curved).sum((0, 2)).clamp(min=torch.finfo(c.dtype).tiny), 0.0)[:, None]
+            solution, residual = solution + step * direction, residual - step * curved
+            refined = precondition(residual)
+            before, energy = energy, (residual * refined).sum((0, 2))
+            direction = refined + (energy / before.clamp(min=torch.finfo(c.dtype).tiny))[:, None] * direction
+        return None

@@ -18,7 +18,7 @@ def membership(n: int) -> np.ndarray:
 
 
 def players(table: np.ndarray) -> int:
-    """N of a table of 2^n worths.
+    """Number of players, n, of a table of 2^n worths.
 
     Raises:
         ValueError: its length is no power of two.
@@ -47,6 +47,23 @@ def from_dividends(dividends: np.ndarray) -> np.ndarray:
         halves = v.reshape(-1, 2, 2**i)
         halves[:, 1] += halves[:, 0]
     return v
+
+
+def dividends_of(table: np.ndarray) -> np.ndarray:
+    r"""Harsanyi's dividends :math:`a_T = \sum_{S\subseteq T} (-1)^{|T|-|S|} v(S)` of a table, (2^n,): the inverse of `from_dividends`.
+
+    Example:
+        >>> dividends_of(np.array([0.0, 1.0, 2.0, 13.0])).tolist()
+        [0.0, 1.0, 2.0, 10.0]
+
+    Source: Harsanyi 1963, doi:10.2307/2525487.
+    """
+    n = players(table)
+    a = np.array(table, dtype=float)
+    for i in range(n):
+        halves = a.reshape(-1, 2, 2**i)
+        halves[:, 1] -= halves[:, 0]
+    return a
 
 
 def fourier(table: np.ndarray) -> np.ndarray:
@@ -80,7 +97,8 @@ def shapley_of_dividends(dividends: np.ndarray) -> np.ndarray:
 def banzhaf_of_dividends(dividends: np.ndarray, p: float = 0.5) -> np.ndarray:
     r"""Banzhaf values :math:`\sum_{T\ni i} a_T\,p^{|T|-1}`, of coalitions that the others join with chance p, (n,).
 
-    Source: Hammer and Holzman 1992, doi:10.1007/BF01541069 (p = 1/2); the multilinear extension of Owen 1972, doi:10.1287/mnsc.18.5.64.
+    Source: Hammer and Holzman 1992, Zeitschrift für Operations Research 36:3-21 (p = 1/2); Owen 1972, doi:10.1287/mnsc.18.5.64 (the
+    multilinear extension).
     """
     inside = membership(players(dividends))
     return np.where(inside, dividends[:, None], 0.0).T @ p ** np.maximum(inside.sum(1) - 1.0, 0)
@@ -145,7 +163,7 @@ def glove(left: int, right: int) -> tuple[float, float]:
         >>> [round(v, 4) for v in glove(1, 2)]
         [0.6667, 0.1667]
 
-    Source: Shapley and Shubik 1969, doi:10.1086/259567 (pure competition of two goods).
+    Source: Shapley and Shubik 1969, International Economic Review 10(3):337-362 (pure competition of two goods).
     """
     few, many = min(left, right), max(left, right)
     terms = [Fraction(math.perm(few, k), math.perm(many + k, k)) for k in range(1, few + 1)]
@@ -234,6 +252,34 @@ def linear_model_values(weights: np.ndarray, x: np.ndarray, background: np.ndarr
     Source: Štrumbelj and Kononenko 2014, doi:10.1007/s10115-013-0679-x, Section 3; Lundberg and Lee 2017, arXiv:1705.07874, Corollary 1.
     """
     return weights * (x - background.mean(0))
+
+
+def conditional_linear_game(weights: np.ndarray, x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    r"""Table of the *conditional* game of :math:`w^\top x` whose features are normal, :math:`v(S) = E[w^\top X \mid X_S = x_S]`, (2^d,).
+
+    .. math:: v(S) = w_S^\top x_S + w_{\bar S}^\top \bigl(\mu_{\bar S} + \Sigma_{\bar S S}\Sigma_{SS}^{-1}(x_S - \mu_S)\bigr)
+
+    Of two standard normal features of correlation ρ the Shapley value of the first is
+    :math:`w_1 x_1 + \frac\rho2(w_2 x_1 - w_1 x_2)`: a feature of weight zero is worth something where it goes with one that counts.
+
+    Args:
+        weights: w, (d,).
+        x: The row, (d,).
+        mean: μ, (d,).
+        covariance: Σ, (d, d), positive definite.
+
+    Example:
+        >>> table = conditional_linear_game(np.array([0.0, 1.0]), np.array([2.0, 2.0]), np.zeros(2), np.array([[1.0, 0.5], [0.5, 1.0]]))
+        >>> table.tolist(), shapley_of_dividends(dividends_of(table)).tolist()
+        ([0.0, 1.0, 2.0, 2.0], [0.5, 1.5])
+
+    Source: Aas, Jullum and Løland 2021, arXiv:1903.10464, Section 3 (normal features).
+    """
+    inside = membership(len(x))
+    both = inside[:, :, None] & inside[:, None, :]
+    seen = np.where(both, covariance, np.eye(len(x)))  # Σ_SS, and a one for each absent feature
+    regressed = np.linalg.solve(seen, np.where(inside, x - mean, 0.0)[:, :, None])[:, :, 0]
+    return np.where(inside, x, mean + regressed @ covariance) @ weights
 
 
 def knn_values(correct: np.ndarray, k: int) -> np.ndarray:

@@ -34,7 +34,7 @@ REGRESSION = Claim(
     source=Source(
         "Hammer and Holzman 1992; Wang and Jia 2023",
         "Hammer and Holzman: the best linear approximation of a game (p = 1/2); Wang and Jia: the relation to datamodels",
-        "doi:10.1007/BF01541069, arXiv:2205.15466",
+        "Zeitschrift für Operations Research 36:3-21; arXiv:2205.15466",
     ),
     kind="identity",
     relation=Equals(atol=1e-10),

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from theorylab.core.claim import AtLeast, Claim, Finding, Orders
@@ -32,10 +31,13 @@ from theorylab.data.labels import flip_labels
 from theorylab.data.tabular import breast_cancer
 from theorylab.instruments.data_values import data_oob, knn_shapley
 from theorylab.instruments.games import Game, from_table, table
+from theorylab.instruments.mislabels import mislabel_detection
 from theorylab.instruments.model_games import linear_game, retraining_game
-from theorylab.instruments.valuation import banzhaf, removal_curve, shapley
+from theorylab.instruments.valuation import banzhaf, shapley
+from theorylab.instruments.value_curves import removal_curve
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.mlp import mlp
+from theorylab.stats.lds import spearman
 
 MISLABELS = Claim(
     "shapley/valuation/mislabels",
@@ -96,16 +98,9 @@ class ValuationConfig(Config):
     steps: int = setting(10, "training steps of the network", low=1)
 
 
-def auc(scores: Tensor, positive: Tensor) -> float:
-    """Chance that a positive has a lower score than another row, ties half."""
-    ranks = rankdata(-scores.numpy())
-    m, n = int(positive.sum()), len(positive)
-    return float((ranks[positive.numpy()].sum() - m * (m + 1) / 2) / (m * (n - m)))
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation."""
-    return float(np.corrcoef(rankdata(a.numpy()), rankdata(b.numpy()))[0, 1])
+def agreement_of(a: Tensor, b: Tensor) -> float:
+    """Rank correlation without the rounding in it, so that equal rankings agree exactly and a difference of two such is zero."""
+    return round(float(spearman(a, b)), 12)
 
 
 @study(
@@ -129,22 +124,20 @@ def check_mislabels(config: ValuationConfig) -> Iterator[Finding | Series | Stag
     for seed in config.replica_seeds:
         x, y = digits(config.rows + config.test, seed=seed)
         train, test = slice(0, config.rows), slice(config.rows, None)
-        labels, rows = flip_labels(y[train], config.flipped, seed=seed)
-        wrong = torch.zeros(config.rows, dtype=torch.bool)
-        wrong[rows] = True
+        flipped = flip_labels(y[train], config.flipped, seed=seed)
+        labels, wrong = flipped.y, flipped.wrong
         shuffled = y[test][torch.randperm(config.test, generator=torch.Generator().manual_seed(seed))]
-        values = knn_shapley(x[train], labels, x[test], y[test], k=5).values
-        near.append(auc(values, wrong))
-        permuted.append(auc(knn_shapley(x[train], labels, x[test], shuffled, k=5).values, wrong))
-        bags.append(auc(data_oob(x[train], labels, replicas=config.bags, seed=seed).values, wrong))
-        shown = shown or [wrong[values.argsort()].double().cumsum(0) / wrong.sum()]
+        detection = mislabel_detection(knn_shapley(x[train], labels, x[test], y[test], k=5), wrong)
+        shown = shown or [detection]
+        near.append(detection.auc.value)
+        permuted.append(mislabel_detection(knn_shapley(x[train], labels, x[test], shuffled, k=5), wrong).auc.value)
+        bags.append(mislabel_detection(data_oob(x[train], labels, replicas=config.bags, seed=seed), wrong).auc.value)
     yield MISLABELS.check(predicted=0.95, measured=near, setting="KNN-Shapley, area under the curve")
     yield MISLABELS.check(predicted=0.95, measured=bags, setting="Data-OOB, area under the curve")
     yield MISLABELS.control_check(predicted=0.95, measured=permuted, setting="KNN-Shapley, test labels permuted")
-    part = np.arange(1, config.rows + 1) / config.rows
     figure = Series("found", "Wrong labels, found from the lowest value up", x="part of the rows looked at", y="part of the flipped found")
     figure.claim = MISLABELS.key
-    figure.line("KNN-Shapley", part, shown[0])
+    figure.line("KNN-Shapley", shown[0].inspected, shown[0].found)
     yield figure.line("at random", [0.0, 1.0], [0.0, 1.0], role="control")
 
 
@@ -161,21 +154,20 @@ def check_removal(config: ValuationConfig) -> Iterator[Finding | Series | Stage]
         values = shapley(
             linear_game(x[:n], y[:n], x[n:half], y[n:half]), n, method="permutation", budget=2 + config.orders * (n - 1), seed=seed
         ).values
-        random = [removal_curve(values, fresh, order="random", every=every, most=most, seed=seed + 1000 * k) for k in range(20)]
-        level = float(np.mean([curve.area for curve in random]))
-        highest, lowest = (removal_curve(values, fresh, order=order, every=every, most=most) for order in ("highest", "lowest"))  # type: ignore[arg-type]
-        gains.append(level - highest.area)
+        highest = removal_curve(values, fresh, every=every, most=most, baseline=20, seed=seed + 1000)
+        lowest = removal_curve(values, fresh, order="lowest", every=every, most=most, baseline=0)
+        gains.append(-highest.excess.value)
         generator = torch.Generator().manual_seed(seed)
-        shuffled = [removal_curve(values[torch.randperm(n, generator=generator)], fresh, every=every, most=most).area for _ in range(20)]
-        controls.append(level - float(np.mean(shuffled)))
-        curves.append((highest.worths, torch.stack([c.worths for c in random]).mean(0), lowest.worths))
+        permuted = [values[torch.randperm(n, generator=generator)] for _ in range(20)]
+        shuffled = [removal_curve(v, fresh, every=every, most=most, baseline=0).area for v in permuted]
+        controls.append(float(highest.random_areas.mean()) - float(np.mean(shuffled)))
+        curves.append((highest.worths, highest.random.mean(0), lowest.worths))
     yield REMOVAL.check(measured=gains, setting="mean accuracy lost along the curve")
     yield REMOVAL.control_check(measured=controls, setting="values permuted, mean of twenty permutations")
-    removed = np.arange(0, most + 1, every)
     high, mid, low = (torch.stack([c[k] for c in curves]).mean(0) for k in range(3))
     figure = Series("removal", "Rows of high value are missed", x="rows removed", y="accuracy on fresh rows", claim=REMOVAL.key)
-    figure.line("highest value first", removed, high).line("at random", removed, mid, role="control")
-    yield figure.line("lowest value first", removed, low, mark="points")
+    figure.line("highest value first", highest.moved, high).line("at random", highest.moved, mid, role="control")
+    yield figure.line("lowest value first", highest.moved, low, mark="points")
 
 
 def check_ranks(config: ValuationConfig) -> Iterator[Finding | Series | Stage]:
@@ -206,12 +198,12 @@ def check_ranks(config: ValuationConfig) -> Iterator[Finding | Series | Stage]:
             return [table(lambda masks, s=s: value(masks, s), n) for s in (seed, seed + (100_000 if noise == "fresh" else 0))]
 
         noisy = runs("fresh")
-        agree = [spearman(*(f(from_table(w), n).values for w in noisy)) for f in (banzhaf, shapley)]
+        agree = [agreement_of(*(f(from_table(w), n).values for w in noisy)) for f in (banzhaf, shapley)]
         agreement.append(agree)
         gains.append(agree[0] - agree[1])
         if k < 2:  # nothing is random in these, so that two tasks tell as much as all
             same = runs("none")
-            fixed = [spearman(*(f(from_table(w), n).values for w in same)) for f in (banzhaf, shapley)]
+            fixed = [agreement_of(*(f(from_table(w), n).values for w in same)) for f in (banzhaf, shapley)]
             still.append(fixed[0] - fixed[1])
     yield RANK_ROBUST.check(measured=gains, setting="rank correlation between runs, Banzhaf's less Shapley's")
     yield RANK_ROBUST.control_check(measured=still, setting="common initial weights")
