@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -28,17 +28,37 @@ class Whole(nn.Module):
 
 
 @contextmanager
-def naming(batch: Batch, dtype: torch.dtype) -> Iterator[None]:
-    """Errors of the user's model or loss keep their kind, and get a note of what the first batch was."""
+def naming(batch: Batch, dtype: torch.dtype, call: str, advice: str = "") -> Iterator[None]:
+    """Errors of the user's model or loss keep their kind, and get a note of what was called, on what batch, and what to look at."""
     try:
         yield
     except Exception as error:
         shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(batch.content))
+        if not advice and not batch.is_pair:
+            advice = f"The loss is called so because the batch is no pair (x, y) but {_form(batch.content)}."
         error.add_note(
-            f"Raised when the loss was first evaluated, on a batch of {shapes}, with parameters of {str(dtype).removeprefix('torch.')}. "
-            "Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data alike."
+            f"Raised by {call} when first evaluated, on a batch of {shapes}, with parameters of {str(dtype).removeprefix('torch.')}. "
+            + (advice or "Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data alike.")
         )
         raise
+
+
+def _form(content: Any) -> str:
+    if isinstance(content, Tensor):
+        return "a single tensor; if two of them were meant as one batch, give them as a tuple (x, y), not as a list"
+    if isinstance(content, Mapping):
+        return f"a dict of {', '.join(map(str, content))}"
+    return f"a {type(content).__name__} of {len(content)}"
+
+
+def unread(outputs: Any) -> str:
+    """How to choose from outputs that are not one tensor what the loss takes; "" where they are."""
+    if isinstance(outputs, Tensor):
+        return ""
+    kind, key, names = type(outputs).__name__, 0, ""
+    if isinstance(outputs, Mapping):
+        key, names = next(iter(outputs), None), f" of {', '.join(map(str, outputs))}"
+    return f"The model returns a {kind}{names}: say by read= what of it the loss takes, e.g. read=lambda outputs: outputs[{key!r}]."
 
 
 def without_broadcast(criterion: Callable[..., Tensor], outputs: Any, targets: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from theorylab.core.batches import tensors_of
 from theorylab.core.notice import Notice
-from theorylab.core.problem import Problem
+from theorylab.core.problem import Problem, check_problem
 from theorylab.core.safe import BATCH_COUPLED
 
 STATISTICS_APART = 1.0
@@ -23,12 +23,15 @@ INPUT_SCALE = 20.0
 
 
 def preflight(problem: Problem) -> tuple[Notice, ...]:
-    """What may spoil measurements of ``problem``, warnings first; nothing is raised, and nothing changed.
+    """What may spoil measurements of ``problem``, warnings first; nothing of it is changed.
 
     A problem refuses what cannot be measured rightly. This looks for what can be, but may not be what was meant: BatchNorm by batch
     statistics, active dropout, a loader that shuffles or drops rows, a loss that comes out otherwise the second time, inputs normalized
     unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits. Costs three evaluations
     of the loss.
+
+    Raises:
+        TypeError: not a Problem.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1), nn.Linear(4, 1))
@@ -36,6 +39,7 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
         >>> for notice in preflight(problem): print(notice.what)
         the model draws random numbers (Dropout)
     """
+    check_problem("preflight", problem)
     found = [
         n
         for look in (_batch_norm, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)

@@ -21,6 +21,7 @@ from theorylab.core.problem import Problem
 from theorylab.instruments.certify import certify
 from theorylab.instruments.noise_scale import ROWS
 from theorylab.instruments.products import BATCHABLE, COLUMNS
+from theorylab.instruments.refusals import fails_on
 from theorylab.measuring import operators
 from theorylab.measuring.tailored import KERNEL_ROWS
 from theorylab.runners.plan import Cost
@@ -87,7 +88,7 @@ def footing(problem: Problem) -> Footing:
         ValueError: the loss is not finite.
     """
     batch = problem.batches[0]
-    rows, seen = min(2, batch.rows), []
+    rows, seen = min(2, batch.rows) if fails_on(problem, 2) is None else batch.rows, []
     while True:
         part = problem.on([batch.part(slice(rows))])
         seen.append((rows, _seconds(part.gradient), _product_bytes(part)))
