@@ -28,6 +28,18 @@ class Drifting(nn.Module):
         return self.layer(x) * self.calls
 
 
+class Cut(nn.Module):
+    """Its outputs have no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
 def with_data(x: torch.Tensor, **options: object) -> Problem:
     return Problem(mlp(), F.cross_entropy, (x, vectors()[1]), **options)  # pyright: ignore[reportArgumentType]
 
@@ -77,6 +89,7 @@ def padded() -> Problem:
 
 TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
+    "no graph": (lambda: Problem(Cut(), F.cross_entropy, vectors()), "no graph back to the selected parameters", "warning"),
     "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
     "not deterministic": (lambda: Problem(Drifting(), F.cross_entropy, vectors()), "otherwise the second time", "warning"),
     "shuffling loader": (lambda: loader(True), "the loader shuffles", "info"),

@@ -256,6 +256,10 @@ def test_repr_states_the_reduction_and_the_form_of_the_loss() -> None:
     assert "dict_loss(model, batch)" in repr(make("dict batches, custom loss"))
 
 
+def summed(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
+
+
 class Pair(nn.Module):
     """Returns its logits in a dict."""
 
@@ -323,6 +327,7 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), dtype=torch.long), TypeError, "dtype must be"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), summed, as_dict(), batch_size=5), ValueError, "sum over rows"),
         (lambda: Problem(mlp(), lambda o, t: o, vectors()), ValueError, r"one loss a row \(12,\), got shape \(12, 3\)"),
         (lambda: Problem(mlp(), lambda o, t: 1.0, vectors()), TypeError, "loss must return a tensor"),  # pyright: ignore
         (lambda: Problem(mlp(), F.cross_entropy, empty_loader()), ValueError, "at least one batch, got none: the data set is empty"),
@@ -340,6 +345,11 @@ def mixed() -> nn.Module:
 def test_wrong_input_is_refused(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_sum_over_the_only_batch_is_the_risk_that_was_asked_for() -> None:
+    model, data = mlp(), as_dict()
+    assert float(Problem(model, summed, data).loss()) == pytest.approx(float(summed(model, data).detach()), rel=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.batches import Batch, tensors_of
+from theorylab.core.batches import Batch, map_tensors, tensors_of
 
 Reduction = Literal["mean", "rows"]
 
@@ -95,13 +95,33 @@ def reduction_of(value: Any, rows: int) -> Reduction:
 
 
 def refuse_sum(criterion: Callable[..., Tensor], outputs: Any, batch: Batch, value: Any) -> None:
-    """A mean is the same when every row is there twice; a sum doubles, and would be weighted wrongly."""
+    """A mean is the same when every row is there twice; a sum doubles, and would be weighted wrongly.
+
+    Raises:
+        ValueError: the loss of a pair is a sum.
+    """
     targets = batch.content[1]
     if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
         return
     if any(t.ndim == 0 or t.shape[0] != batch.rows for t in (outputs, targets)):
         return
-    twice = float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets])))
-    once = float(value)
+    _refuse_doubling(float(value), float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets]))))
+
+
+def refuse_sum_of_whole(loss: Callable[[Batch], Tensor], batch: Batch, value: Tensor) -> None:
+    """The same for loss(model, batch), of several batches, given how ``loss`` evaluates one; of one batch a sum is as good as a mean.
+
+    Raises:
+        ValueError: it is a sum.
+    """
+    twice = map_tensors(lambda t: torch.cat([t, t]) if t.ndim and len(t) == batch.rows else t, batch.content)
+    try:
+        doubled = loss(Batch(twice, 2 * batch.rows))
+    except Exception:  # a model or a loss that takes so many rows and no more: then it is not known
+        return
+    _refuse_doubling(float(value), float(doubled))
+
+
+def _refuse_doubling(once: float, twice: float) -> None:
     if once != 0 and abs(twice / once - 2) < 1e-3:
         raise ValueError('loss must be a mean over rows or one loss a row, got a sum over rows: use reduction="mean" or "none".')

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from theorylab.core.arguments import check_arguments
 from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
-from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, unread, without_broadcast
+from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 from theorylab.core.selection import select
 
@@ -297,7 +297,7 @@ class Problem:
         batch = Batch(map_tensors(torch.clone, self.batches[0].content), self.batches[0].rows)
         trial, tensors = self.on([batch]), {**self.params, **self._frozen}
         before = {k: p._version for k, p in tensors.items()}
-        reduction = trial._detect_reduction()
+        reduction = trial._detect_reduction(alone=len(self.batches) == 1)
         self.output_type = trial.output_type
         self._copies = any(t._version for t in tensors_of(batch.content))
         for k, p in tensors.items():
@@ -308,12 +308,16 @@ class Problem:
                 )
         return reduction
 
-    def _detect_reduction(self) -> Reduction:
+    def _detect_reduction(self, *, alone: bool) -> Reduction:
         (batch,) = self.batches
         with self.safe(), torch.no_grad():
             if not batch.is_pair:
                 with naming(batch, self.dtype, "loss(model, batch)"):
-                    return reduction_of(self._raw_loss(0), batch.rows)
+                    value = self._raw_loss(0)
+                    reduction = reduction_of(value, batch.rows)
+                    if reduction == "mean" and not alone:
+                        refuse_sum_of_whole(lambda twice: self.on([twice])._raw_loss(0), batch, value)
+                    return reduction
             with naming(batch, self.dtype, "model(x)"):
                 outputs = self.outputs(0)
             self.output_type = type(outputs)

@@ -27,8 +27,8 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
 
     A problem refuses what cannot be measured rightly. This looks for what can be, but may not be what was meant: BatchNorm by batch
     statistics, active dropout, a loader that shuffles or drops rows, a loss that comes out otherwise the second time, inputs normalized
-    unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits. Costs three evaluations
-    of the loss.
+    unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits, a loss cut off from the
+    parameters. Costs a few evaluations of the loss.
 
     Raises:
         TypeError: not a Problem.
@@ -42,7 +42,7 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
     check_problem("preflight", problem)
     found = [
         n
-        for look in (_batch_norm, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
+        for look in (_batch_norm, _graph, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
         for n in look(problem)
     ]
     return tuple(sorted(found, key=lambda n: n.level != "warning"))
@@ -80,6 +80,18 @@ def _randomness(problem: Problem) -> Iterator[Notice]:
             f"the loss comes out otherwise the second time ({first:.9g}, then {second:.9g})",
             "It depends on something that PyTorch's seed does not rule, and derivatives of it mean nothing",
             "Draw from torch's generators, or take the randomness out of the model and the loss",
+            "warning",
+        )
+
+
+def _graph(problem: Problem) -> Iterator[Notice]:
+    with problem.safe():
+        loss = problem.batch_loss(0, problem.leaves())
+    if not loss.requires_grad:
+        yield Notice(
+            "the loss has no graph back to the selected parameters",
+            "All derivatives are zero or refused: the model or the loss cuts the graph (detach, no_grad, argmax), or uses other parameters",
+            "Take out what cuts it, or select other parameters in params=",
             "warning",
         )
 

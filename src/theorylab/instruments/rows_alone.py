@@ -112,7 +112,8 @@ def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
     with _needing_others():
         first = looped(problem, batch, names, every[:1])
     try:
-        if all(map(close, _vmapped(problem, batch, names, every[:1]), first)):
+        losses = _vmapped(problem, batch, [], every[:1])[0]  # without derivatives some operations have no batching rule that have one with
+        if close(losses, first[0]) and all(map(close, _vmapped(problem, batch, names, every[:1]), first)):
             alone = _vmapped
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         pass  # what vmap cannot transform, the loop can

@@ -220,6 +220,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "norms": lambda problem: Work(4, 10, 2),
     "equivariance": lambda problem: Work(4),  # nine evaluations
     "conv_spectrum": lambda problem: Work(1, calls=100),  # iterations through a layer on one row
+    "clipped_sum": lambda problem: Work(3, 0, 2),
     "test_bound": lambda problem: Work(1),
     "occam": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),
