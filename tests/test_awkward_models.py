@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -291,3 +293,18 @@ def test_torchscript_is_refused_wherever_it_is() -> None:
     for model, where in ((part, "model is a TorchScript"), (nn.Sequential(part), "its part '0' is a TorchScript")):
         with pytest.raises(TypeError, match=where):
             Problem(model, F.cross_entropy, vectors())
+
+
+def test_measuring_does_not_import_the_compiler() -> None:
+    """It takes seconds to import, which PyTorch does for a dispatch mode that does not forbid it."""
+    code = """
+import sys, torch, theorylab as tl
+problem = tl.Problem(torch.nn.Linear(2, 2), torch.nn.functional.cross_entropy, (torch.eye(2), torch.arange(2)))
+H = tl.hessian(problem)
+for _ in range(20):
+    H @ torch.ones(problem.P)
+tl.measure(problem, only="sharpness", progress=False)
+print("torch._dynamo" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

@@ -122,6 +122,10 @@ def _seconds(call: Callable[[], object]) -> float:
 class _Alive(TorchDispatchMode):
     """Counts the bytes of tensors made inside and still alive, and remembers the most."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler to keep it away from here: seconds, where nothing is compiled
+
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
