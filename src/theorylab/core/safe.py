@@ -91,7 +91,7 @@ class _ExactWeightNorm(TorchFunctionMode):
     """Weight normalization by its definition: the second derivative of PyTorch's fused kernel takes the norm for a constant."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._weight_norm:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

@@ -17,12 +17,12 @@ def _patterns(params: Any) -> list[str]:
     """
     if isinstance(params, str):
         return [params]
-    found = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
-    for pattern in found:
+    given: list[Any] = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+    for pattern in given:
         if not isinstance(pattern, str):
             kind = type(pattern).__name__
             raise TypeError(f"params must be a name or a glob, or a list of either, got {kind}: names are in model.named_parameters().")
-    return found
+    return given
 
 
 def select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:

@@ -42,7 +42,19 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
     check_problem("preflight", problem)
     found = [
         n
-        for look in (_batch_norm, _graph, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
+        for look in (
+            _batch_norm,
+            _graph,
+            _log_probabilities,
+            _randomness,
+            _loader,
+            _shapes,
+            _statistics,
+            _rows,
+            _scale,
+            _repeated,
+            _parameters,
+        )
         for n in look(problem)
     ]
     return tuple(sorted(found, key=lambda n: n.level != "warning"))
@@ -92,6 +104,16 @@ def _graph(problem: Problem) -> Iterator[Notice]:
             "the loss has no graph back to the selected parameters",
             "All derivatives are zero or refused: the model or the loss cuts the graph (detach, no_grad, argmax), or uses other parameters",
             "Take out what cuts it, or select other parameters in params=",
+            "warning",
+        )
+
+
+def _log_probabilities(problem: Problem) -> Iterator[Notice]:
+    if problem.criterion is nn.functional.nll_loss or type(problem.criterion) is nn.NLLLoss:
+        yield Notice(
+            "nll_loss is linear in the outputs, which are log-probabilities",
+            "The Gauss-Newton matrix, which leaves out the curvature of the outputs, is zero, and so is all that is made of it",
+            "Leave LogSoftmax out of the model, and use cross_entropy",
             "warning",
         )
 
