@@ -152,6 +152,13 @@ def test_what_cannot_be_measured_is_named() -> None:
             tool(two)
 
 
+def test_one_number_a_row_is_an_output() -> None:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    column = made(lambda: nn.Linear(4, 1))
+    row = Problem(nn.Sequential(column, nn.Flatten(0)), F.mse_loss, (x, torch.zeros(5)), dtype=torch.float64)
+    assert equivariance(row).value == equivariance(on(column, 4)).value > 0
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_elements_are_different_rearrangements_and_none_is_the_identity(group: str) -> None:
     x = torch.arange(9.0).reshape(1, 1, 3, 3)

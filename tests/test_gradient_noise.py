@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
-from zoo import make
+from torch.nn import functional as F
+from zoo import make, mlp, vectors
 
 from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable
@@ -95,5 +96,7 @@ def test_wrong_input_is_refused() -> None:
         gradient_noise(make("mlp"), batch_size=0)
     with pytest.raises(ValueError, match="at least 3 minibatches"):
         gradient_noise(make("mlp"), batch_size=6)
+    with pytest.raises(ValueError, match="data must hold at least 3 rows to give an error, got 2"):
+        gradient_noise(Problem(mlp(), F.cross_entropy, vectors(2)))
     with pytest.raises(Inapplicable, match="couples the rows"):
         gradient_noise(make("cnn, BatchNorm train"))

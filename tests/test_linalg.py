@@ -422,6 +422,15 @@ def test_wrong_input_is_refused(call, message: str) -> None:
         call(operator(symmetric(8)))
 
 
+@pytest.mark.parametrize("solver", [lambda A: eigs(A, k=1), trace, diag, spectrum, lambda A: solve(A, torch.ones(3).double()), logdet])
+def test_what_is_no_operator_is_named(solver) -> None:
+    with pytest.raises(TypeError, match=r"A must be an Operator, such as tl\.hessian\(problem\), got Tensor: wrap a matrix"):
+        solver(torch.eye(3).double())
+    for v in ([1.0, 2.0], torch.ones(2).double().numpy()):
+        with pytest.raises(TypeError, match=f"multiplies tensors, got {type(v).__name__}"):
+            operator(symmetric(2)) @ v  # pyright: ignore
+
+
 def test_sums_over_long_vectors_keep_the_digits_of_single_precision() -> None:
     """Summed in single precision, a norm over ten million entries is wrong by a thousandth, and Lanczos sees an asymmetric operator."""
     w = torch.randn(2**23, generator=torch.Generator().manual_seed(0))

@@ -55,6 +55,17 @@ def leaves():
 def infinite():
     return tl.Problem(net, lambda o, t: nn.functional.cross_entropy(o, t) / 0.0, data)
 
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x), x
+
+def two_outputs():
+    return Pair(), nn.functional.cross_entropy, data
+
 def bad_triple():
     return net, nn.functional.cross_entropy, (torch.randn(3, 4), torch.arange(2))
 """
@@ -112,6 +123,11 @@ def test_all_kinds_of_objects_are_measured_as_the_same_problem(name: str, folder
         ("mine.py:net", "mine.py:net must be a theorylab.Problem"),
         ("mine.py:bad_triple", "x and y of one batch must have as many rows, got 3 and 2"),
         ("mine.py:infinite", "the loss must be finite to be measured, got inf"),
+        (
+            "mine.py:two_outputs",
+            "raised TypeError: cross_entropy_loss(): argument 'input' (position 1) must be Tensor, not tuple Raised by loss(outputs, y)",
+        ),
+        ("mine.py:two_outputs", "read=lambda outputs: outputs[0]."),
         ("mine.py:problem --with curvatur", "no family of instruments is called 'curvatur'; did you mean 'curvature'? Families: "),
         ("mine.py:problem --only sharpnes", "no instrument is called 'sharpnes'"),
         ("mine.py:problem --memory plenty", "memory must be a size such as 4GiB"),

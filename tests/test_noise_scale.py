@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import make
+from torch.nn import functional as F
+from zoo import make, mlp, vectors
 
 import theorylab as tl
 from theorylab.core.estimate import Estimate
@@ -128,6 +129,8 @@ def test_the_card_reads_the_scale_with_its_interval_and_leaves_an_upper_end_open
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="rows must be at least 3"):
         noise_scale(make("mlp"), rows=2)
+    with pytest.raises(ValueError, match="data must hold at least 3 rows to give an error, got 2"):
+        noise_scale(tl.Problem(mlp(), F.cross_entropy, vectors(2)))
     with pytest.raises(tl.Inapplicable, match="couples the rows"):
         noise_scale(make("cnn, BatchNorm train"))
     with pytest.raises(tl.Inapplicable, match="too few digits"):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import cnn, half_frozen, images, make, mlp, vectors
 
 from theorylab.core.problem import Problem
+from theorylab.instruments.curvature import ggn
 from theorylab.instruments.preflight import preflight
 
 
@@ -26,6 +27,24 @@ class Drifting(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         return self.layer(x) * self.calls
+
+
+def log_probabilities() -> Problem:
+    problem = Problem(nn.Sequential(mlp(), nn.LogSoftmax(1)), nn.NLLLoss(), vectors())
+    assert float(ggn(problem).to_dense().abs().max()) == 0  # what the notice warns of
+    return problem
+
+
+class Cut(nn.Module):
+    """Its outputs have no graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
 
 
 def with_data(x: torch.Tensor, **options: object) -> Problem:
@@ -77,6 +96,8 @@ def padded() -> Problem:
 
 TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
+    "log-probabilities": (log_probabilities, "nll_loss is linear in the outputs", "warning"),
+    "no graph": (lambda: Problem(Cut(), F.cross_entropy, vectors()), "no graph back to the selected parameters", "warning"),
     "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
     "not deterministic": (lambda: Problem(Drifting(), F.cross_entropy, vectors()), "otherwise the second time", "warning"),
     "shuffling loader": (lambda: loader(True), "the loader shuffles", "info"),

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, as_dict, cnn, labels, make, mlp, vectors
 
 from theorylab.core.problem import Problem
-from theorylab.instruments.curvature import ggn, hessian
+from theorylab.instruments.curvature import ggn, hessian, sharpness
+from theorylab.instruments.preflight import preflight
 
 EVERY = pytest.mark.parametrize("name", ZOO)
 
@@ -255,6 +256,21 @@ def test_repr_states_the_reduction_and_the_form_of_the_loss() -> None:
     assert "dict_loss(model, batch)" in repr(make("dict batches, custom loss"))
 
 
+def summed(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum")
+
+
+class Pair(nn.Module):
+    """Returns its logits in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.net(x), "x": x}
+
+
 def empty_loader() -> DataLoader:
     return DataLoader(TensorDataset(*vectors(3)), batch_size=5, drop_last=True)
 
@@ -276,6 +292,26 @@ def mixed() -> nn.Module:
     [
         (lambda: Problem(lambda x: x, F.cross_entropy, vectors()), TypeError, "model must be a torch.nn.Module"),  # pyright: ignore
         (lambda: Problem(mlp(), "ce", vectors()), TypeError, "loss must be callable"),  # pyright: ignore
+        (lambda: Problem(nn.Linear, F.cross_entropy, vectors()), TypeError, r"got the class Linear: make an instance"),  # pyright: ignore
+        (lambda: Problem(mlp(), nn.CrossEntropyLoss, vectors()), TypeError, r"the class CrossEntropyLoss: make an instance"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), dtype="float64"), TypeError, "dtype must be a torch.dtype"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), train="eval"), TypeError, "train must be True"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=2.5), ValueError, "and whole, got 2.5"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, list(vectors())), TypeError, r"a single tensor; .* give them as a tuple \(x, y\)"),
+        (lambda: Problem(mlp(), F.cross_entropy, as_dict()), TypeError, r"called so because .* but a dict of x, y"),
+        (lambda: Problem(mlp(), F.cross_entropy, [(*vectors(), 1)]), TypeError, r"but a list of 3"),
+        (lambda: Problem(mlp(), F.cross_entropy, tuple(t.numpy() for t in vectors())), TypeError, "got NumPy arrays: convert them"),
+        (lambda: Problem(mlp(), F.cross_entropy, (vectors()[0], [0, 1])), TypeError, "got plain numbers: convert them by torch.as_tensor"),
+        (lambda: Problem(mlp(), F.cross_entropy, TensorDataset(*vectors())), TypeError, "TensorDataset: put it into a DataLoader"),
+        (lambda: Problem(mlp(), F.cross_entropy, "rows.csv"), TypeError, "got str"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), params="0"), ValueError, r"write '0\.\*' for all of that module"),
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), params=mlp().parameters()), TypeError, "got Parameter: names are in"),  # pyright: ignore
+        (lambda: Problem(mlp(), F.cross_entropy, vectors(), params=3), TypeError, "a name or a glob, or a list of either, got int"),  # pyright: ignore
+        (
+            lambda: Problem(Pair(), F.cross_entropy, vectors()),
+            TypeError,
+            r"returns a dict of logits, x: .* read=lambda outputs: outputs\['logits'\]",
+        ),
         (lambda: Problem(mlp(), F.cross_entropy, []), ValueError, "at least one batch"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors(0)), ValueError, "at least one row"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors()[0]), TypeError, r"tuple \(x, y\)"),
@@ -291,6 +327,7 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), dtype=torch.long), TypeError, "dtype must be"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), summed, as_dict(), batch_size=5), ValueError, "sum over rows"),
         (lambda: Problem(mlp(), lambda o, t: o, vectors()), ValueError, r"one loss a row \(12,\), got shape \(12, 3\)"),
         (lambda: Problem(mlp(), lambda o, t: 1.0, vectors()), TypeError, "loss must return a tensor"),  # pyright: ignore
         (lambda: Problem(mlp(), F.cross_entropy, empty_loader()), ValueError, "at least one batch, got none: the data set is empty"),
@@ -308,6 +345,23 @@ def mixed() -> nn.Module:
 def test_wrong_input_is_refused(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_sum_over_the_only_batch_is_the_risk_that_was_asked_for() -> None:
+    model, data = mlp(), as_dict()
+    assert float(Problem(model, summed, data).loss()) == pytest.approx(float(summed(model, data).detach()), rel=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="device cuda cannot be used here"):
+        Problem(mlp(), F.cross_entropy, vectors(), device="cuda")
+
+
+@pytest.mark.parametrize("measure", [hessian, ggn, sharpness, preflight])
+def test_a_bare_model_is_no_problem(measure: Any) -> None:
+    with pytest.raises(TypeError, match=f"{measure.__name__} measures a Problem, got Sequential: make one"):
+        measure(mlp())
 
 
 def test_a_loss_that_is_not_finite_stops_every_measurement() -> None:

@@ -313,6 +313,23 @@ def test_rows_that_depend_on_each_other_are_refused(measure: Callable[[Problem],
         measure(build())
 
 
+class Cell(nn.Module):
+    """A cell that `torch.func.vmap` takes with derivatives and not without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(x)
+        return self.head(self.cell(x, state)[0])
+
+
+def test_a_cell_without_a_batching_rule_is_taken_row_by_row() -> None:
+    problem = Problem(Cell(), F.cross_entropy, vectors(), dtype=torch.float64)
+    assert torch.allclose(per_example_grads(problem), looped_grads(problem), rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"rows": []}, "at least one row number"), ({"rows": [0, 12]}, r"rows must lie in 0..11, got 0..12"), ({"chunk": 0}, "chunk must be")],

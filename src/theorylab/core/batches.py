@@ -56,10 +56,15 @@ def _convert(item: Any, dtype: torch.dtype | None, device: torch.device) -> Batc
         item = list(item) if isinstance(item, tuple) else item
 
     def move(t: Tensor) -> Tensor:
-        return t.detach().to(device, dtype if t.is_floating_point() else None)
+        t = t.detach().to(device, dtype if t.is_floating_point() else None)
+        return t.clone() if t.is_inference() else t  # autograd refuses tensors that were made in inference mode
 
     content = map_tensors(move, item)
     sizes = [t.shape[0] for t in tensors_of(content) if t.ndim]
+    bare = [side for side in (content if isinstance(content, tuple) else (content,)) if not tensors_of(side)]
+    strange = _other_numbers(bare)
+    if strange is not None:
+        raise TypeError(f"a batch of data must hold tensors with a leading row axis, got {strange}: convert them by torch.as_tensor.")
     if not sizes:
         raise TypeError(f"a batch of data must hold tensors with a leading row axis, got {type(item).__name__}.")
     if sizes[0] == 0:
@@ -69,6 +74,17 @@ def _convert(item: Any, dtype: torch.dtype | None, device: torch.device) -> Batc
         if x and y and x != y:
             raise ValueError(f"x and y of one batch must have as many rows, got {x[0]} and {y[0]}.")
     return Batch(content, sizes[0])
+
+
+def _other_numbers(tree: Any) -> str | None:
+    """What kind of numbers, not in tensors, lie in nested dicts, lists and tuples; None where there are none."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        return next((kind for part in tree if (kind := _other_numbers(part)) is not None), None)
+    if type(tree).__module__ == "numpy":
+        return "NumPy arrays"
+    return "plain numbers" if isinstance(tree, int | float) and not isinstance(tree, bool) else None
 
 
 def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
@@ -106,12 +122,16 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
         ValueError: no data, an empty batch, or x and y of different length.
         TypeError: something without a row axis, or pairs mixed with whole batches.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size must be at least 1, and whole, got {batch_size}.")
+    from torch.utils.data import Dataset
+
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
         items = [data]
-    elif isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise TypeError(f"data must be a tuple (x, y), a dict, a list of batches or a DataLoader, got {type(data).__name__}.")
+    elif isinstance(data, Tensor | str | bytes) or not isinstance(data, Iterable):
+        advice = ": put it into a DataLoader" if isinstance(data, Dataset) else ""
+        advice = ": give x with its y, or [x] for loss(model, batch)" if isinstance(data, Tensor) else advice
+        raise TypeError(f"data must be a tuple (x, y), a dict, a list of batches or a DataLoader, got {type(data).__name__}{advice}.")
     else:
         items = _drain(data, seed)
     if not items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -80,8 +81,14 @@ def instrument(
         if taken is not None and taken.measure.__module__ != home:
             raise ValueError(f"instrument {name} is registered by {taken.measure.__module__} already.")
 
+        of_problem = next(iter(inspect.signature(measure).parameters), "") == "problem"
+
         @functools.wraps(measure)
         def checked(problem: Any, *args: Any, **kwargs: Any) -> Any:
+            if of_problem:
+                from theorylab.core.problem import check_problem  # here, for the registry is read without torch
+
+                check_problem(name, problem)
             reason = entry.why_not(problem)
             if reason is not None:
                 raise Inapplicable(f"{name} does not apply: {reason}")

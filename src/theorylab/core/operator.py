@@ -56,6 +56,8 @@ class Operator:
         self._matvec, self._matmat, self._rmatvec = matvec, matmat, rmatvec
 
     def __matmul__(self, v: Tensor) -> Tensor:
+        if not isinstance(v, Tensor):
+            raise TypeError(f"{self.name} multiplies tensors, got {type(v).__name__}: convert it by torch.as_tensor, or Problem.flatten.")
         if v.ndim not in (1, 2) or v.shape[0] != self.shape[1]:
             raise ValueError(
                 f"{self.name} of shape {self.shape} multiplies ({self.shape[1]},) or ({self.shape[1]}, k), got {tuple(v.shape)}."
@@ -241,3 +243,14 @@ class Operator:
 
     def __repr__(self) -> str:
         return f"Operator({self.name}, shape={self.shape}, symmetric={self.symmetric}, dtype={self.dtype}, n_matvecs={self.n_matvecs})"
+
+
+def check_operator(A: object) -> None:
+    """Refuse what is no Operator, a problem or a matrix for example.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(A, Operator):
+        advice = ": wrap a matrix M as Operator(M.shape, lambda v: M @ v, symmetric=True, dtype=M.dtype)" if isinstance(A, Tensor) else ""
+        raise TypeError(f"A must be an Operator, such as tl.hessian(problem), got {type(A).__name__}{advice}.")

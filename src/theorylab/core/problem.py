@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from theorylab.core.arguments import check_arguments
 from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
-from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, without_broadcast
+from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 from theorylab.core.selection import select
 
@@ -28,7 +29,7 @@ class Problem:
     bitwise the same after any call, also after one that raises.
 
     Args:
-        model: Any module. Tied parameters count once.
+        model: Any module. Tied parameters count once. Of a data-parallel one the module within.
         loss: For batches that are pairs (x, y): ``loss(outputs, targets)``, with outputs = ``model(x)`` (``model(*x)`` for a tuple or
             list, ``model(**x)`` for a dict). For all other batches (dicts, triples, single tensors): ``loss(model, batch)``, where the
             model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once.
@@ -43,8 +44,8 @@ class Problem:
         count: How much a batch weighs, given its content: predicted tokens, say. Default: its rows.
 
     Raises:
-        ValueError: no data, nothing to differentiate, a glob that matches nothing, or a loss that is a sum over rows, or neither a scalar
-            nor (rows,).
+        ValueError: no data, nothing to differentiate, a glob that matches nothing, a loss that is a sum over rows, or neither a scalar
+            nor (rows,), or a model that writes into its parameters in the forward pass.
         TypeError: not a module, not a callable, or a selected parameter that is not real floating point.
 
     Example:
@@ -69,12 +70,9 @@ class Problem:
         read: Callable[[Any], Any] | None = None,
         count: Callable[[Any], float] | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-        if not callable(loss):
-            raise TypeError(f"loss must be callable, got {type(loss).__name__}.")
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a real floating-point type, got {dtype}.")
+        check_arguments(model, loss, dtype=dtype, train=train)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
         self.model, self.criterion, self.train, self.seed = model, loss, train, seed
         self._plain, self._read, self._count = needs_plain_kernels(model, train), read, count
         names = select(model, params)
@@ -95,7 +93,9 @@ class Problem:
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
         self.order = order_of(data)
-        self.reduction = self._detect_reduction()
+        self._copies = False
+        self.output_type: type | None = None  # unknown of loss(model, batch)
+        self.reduction = self._try_out()
 
     @classmethod
     def from_hf(cls, model: nn.Module, batches: Any, **options: Any) -> Problem:
@@ -150,6 +150,10 @@ class Problem:
         with kernels(plain=self._plain, device=self.device):
             yield
 
+    def _given(self, data: Any) -> Any:
+        """What the model or the loss gets of the data: copies where they write into them, else views, whose flags they may set."""
+        return map_tensors(torch.clone if self._copies else torch.detach, data)
+
     def outputs(self, k: int, params: Params | None = None) -> Any:
         """Outputs of the model on x of batch ``k``; call it within `safe`.
 
@@ -158,7 +162,7 @@ class Problem:
         """
         if not self.batches[k].is_pair:
             raise ValueError("this problem's loss has the form loss(model, batch): its outputs are unknown. Give batches as pairs (x, y).")
-        x = self.batches[k].content[0]
+        x = self._given(self.batches[k].content[0])
         args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
         seed_generators(self.seed + k, self.device)
         outputs = functional_call(self.model, self._tensors(params), args, kwargs)
@@ -166,7 +170,7 @@ class Problem:
 
     def loss_of(self, k: int, outputs: Any) -> Tensor:
         """Mean loss of batch ``k``, of pairs, given the model's outputs."""
-        return self.criterion(outputs, self.batches[k].content[1]).mean()
+        return self.criterion(outputs, self._given(self.batches[k].content[1])).mean()
 
     def batch_loss(self, k: int, params: Params | None = None) -> Tensor:
         """Mean loss of batch ``k``, a pure function of ``params`` (all that are selected); call it within `safe`."""
@@ -174,12 +178,12 @@ class Problem:
 
     def _raw_loss(self, k: int, params: Params | None = None) -> Tensor:
         if self.batches[k].is_pair:
-            return self.criterion(self.outputs(k, params), self.batches[k].content[1])
+            return self.criterion(self.outputs(k, params), self._given(self.batches[k].content[1]))
         seed_generators(self.seed + k, self.device)
         tensors = {f"model.{name}": t for name, t in self._tensors(params).items()}
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():  # a loss may take derivatives itself, that of a differential equation's residual, say
-            value = functional_call(Whole(self.model), tensors, (self.criterion, self.batches[k].content))
+            value = functional_call(Whole(self.model), tensors, (self.criterion, self._given(self.batches[k].content)))
         return value if wanted or not isinstance(value, Tensor) else value.detach()
 
     def loss(self, params: Params | None = None) -> Tensor:
@@ -289,15 +293,39 @@ class Problem:
         parts = vector.split([p.numel() for p in self.params.values()])
         return {k: part.view(p.shape) for (k, p), part in zip(self.params.items(), parts, strict=True)}
 
-    def _detect_reduction(self) -> Reduction:
-        batch = self.batches[0]
-        with self.safe(), torch.no_grad(), naming(batch, self.dtype):
+    def _try_out(self) -> Reduction:
+        """Evaluate the first batch, in a copy: what the loss makes of it, and what is written into on the way."""
+        batch = Batch(map_tensors(torch.clone, self.batches[0].content), self.batches[0].rows)
+        trial, tensors = self.on([batch]), {**self.params, **self._frozen}
+        before = {k: p._version for k, p in tensors.items()}
+        reduction = trial._detect_reduction(alone=len(self.batches) == 1)
+        self.output_type = trial.output_type
+        self._copies = any(t._version for t in tensors_of(batch.content))
+        for k, p in tensors.items():
+            if p._version != before[k]:
+                raise ValueError(
+                    f"the model writes into its parameter {k} in the forward pass, as an embedding with max_norm does, which derivatives "
+                    "would ignore: do it once before, and switch it off."
+                )
+        return reduction
+
+    def _detect_reduction(self, *, alone: bool) -> Reduction:
+        (batch,) = self.batches
+        with self.safe(), torch.no_grad():
             if not batch.is_pair:
-                return reduction_of(self._raw_loss(0), batch.rows)
-            outputs = self.outputs(0)
-            value = without_broadcast(self.criterion, outputs, batch.content[1])
-            refuse_sum(self.criterion, outputs, batch, value)
-            return reduction_of(value, batch.rows)
+                with naming(batch, self.dtype, "loss(model, batch)"):
+                    value = self._raw_loss(0)
+                    reduction = reduction_of(value, batch.rows)
+                    if reduction == "mean" and not alone:
+                        refuse_sum_of_whole(lambda twice: self.on([twice])._raw_loss(0), batch, value)
+                    return reduction
+            with naming(batch, self.dtype, "model(x)"):
+                outputs = self.outputs(0)
+            self.output_type = type(outputs)
+            with naming(batch, self.dtype, "loss(outputs, y)", unread(outputs)):
+                value = without_broadcast(self.criterion, outputs, batch.content[1])
+                refuse_sum(self.criterion, outputs, batch, value)
+                return reduction_of(value, batch.rows)
 
     def __repr__(self) -> str:
         loss = getattr(self.criterion, "__name__", type(self.criterion).__name__)
@@ -308,7 +336,19 @@ class Problem:
         )
 
 
+def check_problem(measure: str, problem: Any) -> None:
+    """Refuse what is no Problem, a bare model for example.
+
+    Raises:
+        TypeError: naming what ``measure`` got.
+    """
+    if not isinstance(problem, Problem):
+        raise TypeError(f"{measure} measures a Problem, got {type(problem).__name__}: make one, theorylab.Problem(model, loss, data).")
+
+
 def _one_device(device: torch.device) -> torch.device:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} cannot be used here: this PyTorch sees no GPU.")
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
 
@@ -320,13 +360,21 @@ def finite(loss: Tensor) -> Tensor:
     return loss
 
 
+def dependent(loss: Tensor) -> Tensor:
+    """The loss itself; a ValueError where it has no graph back to the parameters, so that there is nothing to differentiate."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss does not depend on the selected parameters: the model or the loss cuts the graph (detach, no_grad, argmax, item), "
+            "or does not use them; then select others in params=."
+        )
+    return loss
+
+
 def flat_gradient(grads: Iterable[Tensor | None], leaves: Iterable[Tensor]) -> Tensor:
     """What `torch.autograd.grad` gives for leaves that may be unused, as one vector (p,): None is zero."""
     return torch.cat([p.new_zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(leaves, grads, strict=True)])
 
 
 def _grads(value: Tensor, leaves: Params) -> Params:
-    if not value.requires_grad:
-        raise ValueError("the loss does not depend on the selected parameters.")
-    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    grads = torch.autograd.grad(dependent(value), list(leaves.values()), allow_unused=True)
     return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(leaves.items(), grads, strict=True)}

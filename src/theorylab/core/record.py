@@ -120,6 +120,15 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in VERSIONED}
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement in ``node``, however deep; expressions, which are most of a tree, hold no imports and are left out."""
+    for place in ("body", "orelse", "finalbody", "handlers", "cases"):
+        part = getattr(node, place, ())
+        for inner in part if isinstance(part, list) else ():  # a conditional expression and a lambda have a body, too
+            yield inner
+            yield from _statements(inner)
+
+
 @cache  # studies share most of what they import
 def _module(name: str) -> tuple[Path, tuple[str, ...]] | None:
     """The source file of a module and the names that it imports absolutely; None where there is no such file."""
@@ -130,7 +139,7 @@ def _module(name: str) -> tuple[Path, tuple[str, ...]] | None:
     if spec is None or spec.origin is None:
         return None
     path, names = Path(spec.origin), []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 BATCH_COUPLED = (nn.modules.batchnorm._BatchNorm,)
 """Layers whose training-mode output of one row depends on the other rows."""
@@ -86,16 +89,76 @@ def _differentiable_attention(model: nn.Module) -> Iterator[None]:
             c._attn_implementation = name
 
 
+class _ExactWeightNorm(TorchFunctionMode):
+    """Weight normalization by its definition: the second derivative of PyTorch's fused kernel takes the norm for a constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _has_weight_norm(model: nn.Module) -> bool:
+    """Whether PyTorch's weight normalization, as a parametrization or in its older form of a hook, is on some module."""
+    within = (part for m in model.modules() for part in (m, *m._forward_pre_hooks.values()))
+    return any(type(part).__name__ in ("WeightNorm", "_WeightNorm") for part in within)
+
+
+class _NotRecomputed:
+    """In place of PyTorch's checkpointing with ``use_reentrant=True``: the function itself."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """In place of what PyTorch's checkpointing does before and after the function, with ``use_reentrant=False``: nothing."""
+    yield
+
+
+@contextmanager
+def _without_recomputation() -> Iterator[None]:
+    """Checkpointed parts of a model keep their activations.
+
+    Recomputed in a backward pass they would see the model's own parameters instead of the problem's, and lose the second derivative.
+    PyTorch has no switch for it, and the function that users import by name looks these two up in its own module at every call.
+    """
+    module: Any = torch.utils.checkpoint
+    kept = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
+    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = _NotRecomputed, _nothing_around
+    try:
+        yield
+    finally:
+        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = kept
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled models and functions run as they were written: compiled code has no second derivative, and is made anew for every shape."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing the compiler takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @contextmanager
 def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> Iterator[None]:
     """Evaluate ``model`` with twice differentiable kernels and frozen random numbers; restore everything afterwards.
 
     Inside, attention runs the math kernel (or eagerly, where a model brings another package's), the fast path of
-    `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off where `needs_plain_kernels`, all modules are in training or
-    evaluation mode as ``train`` says, gradients are enabled, and the random number generators are forked and seeded. All of it is undone
-    on leaving, also by an exception.
+    `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off where `needs_plain_kernels`, nothing is compiled or
+    checkpointed, weight normalization is not fused, gradients of embeddings are dense, all modules are in training or evaluation mode as
+    ``train`` says, gradients are enabled, and the random number generators are forked and seeded. All of it is undone on leaving, also by
+    an exception.
     """
     flags = [(m, m.training) for m in model.modules()]
+    sparse = [m for m, _ in flags if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     on_gpu = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
     with ExitStack() as stack:
@@ -104,14 +167,22 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
         stack.enter_context(kernels(plain=needs_plain_kernels(model, train), device=device))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_differentiable_attention(model))
+        if _has_weight_norm(model):
+            stack.enter_context(_ExactWeightNorm())
+        stack.enter_context(_without_recomputation())
+        stack.enter_context(_eager())
         stack.enter_context(torch.random.fork_rng(devices=on_gpu))
         seed_generators(seed, device)
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             for module, _ in flags:
                 _set(module, "training", train)
+            for module in sparse:
+                module.sparse = False
             yield
         finally:
+            for module in sparse:
+                module.sparse = True
             for module, training in flags:
                 _set(module, "training", training)
             torch.backends.mha.set_fastpath_enabled(fast_path)

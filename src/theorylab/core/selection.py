@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def _patterns(params: Any) -> list[str]:
+    """Names and globs as a list.
+
+    Raises:
+        TypeError: something else, parameters themselves for example.
+    """
+    if isinstance(params, str):
+        return [params]
+    given: list[Any] = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+    for pattern in given:
+        if not isinstance(pattern, str):
+            kind = type(pattern).__name__
+            raise TypeError(f"params must be a name or a glob, or a list of either, got {kind}: names are in model.named_parameters().")
+    return given
 
 
 def select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
@@ -17,7 +34,7 @@ def select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
 
     Raises:
         ValueError: no parameters, none that is trainable or named, or a pattern that matches none.
-        TypeError: a selected parameter that is not real floating point.
+        TypeError: ``params`` of another kind, or a selected parameter that is not real floating point.
     """
     canonical = {id(p): k for k, p in model.named_parameters()}
     if not canonical:
@@ -29,10 +46,12 @@ def select(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
     else:
         every = {k: canonical[id(p)] for k, p in model.named_parameters(remove_duplicate=False)}  # a tied alias selects its parameter
         chosen = set()
-        for pattern in [params] if isinstance(params, str) else params:
+        for pattern in _patterns(params):
             matched = {name for alias, name in every.items() if alias == pattern or fnmatchcase(alias, pattern)}
             if not matched:
-                raise ValueError(f"params: {pattern!r} matches no parameter; there are {', '.join(list(every)[:20])}.")
+                inside = any(alias.startswith(f"{pattern}.") for alias in every)
+                advice = f"write {pattern + '.*'!r} for all of that module" if inside else f"there are {', '.join(list(every)[:20])}"
+                raise ValueError(f"params: {pattern!r} matches no parameter; {advice}.")
             chosen |= matched
         if not chosen:
             raise ValueError("params must name at least one parameter, got an empty list.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from theorylab.core.instrument import instrument
 from theorylab.core.operator import Operator
-from theorylab.core.problem import Params, Problem, finite
+from theorylab.core.problem import Params, Problem, dependent, finite
 from theorylab.core.source import Source
 from theorylab.instruments.output_hessian import output_hessian, sampled_output_hessian
 from theorylab.instruments.products import (
@@ -22,6 +22,7 @@ from theorylab.instruments.products import (
     dense_operator,
     differentiable_vjp,
     join,
+    refuse_once_differentiable,
     split,
     symmetric_operator,
     vjp,
@@ -35,7 +36,9 @@ def _hessian_graph(problem: Problem, batches: list[int]) -> Product:
     leaves = problem.leaves()
     inputs = list(leaves.values())
     total = sum((problem.weights[k] * finite(problem.batch_loss(k, leaves)) for k in batches), start=torch.zeros((), device=problem.device))
-    gradient = differentiable_vjp(total, inputs)
+    gradient = differentiable_vjp(dependent(total), inputs)
+    if 0 in batches:  # the model is the same on all batches
+        refuse_once_differentiable(gradient)
     return lambda v, many: join(vjp(gradient, inputs, split(problem, v, many), many), many)
 
 

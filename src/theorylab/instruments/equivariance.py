@@ -46,7 +46,7 @@ def _run(problem: Problem, k: int, change: Map | None = None) -> Tensor:
         found = problem.outputs(k)
     if not isinstance(found, Tensor):
         raise TypeError(f"the model's output must be one tensor, got {type(found).__name__}: return the logits alone.")
-    return found
+    return found[:, None] if found.ndim == 1 else found  # one number a row
 
 
 def _pairs(

@@ -120,6 +120,8 @@ def _check(problem: Problem, size: int) -> None:
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}.")
     count = sum(-(-b.rows // size) for b in problem.batches)
+    if problem.n < 3:
+        raise ValueError(f"data must hold at least 3 rows to give an error, got {problem.n}.")
     if count < 3:
         raise ValueError(
             f"batch_size must leave at least 3 minibatches to give an error, got {count} of {problem.n} rows: make it smaller."

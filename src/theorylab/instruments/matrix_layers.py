@@ -69,6 +69,8 @@ def unsupported(problem: Problem) -> str | None:
         (_, module), *others = names_and_modules
         if others:
             reasons.append(f"{' = '.join(names)} (tied)")
+        elif names[0].rpartition(".")[2] not in ("weight", "bias"):  # the weight is computed from it, by weight_norm or pruning
+            reasons.append(f"{names[0]} (from which {type(module).__name__} computes its weight)")
         elif type(module) not in SUPPORTED:
             reasons.append(f"{names[0]} (of {type(module).__name__})")
         elif getattr(module, "groups", 1) > 1:

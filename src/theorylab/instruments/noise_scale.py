@@ -89,8 +89,10 @@ class NoiseScale:
 
 def _sample(problem: Problem, rows: int, seed: int) -> Tensor:
     """Numbers of the rows whose gradients are multiplied by the Hessian, in order."""
-    if rows < 3 or problem.n < 3:
-        raise ValueError(f"rows must be at least 3 of at least 3 rows to give an error, got {rows} of {problem.n}.")
+    if problem.n < 3:
+        raise ValueError(f"data must hold at least 3 rows to give an error, got {problem.n}.")
+    if rows < 3:
+        raise ValueError(f"rows must be at least 3 to give an error, got {rows}.")
     if rows >= problem.n:
         return torch.arange(problem.n)
     return torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:rows].sort().values

@@ -139,7 +139,7 @@ def sampled_output_hessian(problem: Problem, k: int, outputs: Tensor, mc: int, g
             with torch.enable_grad():
                 roots = _roots(_twice_differentiated(problem, k, outputs), outputs)
             signs = torch.randint(0, 2, (mc, *outputs.shape), generator=generator).mul_(2).sub_(1).to(outputs)
-            samples = torch.einsum("nij,snj->sni", roots, signs.flatten(2)).reshape(mc, *outputs.shape)
+            samples = torch.einsum("nij,snj->sni", roots, signs.reshape(mc, len(outputs), -1)).reshape(mc, *outputs.shape)
         elif loss.name == "squared":
             noise = torch.randn((mc, *outputs.shape), generator=generator, dtype=torch.float64)
             samples = noise.to(outputs) * (2 / outputs.numel()) ** 0.5
@@ -151,8 +151,11 @@ def sampled_output_hessian(problem: Problem, k: int, outputs: Tensor, mc: int, g
             axes = (1 - outputs.ndim,)  # one block a prediction, along its classes
             samples = _label_scores(outputs.softmax(1), mc, generator) * _scales(loss, outputs, targets).sqrt()
 
+    def inner(s: Tensor, w: Tensor) -> Tensor:
+        return (s * w).sum(axes, keepdim=True) if axes else s * w  # no axes: one output a row; a sum over () would be one over all
+
     def product(w: Tensor, many: bool) -> Tensor:
-        return sum((s * (s * w).sum(axes, keepdim=True) for s in samples), start=torch.zeros_like(w)) / mc
+        return sum((s * inner(s, w) for s in samples), start=torch.zeros_like(w)) / mc
 
     return product
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from theorylab.core.batches import tensors_of
 from theorylab.core.notice import Notice
-from theorylab.core.problem import Problem
+from theorylab.core.problem import Problem, check_problem
 from theorylab.core.safe import BATCH_COUPLED
 
 STATISTICS_APART = 1.0
@@ -23,12 +23,15 @@ INPUT_SCALE = 20.0
 
 
 def preflight(problem: Problem) -> tuple[Notice, ...]:
-    """What may spoil measurements of ``problem``, warnings first; nothing is raised, and nothing changed.
+    """What may spoil measurements of ``problem``, warnings first; nothing of it is changed.
 
     A problem refuses what cannot be measured rightly. This looks for what can be, but may not be what was meant: BatchNorm by batch
     statistics, active dropout, a loader that shuffles or drops rows, a loss that comes out otherwise the second time, inputs normalized
-    unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits. Costs three evaluations
-    of the loss.
+    unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits, a loss cut off from the
+    parameters. Costs a few evaluations of the loss.
+
+    Raises:
+        TypeError: not a Problem.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1), nn.Linear(4, 1))
@@ -36,9 +39,22 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
         >>> for notice in preflight(problem): print(notice.what)
         the model draws random numbers (Dropout)
     """
+    check_problem("preflight", problem)
     found = [
         n
-        for look in (_batch_norm, _randomness, _loader, _shapes, _statistics, _rows, _scale, _repeated, _parameters)
+        for look in (
+            _batch_norm,
+            _graph,
+            _log_probabilities,
+            _randomness,
+            _loader,
+            _shapes,
+            _statistics,
+            _rows,
+            _scale,
+            _repeated,
+            _parameters,
+        )
         for n in look(problem)
     ]
     return tuple(sorted(found, key=lambda n: n.level != "warning"))
@@ -76,6 +92,28 @@ def _randomness(problem: Problem) -> Iterator[Notice]:
             f"the loss comes out otherwise the second time ({first:.9g}, then {second:.9g})",
             "It depends on something that PyTorch's seed does not rule, and derivatives of it mean nothing",
             "Draw from torch's generators, or take the randomness out of the model and the loss",
+            "warning",
+        )
+
+
+def _graph(problem: Problem) -> Iterator[Notice]:
+    with problem.safe():
+        loss = problem.batch_loss(0, problem.leaves())
+    if not loss.requires_grad:
+        yield Notice(
+            "the loss has no graph back to the selected parameters",
+            "All derivatives are zero or refused: the model or the loss cuts the graph (detach, no_grad, argmax), or uses other parameters",
+            "Take out what cuts it, or select other parameters in params=",
+            "warning",
+        )
+
+
+def _log_probabilities(problem: Problem) -> Iterator[Notice]:
+    if problem.criterion is nn.functional.nll_loss or type(problem.criterion) is nn.NLLLoss:
+        yield Notice(
+            "nll_loss is linear in the outputs, which are log-probabilities",
+            "The Gauss-Newton matrix, which leaves out the curvature of the outputs, is zero, and so is all that is made of it",
+            "Leave LogSoftmax out of the model, and use cross_entropy",
             "warning",
         )
 

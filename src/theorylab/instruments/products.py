@@ -136,14 +136,22 @@ def vjp(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], m
     lead = cotangents[0].shape[:1] if many else ()
     grads: tuple[Tensor | None, ...] = (None,) * len(inputs)
     if used:
-        grads = torch.autograd.grad(
-            [outputs[i] for i in used],
-            inputs,
-            [cotangents[i] for i in used],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=many,
-        )
+        try:
+            grads = torch.autograd.grad(
+                [outputs[i] for i in used],
+                inputs,
+                [cotangents[i] for i in used],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=many,
+            )
+        except RuntimeError as error:
+            if "derivative for" not in str(error):
+                raise
+            raise NotImplementedError(
+                f"{str(error).removesuffix('.')}, of which a second derivative has need: do without the operation, or leave the parameters "
+                "before it out of params=. For nn.EmbeddingBag take nn.Embedding and a mean."
+            ) from error
     return [x.new_zeros(lead + x.shape) if g is None else g for x, g in zip(inputs, grads, strict=True)]
 
 
@@ -166,6 +174,26 @@ def join(parts: list[Tensor], many: bool = False) -> Tensor:
     return torch.cat([g.reshape(len(g), -1) if many else g.reshape(-1) for g in parts], dim=-1)
 
 
+def refuse_once_differentiable(gradient: list[Tensor]) -> None:
+    """Refuse a graph of which a part is cut off from the parameters: PyTorch would leave it out of a second derivative, without a word.
+
+    Raises:
+        ValueError: a custom function of the model or the loss has a backward pass that is marked as ``once_differentiable``.
+    """
+    seen, waiting = set(), [g.grad_fn for g in gradient]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(
+                "the model or the loss uses a custom autograd function that can be differentiated only once (once_differentiable), so that "
+                "second derivatives would leave it out: write its backward pass in differentiable operations, or do without the function."
+            )
+        seen.add(node)
+        waiting.extend(inner for inner, _ in node.next_functions)
+
+
 @dataclass(frozen=True)
 class Linearization:
     """The model's outputs on one batch, to first order in the parameters: J v and Jᵀ u through a graph that stays."""
@@ -182,6 +210,7 @@ class Linearization:
 
         Raises:
             TypeError: the output is not one tensor.
+            ValueError: a part of the model can be differentiated only once.
         """
         leaves = problem.leaves()
         inputs = list(leaves.values())
@@ -193,7 +222,10 @@ class Linearization:
         # J v as the derivative of u → Jᵀu, which is linear: one more pass through the kept graph, and right with dropout,
         # whose masks torch.func.linearize would draw again.
         probe = torch.zeros_like(outputs, requires_grad=True)
-        return cls(problem, outputs, inputs, probe, differentiable_vjp(outputs, inputs, probe))
+        pulled = differentiable_vjp(outputs, inputs, probe)
+        if k == 0:  # the model is the same on all batches
+            refuse_once_differentiable(pulled)
+        return cls(problem, outputs, inputs, probe, pulled)
 
     def push(self, v: Tensor, many: bool = False) -> Tensor:
         """J v for v (p,), in the outputs' shape; with ``many``, v is (k, p) and the result has a leading axis."""

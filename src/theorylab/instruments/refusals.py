@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from theorylab.core.batches import tensors_of
 from theorylab.core.problem import Problem
 from theorylab.core.safe import BATCH_COUPLED
 
 
 def hides_outputs(problem: Problem) -> str | None:
-    """A loss of the form loss(model, batch) does not show the model's outputs."""
-    if problem.batches[0].is_pair:
+    """A loss of the form loss(model, batch) does not show the model's outputs; of several outputs it is not known which count."""
+    if not problem.batches[0].is_pair:
+        return "the loss has the form loss(model, batch), which hides the model's outputs. Give batches as pairs (x, y)."
+    if problem.output_type is None or issubclass(problem.output_type, torch.Tensor):
         return None
-    return "the loss has the form loss(model, batch), which hides the model's outputs. Give batches as pairs (x, y)."
+    return f"the model returns a {problem.output_type.__name__}, not one tensor. Give read=, what of it the loss and the instruments see."
 
 
 def couples_rows(problem: Problem) -> str | None:
@@ -22,6 +25,22 @@ def couples_rows(problem: Problem) -> str | None:
         return "BatchNorm in training mode couples the rows of a batch. Use train=False."
     if any(m.running_mean is None for m in norms):
         return "BatchNorm without running statistics couples the rows of a batch, also in evaluation mode. Use track_running_stats=True."
+    batch = problem.batches[0]
+    shared = any(t.ndim == 0 or len(t) != batch.rows for t in tensors_of(batch.content))
+    raised = fails_on(problem, 1) if shared else None  # what is not of single rows may refer to the others
+    if raised is not None:
+        return f"rows depend on each other: the first cannot be evaluated alone ({raised}). Give a model that treats every row by itself."
+    return None
+
+
+def fails_on(problem: Problem, rows: int) -> str | None:
+    """What the model or the loss raises on the first ``rows`` rows alone, as where the nodes of a graph need their neighbours, or None."""
+    part = problem.on([problem.batches[0].part(slice(rows))])
+    try:
+        with problem.safe(), torch.no_grad():
+            part.batch_loss(0)
+    except Exception as error:  # of the model or the loss, which took all rows
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,12 +105,27 @@ def is_mean_of_rows(problem: Problem, k: int, outputs: Any) -> bool:
     return loss.name == "cross_entropy" or (isinstance(outputs, Tensor) and y.shape == outputs.shape)
 
 
+@contextmanager
+def _needing_others() -> Iterator[None]:
+    """What a row that is evaluated alone raises means that it needs the others, as a node of a graph needs its neighbours."""
+    try:
+        yield
+    except Exception as error:  # of the model or the loss, which took the whole batch
+        raise Inapplicable(
+            f"rows depend on each other: the first cannot be evaluated alone ({type(error).__name__}: {error}). Give a model that treats "
+            "every row by itself."
+        ) from error
+
+
 def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
     """By vmap where it works and agrees with the loop on the first row; refuses a batch whose loss is not its rows' mean."""
     batch, every = problem.batches[k], torch.arange(problem.batches[k].rows)
     alone: Alone = looped
+    with _needing_others():
+        first = looped(problem, batch, names, every[:1])
     try:
-        if all(map(close, _vmapped(problem, batch, names, every[:1]), looped(problem, batch, names, every[:1]))):
+        losses = _vmapped(problem, batch, [], every[:1])[0]  # without derivatives some operations have no batching rule that have one with
+        if close(losses, first[0]) and all(map(close, _vmapped(problem, batch, names, every[:1]), first)):
             alone = _vmapped
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         pass  # what vmap cannot transform, the loop can
@@ -135,7 +151,9 @@ def refuse_coupled_outputs(problem: Problem, k: int) -> None:
     with still.safe(), torch.no_grad():
         if still.draws(k):
             return
-        whole, alone = still.outputs(k), still.on([batch.part(slice(1))]).outputs(0)
+        whole = still.outputs(k)
+        with _needing_others():
+            alone = still.on([batch.part(slice(1))]).outputs(0)
     if not all(map(close, tensors_of(alone), tensors_of(rows_of(whole, slice(1), batch.rows)))):
         raise Inapplicable("rows depend on each other: the first has other outputs alone. Give a model that treats every row by itself.")
 

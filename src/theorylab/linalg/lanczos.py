@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from theorylab.core.operator import Operator
+from theorylab.core.operator import Operator, check_operator
 
 Which = Literal["LM", "LA", "SA"]
 MEMORY = 2**32
@@ -55,8 +55,10 @@ def check_symmetric(A: Operator) -> None:
     """Refuse an operator that is not declared symmetric.
 
     Raises:
+        TypeError: it is no operator.
         ValueError: it is rectangular or not symmetric.
     """
+    check_operator(A)
     if not A.symmetric:
         raise ValueError(f"{A.name} of shape {A.shape} must be a symmetric operator (symmetric=True).")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from theorylab.core.estimate import Estimate
-from theorylab.core.operator import Operator
+from theorylab.core.operator import Operator, check_operator
 
 BLOCK = 64  # probes multiplied at once, to bound memory, ...
 ENTRIES = 2**27  # ... and their entries at once, one probe at the least
@@ -18,8 +18,10 @@ def check(A: Operator, n: int) -> None:
     """Refuse what has no trace, or too few products for a standard error.
 
     Raises:
+        TypeError: ``A`` is no operator.
         ValueError: the map is not square, or ``n`` is below 2.
     """
+    check_operator(A)
     if A.shape[0] != A.shape[1]:
         raise ValueError(f"{A.name} must be square, got shape {A.shape}.")
     if n < 2:

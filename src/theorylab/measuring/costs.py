@@ -21,6 +21,7 @@ from theorylab.core.problem import Problem
 from theorylab.instruments.certify import certify
 from theorylab.instruments.noise_scale import ROWS
 from theorylab.instruments.products import BATCHABLE, COLUMNS
+from theorylab.instruments.refusals import fails_on
 from theorylab.measuring import operators
 from theorylab.measuring.tailored import KERNEL_ROWS
 from theorylab.runners.plan import Cost
@@ -87,7 +88,7 @@ def footing(problem: Problem) -> Footing:
         ValueError: the loss is not finite.
     """
     batch = problem.batches[0]
-    rows, seen = min(2, batch.rows), []
+    rows, seen = min(2, batch.rows) if fails_on(problem, 2) is None else batch.rows, []
     while True:
         part = problem.on([batch.part(slice(rows))])
         seen.append((rows, _seconds(part.gradient), _product_bytes(part)))
@@ -120,6 +121,10 @@ def _seconds(call: Callable[[], object]) -> float:
 
 class _Alive(TorchDispatchMode):
     """Counts the bytes of tensors made inside and still alive, and remembers the most."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports its compiler to keep it away from here: seconds, where nothing is compiled
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,6 +224,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "norms": lambda problem: Work(4, 10, 2),
     "equivariance": lambda problem: Work(4),  # nine evaluations
     "conv_spectrum": lambda problem: Work(1, calls=100),  # iterations through a layer on one row
+    "clipped_sum": lambda problem: Work(3, 0, 2),
     "test_bound": lambda problem: Work(1),
     "occam": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),

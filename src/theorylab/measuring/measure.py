@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from theorylab.core.card import Entry
-from theorylab.core.instrument import Instrument
+from theorylab.core.instrument import Inapplicable, Instrument
 from theorylab.core.notice import Notice
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
@@ -193,6 +193,8 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
         found = tailored.read(result) if tailored.read and not own else shown(tool.name, result, operator)
         if problem.device.type == "cuda":
             torch.cuda.synchronize(problem.device)
+    except Inapplicable as reason:  # found out on the way, rows that depend on each other for example
+        return Entry(state="inapplicable", why=str(reason).removeprefix(f"{tool.name} does not apply: "), **about)
     except Exception as error:  # whatever an instrument meets, the others go on
         why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return Entry(state="failed", why=why, traceback=traceback.format_exc(), seconds=time.perf_counter() - start, **about)

@@ -91,7 +91,10 @@ def _guarded(path: Path, what: str, call: Callable[[], Any]) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
+    """The error's kind and message, and what was noted beside it, in one line without a full stop."""
+    kind, message = type(error).__name__, str(error.msg if isinstance(error, SyntaxError) else error)
+    text = [f"{kind}: {message}" if message else kind, *getattr(error, "__notes__", [])]
+    return " ".join(" ".join(text).split()).removesuffix(".")
 
 
 def _where(path: Path, error: BaseException) -> str:

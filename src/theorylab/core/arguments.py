@@ -1,0 +1,42 @@
+"""What a Problem asks of a model, a loss and its options before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+
+def check_arguments(model: Any, loss: Any, *, dtype: Any, train: Any) -> None:
+    """Refuse what no Problem can be made of.
+
+    Raises:
+        TypeError: an argument of the wrong kind, or a TorchScript module, whose parameters cannot be replaced.
+        ValueError: parameters that hold no values.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}.")
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss must be callable, got {_kind(loss)}.")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype such as torch.float64, got {dtype!r}.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a real floating-point type, got {dtype}.")
+    if not isinstance(train, bool):
+        raise TypeError(f"train must be True (training mode) or False (evaluation mode), got {train!r}.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"its part {name!r}" if name else "model"
+            raise TypeError(f"{where} is a TorchScript module, whose parameters cannot be replaced: give the nn.Module it was made of.")
+    for name, p in model.named_parameters():
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(f"parameter {name} has no shape yet, because its layer is lazy: call the model on a batch once.")
+        if p.is_meta:
+            raise ValueError(f'parameter {name} is on the device "meta", where it holds no values: load them first.')
+
+
+def _kind(value: Any) -> str:
+    """What a value is, and of a class how to make an instance."""
+    return f"the class {value.__name__}: make an instance, {value.__name__}(...)" if isinstance(value, type) else type(value).__name__
