@@ -3,9 +3,9 @@
 An accountant computes ε from what a training is meant to do; it cannot see a mistake in the code. An audit looks at what came out. Rows
 that nobody needs, the canaries, are put into the data, each by a coin of its own. The auditor sees the network before and after training,
 takes those canaries for members whose loss fell most, and those for strangers whose loss fell least, and passes over the rest. The number
-of hits bounds ε from below, and if training did what the accountant was told, the bound lies above the accountant's ε in at most one of twenty
-trainings. Here it is held against a training whose noise is left out, and against one whose rows are hardly clipped, with noise as if they
-were: both are found out.
+of hits bounds ε from below, and if training did what the accountant was told, the bound lies above the accountant's ε in at most one of
+twenty trainings. Here it is held against a training whose noise is left out, and against one whose rows are hardly clipped, with noise as
+if they were: both are found out.
 
 What an audit can find depends on its canaries. A digit with a wrong label pulls at weights that all other digits pull at too; its gradient
 is lost in theirs even where there is no noise. A row with a pixel of its own, black everywhere else, has weights that no other row moves.
