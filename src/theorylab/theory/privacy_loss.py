@@ -186,7 +186,7 @@ def _spread(parts: Parts) -> float:
 
 
 def _log_moment(parts: Parts, tilt: float) -> float:
-    """The logarithm of E e^(θ·loss) of the sum of all losses, θ of any sign; infinite where all mass is too far below the top to be seen."""
+    """The logarithm of E e^(θ·loss) of the sum of all losses, θ of any sign; infinite where all mass is too far below the top."""
     total = 0.0
     for part, n in parts:
         exponent = tilt * part.values
