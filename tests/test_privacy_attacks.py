@@ -172,9 +172,11 @@ def test_equal_scores_are_resolved_against_the_attacker() -> None:
     bound = audit_one_run(np.zeros(50), np.zeros(50), delta=1e-5, guesses=40)
     assert bound.epsilon == 0.0
     assert bound.correct == 0
-    everything = audit_one_run(np.zeros(5), np.zeros(5), delta=0.0, guesses=10)
-    assert everything.guesses <= 10
-    assert everything.epsilon == 0.0
+    for members in (2, 5, 8):  # every canary is guessed once, whatever the ties
+        everything = audit_one_run(np.zeros(members), np.zeros(10 - members), delta=0.0, guesses=10)
+        assert everything.guesses == 10
+        assert everything.correct == abs(members - 5)  # half are guessed in, so that some guesses must be right
+        assert everything.epsilon == 0.0
 
 
 def test_a_perfect_attack_proves_what_its_guesses_allow() -> None:
@@ -212,6 +214,7 @@ def test_clopper_pearson_audit_uses_both_sides_of_the_test() -> None:
         (lambda: audit_one_run([1.0], [0.0], delta=0.0, guesses=1, level=1.0), r"level must lie in \(0, 1\)"),
         (lambda: audit_one_run([math.nan], [0.0], delta=0.0, guesses=1), "scores_in must be finite"),
         (lambda: audit_clopper_pearson([1.0], [], delta=0.0, threshold=0.5), "scores_out must hold at least one"),
+        (lambda: audit_gdp([1.0], [0.0], threshold=math.nan), "threshold must be a number"),
         (lambda: one_run_p_value(5, 6, 1, 1.0, 0.0), "correct ≤ guesses ≤ canaries"),
         (lambda: one_run_p_value(5, 5, 1, -1.0, 0.0), "epsilon must not be negative"),
         (lambda: auc([1.0], [0.0, 1.0]), "at least two members"),

@@ -24,7 +24,7 @@ def test_noise_that_is_no_number_is_refused(sigma: float) -> None:
         dataclasses.replace(RUN, sigma=sigma)
 
 
-@pytest.mark.parametrize("steps", [-1, 1.5, True])
+@pytest.mark.parametrize("steps", [-1, 1.5, True, math.inf, math.nan])
 def test_steps_are_a_whole_number(steps: float) -> None:
     with pytest.raises(ValueError, match="steps must be a whole number"):
         dataclasses.replace(RUN, steps=steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -17,12 +18,12 @@ from theorylab.core.privacy_ledger import PrivacyLedger
 from theorylab.core.problem import Problem
 from theorylab.instruments.clipping import clipped_sum
 from theorylab.instruments.privacy_audit import audit_gdp
-from theorylab.instruments.private_training import dp_ftrl, dp_sgd
+from theorylab.instruments.private_training import dp_ftrl, dp_sgd, visit_sensitivity
 from theorylab.instruments.rows import looped_grads
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.private import AdaptiveClip, gaussian, noise_generator
-from theorylab.learning.private_batches import fixed_size_batches, poisson_batches, shuffled_batches, unamplified_batches
+from theorylab.learning.private_batches import cyclic_batches, fixed_size_batches, poisson_batches, shuffled_batches, unamplified_batches
 from theorylab.learning.private_population import dp_sgd_population
 from theorylab.models.seeded import seeded
 
@@ -133,6 +134,17 @@ def test_the_ledger_is_the_samplers_and_not_the_users_word() -> None:
         dp_sgd(start, unamplified_batches(N, iter([torch.tensor([3, 3])])), **common)
 
 
+def test_a_run_that_begins_within_an_epoch_is_booked_from_its_beginning() -> None:
+    """Two batches an epoch: the second of one and the first of the next may hold the same row."""
+    options = {"optimizer": sgd(0.1), "clip": 1.0, "sigma": 1.0, "seed": 0}
+    batches = shuffled_batches(N, N // 2, 0)
+    assert dp_sgd(problem(), batches, steps=1, **options).ledger.participations == 1
+    assert dp_sgd(problem(), batches, steps=2, **options).ledger.participations == 2
+    assert dp_sgd(problem(), batches, steps=1, **options).ledger.participations == 1
+    assert dp_sgd(problem(), batches, steps=2, **options).ledger.participations == 1
+    assert shuffled_batches(N, N // 2, 0).ledger(1.0, 3).participations == 2  # of a run to come
+
+
 def test_an_empty_batch_releases_noise_alone() -> None:
     start = problem()
     run = dp_sgd(start, poisson_batches(N, 1e-9, 0), optimizer=sgd(1.0), clip=2.0, sigma=0.5, steps=1, seed=5)
@@ -204,11 +216,43 @@ def test_dp_ftrl_refuses_what_its_sensitivity_does_not_cover(factor: Tensor, sam
         dp_ftrl(problem(), sampler, factor, optimizer=sgd(0.1), clip=1.0, sigma=1.0, seed=0)  # type: ignore[arg-type]
 
 
+def test_dp_ftrl_over_epochs_pays_for_every_visit_and_keeps_a_band_of_noise() -> None:
+    start, steps, coefficients = problem(), 13, [1.0, 0.5, 0.375]
+    factor = torch.stack([c * torch.diag(torch.ones(steps - k).double(), -k) for k, c in enumerate(coefficients)]).sum(0)
+    run = dp_ftrl(start, cyclic_batches(N, 8, 1), factor, optimizer=sgd(1.0), clip=1e-9, sigma=2e9, seed=4)  # noise alone
+    generator = noise_generator(4)
+    z = torch.stack([gaussian(start.P, generator, factor) for _ in range(steps)])
+    # three visits, five steps apart: three bands do not meet
+    noise = 2.0 * 3**0.5 * sum(c * c for c in coefficients) ** 0.5 * torch.linalg.inv(factor) @ z / 8
+    moved = start.flatten(start.params) - run.problem.flatten(run.problem.params)
+    assert torch.allclose(moved, noise.sum(0), rtol=0, atol=1e-6)
+    assert run.ledger == PrivacyLedger(1.0, 2e9, 1, "unamplified", "add_remove")
+
+
+@pytest.mark.parametrize("separation", [1, 2, 3, 7])
+def test_visit_sensitivity_is_the_worst_of_all_signs(separation: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(7, 7, generator=generator).double().tril()
+    for factor, attained in ((mixed.abs(), True), (mixed, False)):
+        worst = 0.0
+        for j in range(separation):
+            columns = factor[:, j::separation]
+            for signs in itertools.product((-1.0, 1.0), repeat=columns.shape[1]):
+                worst = max(worst, float((columns @ torch.tensor(signs).double()).norm()))
+        found = visit_sensitivity(factor, separation)
+        assert found == pytest.approx(worst, rel=1e-12) if attained else found >= worst * (1 - 1e-12)
+
+
+def test_dp_ftrl_refuses_a_clipping_norm_that_moves() -> None:
+    with pytest.raises(ValueError, match="clip must be a number"):
+        dp_ftrl(problem(), shuffled_batches(N, 8, 0), torch.eye(3), optimizer=sgd(0.1), clip=AdaptiveClip(), sigma=1.0, seed=0)  # type: ignore[arg-type]
+
+
 def test_dp_ftrl_refuses_a_sampler_in_the_middle_of_an_epoch() -> None:
     batches = shuffled_batches(N, 8, 0)
     for _ in range(3):
         next(batches)
-    with pytest.raises(ValueError, match="a row came twice"):
+    with pytest.raises(ValueError, match="with 3 batches of an epoch drawn"):
         dp_ftrl(problem(), batches, torch.eye(5), optimizer=sgd(0.1), clip=1.0, sigma=1.0, seed=0)
 
 

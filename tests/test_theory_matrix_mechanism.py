@@ -99,6 +99,9 @@ def test_noise_weights_turn_steps_into_sums() -> None:
         (lambda: theory.error(np.eye(3), np.eye(4)), r"B must be \(n, m\) and C \(m, n\), got shapes \(3, 3\) and \(4, 4\)"),
         (lambda: theory.sensitivity(-np.eye(3), 1, 1), "no negative entry"),
         (lambda: theory.sensitivity(np.eye(3), 0, 1), "at least 1"),
+        (lambda: theory.sensitivity(np.diag([1.0, 2.0, 3.0]), 1, 1), "falling down every column and along every diagonal"),
+        (lambda: theory.sensitivity(np.array([[1.0, 0.0], [2.0, 1.0]]), 2, 1), "falling down every column"),
+        (lambda: theory.sensitivity(np.ones((2, 2)), 1, 1), "lower triangular"),
     ],
 )
 def test_wrong_input_is_refused(call, message: str) -> None:

@@ -167,6 +167,41 @@ def test_rounding_never_brings_an_upper_bound_below_the_exact_value(sigma: float
         assert lower.delta(exact) <= gaussian_privacy.gaussian_delta(mu, exact) <= upper.delta(exact)
 
 
+@pytest.mark.parametrize("delta", [1e-5, 1e-9, 1e-12])
+def test_tilted_losses_keep_small_delta_over_many_steps(delta: float) -> None:
+    """Untilted, the transform's rounding is 5e-12 after so many steps, above the smallest of these δ."""
+    run = PrivacyLedger(1.0, 50.0, 100_000)
+    exact = gaussian_privacy.gaussian_epsilon(100_000**0.5 / 50, delta)
+    assert exact <= privacy.epsilon(run, delta) <= exact + 5e-4
+    assert privacy.delta(run, exact) == pytest.approx(delta, rel=1e-2)
+    (plain,) = composed([run])
+    assert plain.epsilon(1e-12) > gaussian_privacy.gaussian_epsilon(100_000**0.5 / 50, 1e-12) + 1  # what tilting is for
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        PrivacyLedger(1e-4, 0.3, 3000),  # rare rows under little noise: the best tilts of the two directions are far apart
+        PrivacyLedger(0.01, 1.0, 3000),
+        PrivacyLedger(0.01, 1.0, 3000, adjacency="replace_one"),
+        PrivacyLedger(0.05, 2.0, 3000, "fixed_size", "replace_one"),
+    ],
+    ids=str,
+)
+def test_a_tilted_bound_lies_between_those_rounded_up_and_down(run: PrivacyLedger) -> None:
+    for delta in (1e-6, 1e-13):
+        up, connect, down = (max(x.epsilon(delta) for x in composed([run], 1e-4, r, delta=delta)) for r in ("up", "connect", "down"))
+        assert down < connect < up
+        assert privacy.epsilon(run, delta) == pytest.approx(connect, abs=5e-4)
+        assert privacy.delta(run, privacy.epsilon(run, delta)) == pytest.approx(delta, rel=1e-4)
+
+
+def test_a_tilt_changes_nothing_where_rounding_does_not_matter() -> None:
+    for run in (RUN, REPLACE, FIXED):
+        plain = max(losses.epsilon(1e-4) for losses in composed([run]))
+        assert privacy.epsilon(run, 1e-4) == pytest.approx(plain, abs=1e-7)
+
+
 def test_several_runs_compose() -> None:
     half = dataclasses.replace(RUN, steps=500)
     assert privacy.epsilon([half, half], 1e-5) == pytest.approx(privacy.epsilon(RUN, 1e-5), abs=5e-5)
@@ -367,7 +402,7 @@ def test_a_path_ends_where_the_run_ends_and_is_drawn() -> None:
         (lambda: privacy.epsilon(RUN, 0.0), r"delta must lie in \(0, 1\), got 0.0"),
         (lambda: privacy.epsilon(RUN, 1.0), r"delta must lie in \(0, 1\)"),
         (lambda: privacy.epsilon(RUN, math.nan), r"delta must lie in \(0, 1\)"),
-        (lambda: privacy.epsilon(RUN, 1e-14), 'delta must be above 6e-14 for method="pld"'),
+        (lambda: privacy.epsilon(RUN, 1e-30), 'delta must be above 3e-19 for method="pld"'),
         (lambda: privacy.epsilon(RUN, 1e-5, method="clt"), "a central limit theorem gives no bound"),  # type: ignore[arg-type]
         (lambda: privacy.epsilon(dataclasses.replace(RUN, sigma=0.0), 1e-5), "sigma must be positive for a guarantee"),
         (lambda: privacy.epsilon(FIXED, 1e-5, method="rdp"), "batches of fixed size"),

@@ -121,6 +121,7 @@ _PUBLIC = {
     "poisson_batches": "learning.private_batches",
     "fixed_size_batches": "learning.private_batches",
     "shuffled_batches": "learning.private_batches",
+    "cyclic_batches": "learning.private_batches",
     "unamplified_batches": "learning.private_batches",
     "AdaptiveClip": "learning.private",
     "shadow_models": "learning.shadow_models",

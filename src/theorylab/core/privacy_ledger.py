@@ -55,7 +55,7 @@ class PrivacyLedger:
             raise ValueError(f"q must lie in (0, 1], got {self.q}: it is the chance of a row to be in a batch.")
         if not 0 <= self.sigma < math.inf:
             raise ValueError(f"sigma must be finite and not negative, got {self.sigma}: it is the noise over the clipping norm.")
-        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 0:
+        if isinstance(self.steps, bool) or not float(self.steps).is_integer() or self.steps < 0:
             raise ValueError(f"steps must be a whole number, at least 0, got {self.steps}.")
         for name, words in (("sampling", get_args(Sampling)), ("adjacency", get_args(Adjacency))):
             if getattr(self, name) not in words:

@@ -111,29 +111,29 @@ def audit_one_run(scores_in: Any, scores_out: Any, *, delta: float, guesses: int
         raise ValueError(f"guesses must be in 1..{canaries} (the number of canaries), got {guesses}.")
     scores = np.concatenate([members, others])
     inside = np.arange(canaries) < members.size
-    highest = np.lexsort((inside, -scores))[: (guesses + 1) // 2]  # of equal scores those that are out come first, which is wrong
-    lowest = np.lexsort((~inside, scores))[: guesses // 2]
-    lowest = lowest[~np.isin(lowest, highest)]  # ties can make a canary both
-    made = highest.size + lowest.size
-    correct = int(inside[highest].sum() + (~inside[lowest]).sum())
+    ranked = inside[np.lexsort((inside, -scores))]  # from the highest; of equal scores those that are out come first, which is wrong
+    guessed_in, guessed_out = (guesses + 1) // 2, guesses // 2
+    correct = int(ranked[:guessed_in].sum() + (~ranked[canaries - guessed_out :]).sum())
     alpha = 1 - level
 
     def unlikely(epsilon: float) -> bool:
-        return one_run_p_value(canaries, made, correct, epsilon, delta) <= alpha
+        return one_run_p_value(canaries, guesses, correct, epsilon, delta) <= alpha
 
     low, high = 0.0, 1.0
     if not unlikely(0.0):
-        return EpsilonBound(0.0, delta, level, correct, made)
+        return EpsilonBound(0.0, delta, level, correct, guesses)
     while unlikely(high):
         low, high = high, 2 * high
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if unlikely(middle) else (low, middle)
-    return EpsilonBound(low, delta, level, correct, made)
+    return EpsilonBound(low, delta, level, correct, guesses)
 
 
 def _error_rates(scores_in: np.ndarray, scores_out: np.ndarray, threshold: float, level: float) -> tuple[float, float, int]:
     """A lower bound on the true and an upper one on the false positive rate, together of confidence ``level``; and the hits."""
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan: no score is above it.")
     hits, alarms = int((scores_in > threshold).sum()), int((scores_out > threshold).sum())
     side = (1 - level) / 2
     true = 1 - clopper_pearson(scores_in.size - hits, scores_in.size, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -144,6 +145,40 @@ def dp_sgd(
     return PrivateRun(problem.at(params), batches.ledger(sigma, steps), tuple(clips))
 
 
+def visit_sensitivity(factor: Tensor, separation: int) -> float:
+    r"""By how much a row of norm 1 moves CG if it takes part every ``separation`` steps: :math:`\max_j \bigl(\sum_{i,k\in j+b\mathbb Z}
+    |\langle C_{\cdot i}, C_{\cdot k}\rangle|\bigr)^{1/2}`.
+
+    Attained where no two of those columns have a negative inner product, by a row whose gradient stays the same; else an upper bound.
+
+    Args:
+        factor: C, (steps, steps).
+        separation: b, at least 1; the number of steps for a row that takes part once.
+
+    Example:
+        >>> C = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> round(visit_sensitivity(C, 2) ** 2, 6), round(visit_sensitivity(C, 1) ** 2, 6)
+        (2.0, 5.0)
+
+    Source: Choquette-Choo et al. 2023, arXiv:2211.06530, Section 3 (sensitivity under several participations).
+    """
+    products = (factor.T @ factor).abs()
+    return max(float(products[j::separation, j::separation].sum()) for j in range(min(separation, len(factor)))) ** 0.5
+
+
+def _correlated(C: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The rows (size,) of C⁻¹Z in turn, by forward substitution; Z drawn as `dp_sgd` draws it."""
+    asked = [int(column.nonzero()[-1]) for column in C.T]  # the last step whose noise depends on each step's
+    kept: dict[int, Tensor] = {}
+    for t in range(len(C)):
+        row = gaussian(size, generator, C)
+        for k, earlier in kept.items():
+            row -= C[t, k] * earlier
+        row /= C[t, t]
+        kept = {k: earlier for k, earlier in (*kept.items(), (t, row)) if asked[k] > t}
+        yield row
+
+
 def dp_ftrl(
     problem: Problem,
     batches: PrivateBatches,
@@ -159,14 +194,16 @@ def dp_ftrl(
     r"""Train by clipped sums whose noise is correlated over steps, so that it cancels in the running sum of gradients.
 
     Step t uses the t-th row of :math:`\mathrm{sens}(C)\,\sigma\,C_{\mathrm{clip}}\,C^{-1}Z` as its noise, where C is lower triangular, Z
-    standard normal (steps, p), and sens(C) the largest norm of a column: what one row, which takes part once, moves CG by. The whole run is
-    *one* Gaussian release with noise multiplier σ, whatever the order of the rows: there is no sampling to count on.
+    standard normal (steps, p), and sens(C) what one row, wherever it takes part, moves CG by, see `visit_sensitivity`. The whole run is
+    *one* Gaussian release with noise multiplier σ, whatever the order of the rows: there is no sampling to count on. Of the noise of
+    earlier steps only what C still asks for is kept: of a banded one as many as it has bands.
 
     Args:
         problem: As for `dp_sgd`.
-        batches: From `shuffled_batches`: every row takes part once, so there are at most n / size steps.
+        batches: From `shuffled_batches` for one epoch, of n / size steps, in which every row takes part once; from `cyclic_batches` for
+            more.
         factor: C, (steps, steps), lower triangular with a positive diagonal. The identity gives independent noise; the square root of the
-            matrix of prefix sums is the classical choice.
+            matrix of prefix sums is the classical choice for one epoch, cut to at most n / size bands for several.
         optimizer: From `theorylab.learning.optimizers`; the noise is shaped for plain steps, and for momentum.
         clip: The largest norm of a row's gradient.
         sigma: Noise multiplier of the release.
@@ -178,34 +215,42 @@ def dp_ftrl(
         As `dp_sgd`; the ledger holds one unamplified release.
 
     Raises:
-        ValueError: as `dp_sgd`; a factor that is not lower triangular and invertible, more steps than an epoch, or batches that are not
-            disjoint.
+        ValueError: as `dp_sgd`, or an `AdaptiveClip`; a factor that is not lower triangular and invertible, or batches in which a row may
+            come back sooner than is accounted for.
+
+    Example:
+        >>> from theorylab.learning.optimizers.sgd import sgd
+        >>> from theorylab.learning.private_batches import cyclic_batches
+        >>> x = torch.linspace(-1, 1, 200)[:, None]
+        >>> problem = Problem(nn.Linear(1, 1), nn.functional.mse_loss, (x, 2 * x), dtype=torch.float64)
+        >>> C = sum(c * torch.diag(torch.ones(60 - k), -k) for k, c in enumerate([1.0, 0.5, 0.375, 0.3125]))  # four bands, six epochs
+        >>> run = dp_ftrl(problem, cyclic_batches(200, 20, seed=0), C, optimizer=sgd(0.5), clip=1.0, sigma=0.5, seed=1)
+        >>> bool(run.problem.loss() < 0.05), run.ledger.participations
+        (True, 1)
 
     Source: Kairouz et al. 2021, arXiv:2103.00039, Section 3 (the algorithm); Denisov et al. 2022, arXiv:2202.08312, Section 2 (the
-    factorization).
+    factorization); Choquette-Choo et al. 2023, arXiv:2306.08153 (banded matrices over several epochs).
     """
+    if isinstance(clip, AdaptiveClip):
+        raise ValueError("clip must be a number: the noise of all steps is made for one clipping norm, which AdaptiveClip would change.")
     check_mechanism(clip, sigma, len(factor), optimizer)
     steps = len(factor)
     if factor.shape != (steps, steps) or steps == 0 or not bool((factor.triu(1) == 0).all()) or not bool((factor.diagonal() > 0).all()):
         raise ValueError(f"factor must be square, lower triangular and with a positive diagonal, got shape {tuple(factor.shape)}.")
-    if batches.sampling != "shuffled" or steps * batches.q > 1 + 1e-9:
+    epoch = round(1 / batches.q)
+    once = batches.drawn % epoch + steps <= epoch
+    if batches.sampling != "shuffled" or not (once or batches.separation == epoch):
         raise ValueError(
-            f"batches must be of shuffled_batches and the {steps} steps within one epoch, so that a row takes part once; got "
-            f'sampling="{batches.sampling}" at rate {batches.q}.'
+            f"batches must be of cyclic_batches, or of shuffled_batches with the {steps} steps within one epoch of {epoch}, got "
+            f'sampling="{batches.sampling}" with {batches.drawn % epoch} batches of an epoch drawn. Make a new sampler for every run.'
         )
     whole, size = _whole(problem, batches), batches.expected_size
-    generator = noise_generator(seed)
     C = factor.double().cpu()
-    sensitivity = float(torch.linalg.vector_norm(C, dim=0).max())
-    z = torch.stack([gaussian(problem.P, generator, C) for _ in range(steps)])  # drawn as dp_sgd draws it
-    noise = sigma * clip * sensitivity * torch.linalg.solve_triangular(C, z, upper=False)  # (step, p)
+    scale = sigma * clip * visit_sensitivity(C, steps if once else epoch)
+    noise = _correlated(C, problem.P, noise_generator(seed))
     params = {k: p.clone() for k, p in problem.params.items()}
-    state, seen = optimizer.init(params), torch.zeros(problem.n, dtype=torch.bool)
+    state = optimizer.init(params)
     for t in range(steps):
-        rows = next(batches)
-        if bool(seen[rows].any()):
-            raise ValueError("batches must be at the beginning of an epoch: a row came twice. Make a new sampler for every run.")
-        seen[rows] = True
-        total, _ = _summed(problem, whole, rows, params, clip, microbatch, method, seed + t)
-        params, state = optimizer.update(problem.unflatten((total + noise[t].to(total)) / size), state, params)
+        total, _ = _summed(problem, whole, next(batches), params, clip, microbatch, method, seed + t)
+        params, state = optimizer.update(problem.unflatten((total + scale * next(noise).to(total)) / size), state, params)
     return PrivateRun(problem.at(params), PrivacyLedger(1.0, sigma, 1, "unamplified"), (clip,) * steps)

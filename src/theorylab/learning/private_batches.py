@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -14,23 +15,28 @@ from theorylab.learning.minibatches import DataOrder
 class PrivateBatches(Iterator[Tensor]):
     """An endless iterator of row numbers that knows by which chance a row is in a batch.
 
-    Made by `poisson_batches`, `fixed_size_batches`, `shuffled_batches` and `unamplified_batches`, not by hand.
+    Made by `poisson_batches`, `fixed_size_batches`, `shuffled_batches`, `cyclic_batches` and `unamplified_batches`, not by hand.
 
     Attributes:
         n: Rows there are.
         q: Chance of a row to be in a batch; qn is the expected size of one.
         sampling: How batches are drawn, as in `PrivacyLedger`.
         adjacency: What neighbouring data sets the drawing is accounted for.
+        drawn: Batches drawn so far.
+        separation: A row is in at most one of so many batches that follow each other, whichever they are.
     """
 
-    def __init__(self, n: int, q: float, sampling: Sampling, adjacency: Adjacency, draw: Callable[[], Tensor]) -> None:
-        self.n, self.q = n, q
+    def __init__(self, n: int, q: float, sampling: Sampling, adjacency: Adjacency, draw: Callable[[], Tensor], separation: int = 1) -> None:
+        self.n, self.q, self.separation = n, q, separation
         self.sampling: Sampling = sampling
         self.adjacency: Adjacency = adjacency
+        self.drawn = 0
         self._draw = draw
 
     def __next__(self) -> Tensor:
-        return self._draw()
+        rows = self._draw()
+        self.drawn += 1
+        return rows
 
     @property
     def expected_size(self) -> float:
@@ -38,8 +44,13 @@ class PrivateBatches(Iterator[Tensor]):
         return self.q * self.n
 
     def ledger(self, sigma: float, steps: int) -> PrivacyLedger:
-        """The record of so many noisy sums over these batches."""
-        return PrivacyLedger(self.q, sigma, steps, self.sampling, self.adjacency)
+        """The record of the last so many noisy sums over these batches, or of as many to come where fewer were drawn.
+
+        A run over shuffled batches that began within an epoch is booked from that epoch's beginning: a row may be in its end and in the
+        beginning of the next.
+        """
+        begun = max(0, self.drawn - steps) % round(1 / self.q) if self.sampling == "shuffled" and steps else 0
+        return PrivacyLedger(self.q, sigma, steps + begun, self.sampling, self.adjacency)
 
 
 def _checked(n: int, size: float, name: str) -> None:
@@ -47,6 +58,12 @@ def _checked(n: int, size: float, name: str) -> None:
         raise ValueError(f"n must be at least 1, got {n}.")
     if not 1 <= size <= n:
         raise ValueError(f"{name} must be in 1..{n} (the number of rows), got {size}.")
+
+
+def _divides(n: int, size: int) -> None:
+    _checked(n, size, "size")
+    if n % size:
+        raise ValueError(f"size must divide the number of rows, so that every epoch visits every row once, got {size} for {n} rows.")
 
 
 def poisson_batches(n: int, q: float, seed: int) -> PrivateBatches:
@@ -108,11 +125,28 @@ def shuffled_batches(n: int, size: int, seed: int) -> PrivateBatches:
     Raises:
         ValueError: ``size`` does not divide n: the rows of a remainder would be left out.
     """
-    _checked(n, size, "size")
-    if n % size:
-        raise ValueError(f"size must divide the number of rows, so that every epoch visits every row once, got {size} for {n} rows.")
+    _divides(n, size)
     order = DataOrder(torch.arange(n), size, seed)
     return PrivateBatches(n, size / n, "shuffled", "add_remove", lambda: order.take(1)[0])
+
+
+def cyclic_batches(n: int, size: int, seed: int) -> PrivateBatches:
+    """One permutation cut into disjoint batches, the same in every epoch: a row comes back after n / size steps, and no sooner.
+
+    That is what noise which is correlated over less than an epoch needs, see `theorylab.instruments.private_training.dp_ftrl`.
+
+    Raises:
+        ValueError: ``size`` does not divide n: the rows of a remainder would be left out.
+
+    Example:
+        >>> batches = cyclic_batches(6, 2, seed=0)
+        >>> first, second = ([next(batches).tolist() for _ in range(3)] for _ in range(2))
+        >>> first == second, batches.separation
+        (True, 3)
+    """
+    _divides(n, size)
+    order = itertools.cycle(DataOrder(torch.arange(n), size, seed).take(n // size))
+    return PrivateBatches(n, size / n, "shuffled", "add_remove", lambda: next(order), separation=n // size)
 
 
 def unamplified_batches(n: int, batches: Iterable[Tensor]) -> PrivateBatches:

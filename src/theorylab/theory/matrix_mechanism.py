@@ -164,7 +164,7 @@ def sensitivity(C: np.ndarray, participations: int, separation: int) -> float:
         separation: Steps between visits, at least 1.
 
     Raises:
-        ValueError: negative entries, or counts below 1.
+        ValueError: negative or rising entries, or counts below 1.
 
     Example:
         >>> C = banded(6, 2)[1]
@@ -175,6 +175,13 @@ def sensitivity(C: np.ndarray, participations: int, separation: int) -> float:
     """
     if (C < 0).any():
         raise ValueError(f"C must have no negative entry, got {float(C.min()):g}: the worst row's signs would differ between visits.")
+    down, along = np.tril(np.diff(C, axis=0)), np.tril(C[1:, 1:] - C[:-1, :-1])
+    slack = 1e-12 * C.max()  # of rounding in a column that should be constant
+    if np.triu(C, 1).any() or (down > slack).any() or (along > slack).any():
+        raise ValueError(
+            "C must be lower triangular, its entries falling down every column and along every diagonal, or other visits than the earliest "
+            "and closest may be the worst. For one visit take the largest norm of a column."
+        )
     if participations < 1 or separation < 1:
         raise ValueError(f"participations and separation must be at least 1, got {participations} and {separation}.")
     visits = np.arange(0, C.shape[1], separation)[:participations]

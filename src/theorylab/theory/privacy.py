@@ -36,8 +36,8 @@ def epsilon(ledger: Ledgers, delta: float, *, method: Method = "pld") -> float:
         ε ≥ 0, in nats. 0 where the total variation is below δ, and where nothing was released.
 
     Raises:
-        ValueError: δ out of range; noise of zero; for ``"pld"`` a δ below about T·10⁻¹⁶, which the Fourier transform's rounding hides;
-            for ``"rdp"`` batches of fixed size; ledgers of different adjacency.
+        ValueError: δ out of range; noise of zero; for ``"pld"`` a δ below about T·10⁻²¹, the tails that its grid leaves out; for
+            ``"rdp"`` batches of fixed size; ledgers of different adjacency.
 
     Example:
         >>> run = PrivacyLedger(q=0.01, sigma=4.0, steps=1000)
@@ -56,11 +56,11 @@ def epsilon(ledger: Ledgers, delta: float, *, method: Method = "pld") -> float:
         return gaussian_epsilon(_mu(runs), delta)
     if method == "rdp":
         return rdp_to_epsilon(_divergences(runs), delta)
-    directions = composed(runs)
+    directions = composed(runs, delta=delta)
     least = max(losses.infinite for losses in directions)
     if delta <= least:
         raise ValueError(
-            f'delta must be above {least:.1g} for method="pld", the rounding of so many steps, got {delta:g}; use method="rdp".'
+            f'delta must be above {least:.1g} for method="pld", the tails that its grid leaves out, got {delta:g}; use method="rdp".'
         )
     return max(losses.epsilon(delta) for losses in directions)
 
@@ -71,7 +71,7 @@ def delta(ledger: Ledgers, epsilon: float, *, method: Method = "pld") -> float:
     Args:
         ledger: Of the run; several are composed.
         epsilon: ε ≥ 0, in nats.
-        method: As in `epsilon`. ``"pld"`` adds about T·10⁻¹⁶ for rounding.
+        method: As in `epsilon`. ``"pld"`` adds about T·10⁻²¹ for the tails that its grid leaves out.
 
     Raises:
         ValueError: ε negative or infinite, noise of zero, or what ``method`` refuses.
@@ -90,7 +90,7 @@ def delta(ledger: Ledgers, epsilon: float, *, method: Method = "pld") -> float:
         return gaussian_delta(_mu(runs), epsilon)
     if method == "rdp":
         return rdp_to_delta(_divergences(runs), epsilon)
-    return max(losses.delta(epsilon) for losses in composed(runs))
+    return max(losses.delta(epsilon) for losses in composed(runs, epsilon=epsilon))
 
 
 def calibrate(

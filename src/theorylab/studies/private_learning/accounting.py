@@ -104,7 +104,7 @@ class AccountingConfig(Config):
 
 def rounded(run: PrivacyLedger, delta: float, rounding: Rounding, cell: float | None = None) -> float:
     """ε by a distribution whose losses are put on the grid in a given way."""
-    return max(losses.epsilon(delta) for losses in composed([run], cell, rounding))
+    return max(losses.epsilon(delta) for losses in composed([run], cell, rounding, delta=delta))
 
 
 def lower_bound(run: PrivacyLedger, delta: float) -> float:

@@ -3,8 +3,8 @@
 Two normals are hardest to tell apart along the line through their means, so a step of noise multiplier σ is a pair of unit normals 1/σ
 apart, and T steps, whatever each looked at of the earlier ones, a pair √T/σ apart. The curve of δ over ε is then two normal tails. It is
 compared with the distribution of the privacy loss of a single step, put on a grid and convolved T times by the Fourier transform, which
-knows nothing of normals staying normal. Nothing is random, so seeds play no part. Beyond some thousands of steps and at δ near 10⁻⁹ the
-transform's rounding, which is added to δ, moves ε by more than a thousandth.
+knows nothing of normals staying normal. Nothing is random, so seeds play no part. Small δ need care: the transform rounds to a share of the
+likeliest loss, so the losses are tilted before, until those that decide δ are the likely ones.
 """
 
 from __future__ import annotations
