@@ -14,7 +14,8 @@ from zoo import make, mlp, vectors
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import dense_influence, gradient_blocks, influence, root_rows, token_losses
+from theorylab.instruments.attributed import gradient_blocks, token_losses
+from theorylab.instruments.attribution import dense_influence, influence, root_rows
 from theorylab.instruments.attribution_quality import evaluate_attribution
 from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.rows import per_example_grads

@@ -100,7 +100,7 @@ _PUBLIC = {
     "feature_game": "instruments.model_games",
     "feature_shapley": "instruments.feature_values",
     "influence": "instruments.attribution",
-    "token_losses": "instruments.attribution",
+    "token_losses": "instruments.attributed",
     "tracin": "instruments.tracin",
     "trak": "instruments.trak",
     "margin": "instruments.trak",
