@@ -14,7 +14,8 @@ from zoo import make, mlp, vectors
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import dense_influence, gradient_blocks, influence, root_rows, token_losses
+from theorylab.instruments.attributed import gradient_blocks, token_losses
+from theorylab.instruments.attribution import dense_influence, influence, root_rows
 from theorylab.instruments.attribution_quality import evaluate_attribution
 from theorylab.instruments.curvature import dense_ggn
 from theorylab.instruments.rows import per_example_grads
@@ -194,6 +195,8 @@ def test_every_token_of_a_target_has_scores_of_its_own(options: dict) -> None:
     some = influence(problem, [5, 2], target=token_losses, damping=0.1, curvature=slow.get("curvature", "ggn"))
     every = dense_influence(problem, target=token_losses, damping=0.1, **slow)
     torch.testing.assert_close(some, every[:, [5, 2]], rtol=1e-6, atol=1e-9)
+    turns = influence(language(batch_size=3), [5, 0, 7, 1], target=token_losses, damping=0.1, curvature=slow.get("curvature", "ggn"))
+    torch.testing.assert_close(turns, every[:, [5, 0, 7, 1]], rtol=1e-6, atol=1e-9)
 
 
 def test_scores_of_tokens_sum_to_that_of_their_sequence() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import subprocess
 import sys
+import sysconfig
 import threading
 import types
 from collections.abc import Callable
@@ -63,6 +65,30 @@ def test_what_does_the_same_has_the_same_digest() -> None:
 )
 def test_what_a_function_names_counts_however_deep(name: str, change: dict) -> None:
     assert fingerprint(getattr(module(), name)) != fingerprint(getattr(module(**change), name))
+
+
+def test_functions_of_a_notebook_count_by_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There ``__main__`` has the file of an installed package."""
+    launcher = str(Path(sysconfig.get_path("purelib")) / "ipykernel_launcher.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", launcher, raising=False)
+    made = []
+    for change in ({}, {"width": 5}):
+        cell = {"__name__": "__main__"}
+        exec(MODULE.format(**{"width": 4, "act": "torch.tanh", "comment": "", "sign": "+"} | change), cell)
+        made.append(cell["make"])
+    assert made[0].__module__ == "__main__"
+    assert fingerprint(made[0]) != fingerprint(made[1])
+
+
+def test_a_module_that_a_function_reaches_into_counts_by_its_source_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "theorylab_test_nets.py"
+    found = []
+    for width in (4, 5):
+        file.write_text(f"def make(): return {width}")
+        nets = importlib.import_module("theorylab_test_nets")
+        found.append(fingerprint(lambda: nets.make()))  # noqa: B023 described at once
+    assert found[0] != found[1]
 
 
 class Colour(enum.Enum):

@@ -14,7 +14,8 @@ from test_problem import assert_same, direction, moved, snapshot
 from torch import Tensor, nn
 
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import dense_influence, influence, token_losses
+from theorylab.instruments.attributed import token_losses
+from theorylab.instruments.attribution import dense_influence, influence
 from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.rows import looped_grads, per_example_grad_norms, per_example_grads
 

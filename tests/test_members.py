@@ -100,6 +100,24 @@ def hanging(folder: str, **change: Any) -> dict[str, Any]:
     return given(make_model=lambda: Hanging(folder), folder=folder, chunk=2, **change)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For as long as a crowded machine may take, so that a failure ends too."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in five minutes")
+
+
+def not_there(group: int) -> bool:
+    """Whether no process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_retraining_goes_on_from_the_chunks_that_were_done(jobs: int, tmp_path: Path) -> None:
     program = f"import test_members as t; t.retrain(**t.hanging({str(tmp_path)!r}, jobs={jobs}))"
@@ -110,18 +128,12 @@ def test_a_killed_retraining_goes_on_from_the_chunks_that_were_done(jobs: int, t
         start_new_session=True,
     )
     try:
-        while len(list(tmp_path.glob("*.members"))) < 2:
-            assert victim.poll() is None, "it ended by itself"
-            time.sleep(0.05)
+        wait_until(lambda: len(list(tmp_path.glob("*.members"))) >= 2 or victim.poll() is not None)
+        assert victim.poll() is None, "it ended by itself"
     finally:
         victim.send_signal(signal.SIGKILL)
         victim.wait()
-    while True:  # its workers end with it, though nobody tells them
-        try:
-            os.killpg(victim.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
+    wait_until(lambda: not_there(victim.pid))  # its workers end with it, though nobody tells them
     kept = len(list(tmp_path.glob("*.members")))
     assert kept == 2 if jobs == 1 else 2 <= kept <= 3  # the other worker may have been at the end of its chunk
     seen: list[int] = []

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.attribution import influence, token_losses
+from theorylab.instruments.attributed import token_losses
+from theorylab.instruments.attribution import influence
 from theorylab.instruments.trak import formed_trak, margin, pull, trak
 from theorylab.linalg.projection import BLOCK, Signs
 

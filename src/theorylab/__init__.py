@@ -102,7 +102,7 @@ _PUBLIC = {
     "feature_game": "instruments.feature_games",
     "feature_shapley": "instruments.feature_values",
     "influence": "instruments.attribution",
-    "token_losses": "instruments.attribution",
+    "token_losses": "instruments.attributed",
     "tracin": "instruments.tracin",
     "trak": "instruments.trak",
     "margin": "instruments.trak",

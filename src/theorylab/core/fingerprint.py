@@ -153,21 +153,20 @@ def _names(code: types.CodeType) -> Iterator[str]:
 @functools.cache
 def _version(module: str | None) -> str:
     """What stands for the source of an installed module: of theorylab the source itself; empty for one of the user's."""
-    if module is None:
+    top = (module or "__main__").partition(".")[0]
+    if top in ("__main__", "__mp_main__"):  # of a notebook, the file of this module is an installed one
         return ""
-    top = module.partition(".")[0]
     if top == "theorylab":
-        return _source(module)
-    if top in sys.stdlib_module_names and top != "__main__":
+        return _source(str(module))
+    if top in sys.stdlib_module_names:
         return sys.version.split()[0]
     path = getattr(sys.modules.get(top), "__file__", None) or ""
     installed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
     return str(getattr(sys.modules[top], "__version__", "installed")) if any(path.startswith(p + "/") for p in installed) else ""
 
 
-@functools.cache
 def _source(module: str) -> str:
-    """Digest of a module's source and of what it imports of its own package; of its name where it has none."""
+    """Digest of a module's source as it is now, and of what it imports of its own package; its name where it has none."""
     try:
         found = source_digest(module)
     except (ImportError, SyntaxError, ValueError):

@@ -66,7 +66,7 @@ def logit_confidence(logits: Tensor, targets: Tensor) -> Tensor:
         )
     own = torch.nn.functional.one_hot(targets, logits.shape[-1]).bool().expand(logits.shape)
     rest = logits.masked_fill(own, -math.inf).logsumexp(-1)
-    return (logits * own).sum(-1) - rest
+    return logits.masked_fill(~own, 0.0).sum(-1) - rest  # a product with 0 would make NaN of a class that has no chance at all
 
 
 def _models(scores: Any, membership: Any, least: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
-from theorylab.instruments.attribution import (
+from theorylab.instruments.attributed import (
     Target,
     looped_target_gradients,
     parse_targets,

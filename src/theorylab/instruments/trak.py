@@ -11,15 +11,8 @@ from torch import Tensor
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem
 from theorylab.core.source import Source
-from theorylab.instruments.attribution import (
-    Target,
-    gradient_blocks,
-    looped_target_gradients,
-    members_of,
-    parse_targets,
-    target_axes,
-    target_gradients,
-)
+from theorylab.instruments.attributed import Target, gradient_blocks, looped_target_gradients, parse_targets, target_axes, target_gradients
+from theorylab.instruments.attribution import members_of
 from theorylab.instruments.membership import logit_confidence
 from theorylab.instruments.products import MEMORY_BUDGET
 from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
