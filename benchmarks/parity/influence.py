@@ -257,7 +257,7 @@ def rows(n: int) -> list[Comparison | Contest]:
     hessian, odds = _ours("hessian", FIRM), _dattri_trak(PROJECTED, 0.0)
     direct, explicit = _pydvl(FIRM), _dattri("IFAttributorExplicit", regularization=FIRM)
     kronecker = {
-        "pyDVL": ("its EK-FAC", _pydvl(DECAY, kronecker=True)),
+        "pyDVL": ("its EK-FAC, about ours with half of λ", _pydvl(DECAY, kronecker=True)),
         "dattri": ("its EK-FAC", _dattri("IFAttributorEKFAC", damping=DECAY)),
         "kronfluence": ("its EK-FAC, a label drawn for each row", _kronfluence(False)),
     }
@@ -265,13 +265,15 @@ def rows(n: int) -> list[Comparison | Contest]:
         "pyDVL": ("its Hessian, inverted", _pydvl(DECAY)),
         "dattri": ("its Hessian, inverted", _dattri("IFAttributorExplicit", regularization=DECAY)),
     }
-    all_labels, unprojected = _kronfluence(True), _dattri_trak(None, RIDGE)
-    net = "MLP 64-32-10"
+    all_labels, our_trak, unprojected = _kronfluence(True), _our_trak("all", RIDGE), _dattri_trak(None, RIDGE)
+    net, slower = "MLP 64-32-10", "ours in float64 in any case, with its eigenvalues"
     return [
-        Comparison("influence", f"hessian, {net}, λ={FIRM:g}", "pyDVL", _numbers(n, hessian, direct), tolerance=1e-8),
-        Comparison("influence", f"hessian, {net}, λ={FIRM:g}", "dattri", _numbers(n, hessian, explicit), tolerance=1e-8),
+        Comparison("influence", f"hessian, {net}, λ={FIRM:g}", "pyDVL", _numbers(n, hessian, direct), tolerance=1e-8, note=slower),
+        Comparison("influence", f"hessian, {net}, λ={FIRM:g}", "dattri", _numbers(n, hessian, explicit), tolerance=1e-8, note=slower),
         Comparison("influence", f"ekfac, {net}, λ={DECAY:g}", "kronfluence", _numbers(n, EKFAC, all_labels), note="given all labels"),
-        Comparison("trak", f"{net}, not projected", "dattri", _numbers(n, _our_trak("all", RIDGE), unprojected), tolerance=1e-8),
+        Comparison(
+            "trak", f"{net}, not projected", "dattri", _numbers(n, our_trak, unprojected), tolerance=1e-8, note="ours by QR in float64"
+        ),
         Comparison("tracin", f"{net}, 2 checkpoints", "dattri", _numbers(n, _our_tracin, _dattri_tracin)),
         *(_contest("influence, ggn", GGN, peer, *its) for each in (exact, kronecker) for peer, its in each.items()),
         _contest("influence, ggn", GGN, "dattri", f"its TRAK, {PROJECTED} features", odds, signs=(1, -1)),

@@ -81,7 +81,7 @@ def table(runs: list[Row]) -> str:
         lines += [
             "",
             "Where definitions differ, what decides is how well scores predict retraining: the linear datamodeling score, larger being",
-            "better. Ours less the peer's is a mean over networks of several seeds, with its 99 % interval.",
+            "better. Ours less the peer's is a mean over networks of several seeds, with its 99 % interval, for the subsets at hand.",
             "",
             "| instrument | setting | peer | ours | the peer's | ours less the peer's | at least as good | remark |",
             "|---|---|---|---:|---:|---:|---|---|",
@@ -101,9 +101,9 @@ def _agreement(r: Row) -> str:
     allowed = f"{r['tolerance']:.2f}" if r["errors"] else f"{r['tolerance']:.0e}"
     remark = r["note"] if r["agrees"] else f"**does not agree** {r['note']}".strip()
     goal = "" if r["goal"] is None else f"≤ {r['goal']:g}"
+    taken = f"{r['ratio']:.2f}" if r["ratio"] >= 0.01 else f"{r['ratio']:.1g}"
     return (
-        f"| {r['instrument']} | {r['setting']} | {_named(r)} | {shown} | {allowed} | {r['ratio']:.2f} | {goal} | {WORDS[r['reached']]} "
-        f"| {remark} |"
+        f"| {r['instrument']} | {r['setting']} | {_named(r)} | {shown} | {allowed} | {taken} | {goal} | {WORDS[r['reached']]} | {remark} |"
     )
 
 
