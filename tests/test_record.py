@@ -104,5 +104,5 @@ def test_the_source_digest_follows_imports(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_module_of_theorylab_brings_the_modules_it_uses() -> None:
     names = {p.name for p in records.imported_files("theorylab.studies.optimization.saddle")}
-    assert {"saddle.py", "sgd.py", "base.py", "optimization.py", "claim.py", "estimate.py"} <= names
+    assert {"saddle.py", "sgd.py", "base.py", "dynamics.py", "claim.py", "estimate.py"} <= names
     assert "page.py" not in names
