@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--products", type=int, default=12, help="at most, for the eigenvalue (default: %(default)s)")
     parser.add_argument("--probes", type=int, default=4, help="of the trace (default: %(default)s)")
+    parser.add_argument("--memory", type=float, default=1.0, help="GiB that kept graphs may take (default: %(default)s)")
     args = parser.parse_args()
 
     def report(what: str, start: float, **values: object) -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     problem.gradient()
     report("gradient", start)
     start = time.perf_counter()
-    A = {"hessian": hessian, "ggn": ggn}[args.matrix](problem)
+    A = {"hessian": hessian, "ggn": ggn}[args.matrix](problem, memory=round(args.memory * 2**30))
     report(f"{args.matrix} operator", start)
     start = time.perf_counter()
     found = eigs(A, k=1, which="LA", tol=1e-2, max_matvecs=args.products)
