@@ -28,6 +28,8 @@ def test_margins_pull_as_one_minus_the_probability() -> None:
     y = problem.batches[0].content[1]
     p = outputs.softmax(1).gather(1, y[:, None])[:, 0]
     torch.testing.assert_close(margin(outputs, y), (p / (1 - p)).log())
+    each = torch.func.vmap(lambda out, label: margin(out[None], label[None])[0])(outputs, y)  # as gradients of rows are taken elsewhere
+    torch.testing.assert_close(each, margin(outputs, y))
     torch.testing.assert_close(pull(problem, margin), 1 - p)
 
 

@@ -64,9 +64,9 @@ def logit_confidence(logits: Tensor, targets: Tensor) -> Tensor:
             f"logits must be (..., n, classes) with two classes or more, and targets (n,), got {tuple(logits.shape)} and "
             f"{tuple(targets.shape)}."
         )
-    own = torch.nn.functional.one_hot(targets, logits.shape[-1]).bool().expand(logits.shape)
+    own = targets[:, None] == torch.arange(logits.shape[-1], device=logits.device)  # `one_hot` has no rule for vmap
     rest = logits.masked_fill(own, -math.inf).logsumexp(-1)
-    return logits.masked_fill(~own, 0.0).sum(-1) - rest  # a product with 0 would make NaN of a class that has no chance at all
+    return logits.gather(-1, targets.expand(logits.shape[:-1])[..., None])[..., 0] - rest
 
 
 def _models(scores: Any, membership: Any, least: int) -> tuple[Tensor, Tensor]:
