@@ -14,7 +14,7 @@ from theorylab.report.axis import Axis, choose, distance_axis
 from theorylab.report.numbers import number
 
 HEIGHT = 54
-DOTS = 24
+DOTS = 20
 """Samples drawn in a strip; of more, evenly spaced quantiles."""
 
 

@@ -23,7 +23,7 @@ from theorylab.report.shell import Detail, FigureView, assets, environment, figu
 from theorylab.report.tables import EMBEDDED, as_csv
 from theorylab.report.thinning import POINTS
 
-DRAWN = 40_000
+DRAWN = 36_000
 """Points that all curves of a page may have together, a band counting twice; with more, each curve is drawn with fewer."""
 
 ROWS = 5_000

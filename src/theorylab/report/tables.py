@@ -13,7 +13,7 @@ from theorylab.core.series import Line, Series
 from theorylab.report.numbers import number
 from theorylab.report.thinning import evenly, select
 
-SHOWN = 20
+SHOWN = 16
 """Rows of a table on the page; of more, evenly spaced ones, first and last among them."""
 
 EMBEDDED = 1000
