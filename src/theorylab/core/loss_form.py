@@ -8,23 +8,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from theorylab.core.batches import Batch, map_tensors, tensors_of
 
 Reduction = Literal["mean", "rows"]
-
-
-class Whole(nn.Module):
-    """Calls loss(model, batch) while the model's tensors are replaced, so that whatever the loss does with the model is differentiated."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, loss: Callable[..., Tensor], batch: Any) -> Tensor:
-        """loss(model, batch), whatever the model's tensors are now."""
-        return loss(self.model, batch)
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from theorylab.core.arguments import check_arguments
 from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
-from theorylab.core.loss_form import Reduction, Whole, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
+from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
 from theorylab.core.selection import select
+from theorylab.core.substitution import places_of, substituted
 
 Params = dict[str, Tensor]
 
@@ -74,7 +74,8 @@ class Problem:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         self.model, self.criterion, self.train, self.seed = model, loss, train, seed
-        self._plain, self._read, self._count = needs_plain_kernels(model, train), read, count
+        self._plain, self._places = needs_plain_kernels(model.modules(), train), places_of(model)
+        self._read, self._count = read, count
         names = select(model, params)
         tensors = dict(model.named_parameters())
         self.device = _one_device(tensors[names[0]].device if device is None else torch.device(device))
@@ -165,7 +166,8 @@ class Problem:
         x = self._given(self.batches[k].content[0])
         args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
         seed_generators(self.seed + k, self.device)
-        outputs = functional_call(self.model, self._tensors(params), args, kwargs)
+        with substituted(self.model, self._tensors(params), self._places):
+            outputs = self.model(*args, **kwargs)
         return outputs if self._read is None else self._read(outputs)
 
     def loss_of(self, k: int, outputs: Any) -> Tensor:
@@ -180,10 +182,9 @@ class Problem:
         if self.batches[k].is_pair:
             return self.criterion(self.outputs(k, params), self._given(self.batches[k].content[1]))
         seed_generators(self.seed + k, self.device)
-        tensors = {f"model.{name}": t for name, t in self._tensors(params).items()}
         wanted = torch.is_grad_enabled()
-        with torch.enable_grad():  # a loss may take derivatives itself, that of a differential equation's residual, say
-            value = functional_call(Whole(self.model), tensors, (self.criterion, self._given(self.batches[k].content)))
+        with torch.enable_grad(), substituted(self.model, self._tensors(params), self._places):
+            value = self.criterion(self.model, self._given(self.batches[k].content))  # may take derivatives itself, of a residual say
         return value if wanted or not isinstance(value, Tensor) else value.detach()
 
     def loss(self, params: Params | None = None) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 BATCH_COUPLED = (nn.modules.batchnorm._BatchNorm,)
@@ -19,13 +18,13 @@ _set = object.__setattr__
 """`nn.Module`'s own looks for parameters and buffers first, at four times the cost."""
 
 
-def needs_plain_kernels(model: nn.Module, train: bool) -> bool:
-    """Whether a fused CPU or cuDNN kernel of the model has no second derivative.
+def needs_plain_kernels(modules: Iterable[nn.Module], train: bool) -> bool:
+    """Whether a fused CPU or cuDNN kernel of one of a model's modules has no second derivative.
 
     True for recurrent layers, and for BatchNorm in training mode. Elsewhere oneDNN stays on: without it a convolution's Hessian product
     costs twice as much.
     """
-    return any(isinstance(m, nn.RNNBase) or (train and isinstance(m, BATCH_COUPLED)) for m in model.modules())
+    return any(isinstance(m, nn.RNNBase) or (train and isinstance(m, BATCH_COUPLED)) for m in modules)
 
 
 @contextmanager
@@ -75,9 +74,28 @@ def kernels(*, plain: bool, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _differentiable_attention(model: nn.Module) -> Iterator[None]:
+def math_attention() -> Iterator[None]:
+    """PyTorch's own attention by its plain formula: `torch.nn.attention.sdpa_kernel`, which takes five times as long to enter."""
+    cuda = torch.backends.cuda  # by name and place of the switches, which serve the CPU as well
+    kept = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cuda.math_sdp_enabled()
+
+    def choose(flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
+        cuda.enable_flash_sdp(flash)
+        cuda.enable_mem_efficient_sdp(efficient)
+        cuda.enable_cudnn_sdp(cudnn)
+        cuda.enable_math_sdp(math)
+
+    choose(False, False, False, True)
+    try:
+        yield
+    finally:
+        choose(*kept)
+
+
+@contextmanager
+def _differentiable_attention(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Models of `transformers` choose the attention by name: another than PyTorch's own is run eagerly, and chosen again afterwards."""
-    configs: dict[int, Any] = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
+    configs: dict[int, Any] = {id(c): c for m in modules if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
     chosen = [(c, c._attn_implementation) for c in configs.values()]  # a part's config comes after, and is restored after, the whole's
     foreign = [c for c, name in chosen if name not in ("eager", "sdpa", None)]
     try:
@@ -102,9 +120,9 @@ def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def _has_weight_norm(model: nn.Module) -> bool:
+def _has_weight_norm(modules: Sequence[nn.Module]) -> bool:
     """Whether PyTorch's weight normalization, as a parametrization or in its older form of a hook, is on some module."""
-    within = (part for m in model.modules() for part in (m, *m._forward_pre_hooks.values()))
+    within = (part for m in modules for part in (m, *m._forward_pre_hooks.values()))
     return any(type(part).__name__ in ("WeightNorm", "_WeightNorm") for part in within)
 
 
@@ -157,17 +175,18 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
     ``train`` says, gradients are enabled, and the random number generators are forked and seeded. All of it is undone on leaving, also by
     an exception.
     """
-    flags = [(m, m.training) for m in model.modules()]
-    sparse = [m for m, _ in flags if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
+    modules = list(model.modules())
+    flags = [m.training for m in modules]
+    sparse = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     on_gpu = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(kernels(plain=needs_plain_kernels(model, train), device=device))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_differentiable_attention(model))
-        if _has_weight_norm(model):
+        stack.enter_context(kernels(plain=needs_plain_kernels(modules, train), device=device))
+        stack.enter_context(math_attention())
+        stack.enter_context(_differentiable_attention(modules))
+        if _has_weight_norm(modules):
             stack.enter_context(_ExactWeightNorm())
         stack.enter_context(_without_recomputation())
         stack.enter_context(_eager())
@@ -175,7 +194,7 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
         seed_generators(seed, device)
         try:
             torch.backends.mha.set_fastpath_enabled(False)
-            for module, _ in flags:
+            for module in modules:
                 _set(module, "training", train)
             for module in sparse:
                 module.sparse = False
@@ -183,6 +202,6 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
         finally:
             for module in sparse:
                 module.sparse = True
-            for module, training in flags:
+            for module, training in zip(modules, flags, strict=True):
                 _set(module, "training", training)
             torch.backends.mha.set_fastpath_enabled(fast_path)

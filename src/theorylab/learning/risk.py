@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import vmap
 
+from theorylab.core.safe import math_attention
+from theorylab.core.substitution import places_of, substituted
 from theorylab.learning.optimizers.base import Params
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -68,26 +69,27 @@ class StackedGradient:
     """
 
     def __init__(self, module: nn.Module, risk: Risk):
-        tied = len(list(module.named_parameters(remove_duplicate=False))) > len(list(module.named_parameters()))
+        places = places_of(module)
 
         def one(params: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-            return risk(functional_call(module, (params, buffers), (x,), tie_weights=tied), y, weights)
+            return risk(forward(params, buffers, x), y, weights)
 
         def forward(params: Params, buffers: Params, x: Tensor) -> Tensor:
-            return functional_call(module, (params, buffers), (x,), tie_weights=tied)
+            with substituted(module, {**params, **buffers}, places):
+                return module(x)
 
         self.one, self.forward = one, forward
 
     def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor, shared: bool) -> Tensor:
         """Outputs (replica, n, ...); ``x`` has a leading replica axis unless ``shared``."""
-        with sdpa_kernel(SDPBackend.MATH):
+        with math_attention():
             return vmap(self.forward, in_dims=(0, 0, None if shared else 0), randomness="error")({**params, **frozen}, buffers, x)
 
     def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
         axis = None if shared else 0
         batched = vmap(self.one, in_dims=(0, 0, axis, axis, None if weights is None else 0), randomness="error")
-        with sdpa_kernel(SDPBackend.MATH):  # vmap has no rule for the fused attention kernels
+        with math_attention():  # vmap has no rule for the fused attention kernels
             return batched({**params, **frozen}, buffers, x, y, weights)
 
     def __call__(
