@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -180,17 +180,17 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
     sparse = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     on_gpu = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(kernels(plain=needs_plain_kernels(modules, train), device=device))
-        stack.enter_context(math_attention())
-        stack.enter_context(_differentiable_attention(modules))
-        if _has_weight_norm(modules):
-            stack.enter_context(_ExactWeightNorm())
-        stack.enter_context(_without_recomputation())
-        stack.enter_context(_eager())
-        stack.enter_context(torch.random.fork_rng(devices=on_gpu))
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        kernels(plain=needs_plain_kernels(modules, train), device=device),
+        math_attention(),
+        _differentiable_attention(modules),
+        _ExactWeightNorm() if _has_weight_norm(modules) else nullcontext(),
+        _without_recomputation(),
+        _eager(),
+        torch.random.fork_rng(devices=on_gpu),
+    ):
         seed_generators(seed, device)
         try:
             torch.backends.mha.set_fastpath_enabled(False)

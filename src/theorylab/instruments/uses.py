@@ -50,6 +50,8 @@ class Use:
 
     def factor(self, g: Tensor, rows: slice | Tensor = slice(None)) -> Factor:
         """The factor of the Jacobian of some rows, from gradients of all rows' outputs (n, c, ...)."""
+        if rows == slice(0, len(g)):  # two views less
+            return self.build(self.prepare(self.x), g)
         return self.build(self.prepare(self.x[rows]), g[rows])
 
 
