@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from theorylab.core.batches import Batch, map_tensors, tensors_of
 from theorylab.core.privacy_ledger import PrivacyLedger
 from theorylab.core.problem import Params, Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.instruments.clipping import Method, clipped_sum
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.private import AdaptiveClip, check_mechanism, gaussian, noise_generator
@@ -135,7 +136,7 @@ def dp_sgd(
     state, clips = optimizer.init(params), []
     for t in range(steps):
         rows = next(batches)
-        total, within = _summed(problem, whole, rows, params, norm, microbatch, method, seed + t)
+        total, within = _summed(problem, whole, rows, params, norm, microbatch, method, derived_seed(seed, "dropout", t))
         clips.append(norm)
         noisy = (total + on_sum * norm * gaussian(problem.P, generator, total)) / size
         params, state = optimizer.update(problem.unflatten(noisy), state, params)
@@ -251,6 +252,6 @@ def dp_ftrl(
     params = {k: p.clone() for k, p in problem.params.items()}
     state = optimizer.init(params)
     for t in range(steps):
-        total, _ = _summed(problem, whole, next(batches), params, clip, microbatch, method, seed + t)
+        total, _ = _summed(problem, whole, next(batches), params, clip, microbatch, method, derived_seed(seed, "dropout", t))
         params, state = optimizer.update(problem.unflatten((total + scale * next(noise).to(total)) / size), state, params)
     return PrivateRun(problem.at(params), PrivacyLedger(1.0, sigma, 1, "unamplified"), (clip,) * steps)

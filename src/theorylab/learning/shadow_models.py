@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.seeds import derived_seed
 from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
@@ -40,7 +41,7 @@ def random_halves(models: int, rows: int, seed: int) -> Tensor:
     """
     if models < 2 or models % 2:
         raise ValueError(f"models must be even and at least 2, so that every row is in half of them, got {models}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "halves"))
     return torch.rand(models, rows, generator=generator, dtype=torch.float64).argsort(0) < models // 2
 
 

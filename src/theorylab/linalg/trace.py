@@ -9,6 +9,7 @@ from torch import Tensor
 
 from theorylab.core.estimate import Estimate
 from theorylab.core.operator import Operator, check_operator
+from theorylab.core.seeds import derived_seed
 
 BLOCK = 64  # probes multiplied at once, to bound memory, ...
 ENTRIES = 2**27  # ... and their entries at once, one probe at the least
@@ -77,7 +78,7 @@ def _xtrace(A: Operator, n: int, seed: int) -> Estimate:
     eps, size = torch.finfo(Y.dtype).eps, R.diagonal().abs()
     if float(size.min()) < 10 * eps * float(size.max()) * p**0.5:
         # Range of lower dimension than m: fill it up with directions of rounding size, so that leaving one vector out is defined.
-        noise = torch.randn(p, m, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(Y)
+        noise = torch.randn(p, m, generator=torch.Generator().manual_seed(derived_seed(seed, "noise")), dtype=torch.float64).to(Y)
         Q, R = torch.linalg.qr(Y + 100 * eps * Y.norm() / p**0.5 * noise)
     Z = A @ Q
     H = Q.T @ Z  # (m, m)

@@ -10,6 +10,7 @@ import torch
 from theorylab.core.estimate import Estimate
 from theorylab.core.operator import Operator
 from theorylab.core.reading import Reading
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series
 from theorylab.linalg.lanczos import eigs
 from theorylab.linalg.spectrum import Spectrum, spectrum
@@ -120,7 +121,7 @@ def _extremes(of: str, found: Spectrum, steps: int) -> list[Reading]:
 def _effective_rank(of: str, A: Operator, total: Estimate, few: int, seed: int) -> Reading:
     """(tr A)² / tr A²: the number of equal eigenvalues with the same two moments, of a map without negative curvature."""
     squared = Operator(A.shape, lambda v: A @ (A @ v), symmetric=True, dtype=A.dtype, device=A.device, name=f"{A.name}²")
-    square = trace(squared, few, seed=seed + 1)
+    square = trace(squared, few, seed=derived_seed(seed, "square"))
     if not square.value > 0:
         raise ValueError(f"the {of}'s trace of the square must be positive, got {square.value:.3g}.")
     rank = total.value**2 / square.value

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from theorylab.core.claim import Claim, Equals, Finding, Orders
 from theorylab.core.config import Config, setting
 from theorylab.core.operator import Operator
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -167,7 +168,7 @@ def check_variance(config: TraceConfig) -> Iterator[Finding | Series]:
     shares = [0.0, 0.5, 0.9]
     rademacher, gaussian = [], []
     for i, share in enumerate(shares):
-        seeds = [seed + 100_000 * i for seed in config.replica_seeds]  # other probes for each share
+        seeds = [derived_seed(seed, "share", i) for seed in config.replica_seeds]  # other probes for each share
         matrices = [symmetric(config, seed, share) for seed in seeds]
         predicted = [2 * float(A.square().sum() - A.diagonal().square().sum()) for A in matrices]
         signs, normal = (

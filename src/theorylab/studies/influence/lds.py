@@ -31,6 +31,7 @@ from torch.nn.functional import cross_entropy
 from theorylab.core.claim import Claim, Equals, Finding, Orders
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -123,7 +124,7 @@ def lds(config: LdsConfig) -> Iterator[Finding | Series | Stage]:
     make = partial(mlp, [64, config.width, 10])
     options = {"steps": config.steps, "batch_size": config.batch, "device": config.device, "progress": False}
     yield Stage(f"retraining {config.subsets * config.retrainings} networks")
-    others = [config.seed + 10**6 + k for k in range(config.retrainings)]
+    others = [derived_seed(config.seed, "retraining", k) for k in range(config.retrainings)]
     outputs = retrain(make, cross_entropy, train, masks, others, optimizer=method(config), targets=test, target=margin, **options)
 
     yield Stage("scoring")

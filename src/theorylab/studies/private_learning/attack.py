@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from theorylab.core.claim import AtMost, Claim, Finding, Orders
 from theorylab.core.config import Config, setting
 from theorylab.core.estimate import Estimate
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -203,7 +204,7 @@ def check_lira(config: AttackConfig) -> Iterator[Finding | Series]:
     logits = shadows.outputs(x).double()
     confidence = logit_confidence(logits, y)
     minus_loss = torch.nn.functional.logsigmoid(confidence)  # log p of the label, since the confidence is its logit
-    permuted = random_halves(config.models, len(x), config.seed + 1)
+    permuted = random_halves(config.models, len(x), derived_seed(config.seed, "permuted"))
     at = torch.logspace(-3, 0, 31, dtype=torch.float64).clamp(max=1 - 1e-9)
     figure = Series("lira", "Two attacks on the same networks", x="false positive rate", y="true positive rate", claim=LIRA_BEATS_LOSS.key)
     figure.x_scale = figure.y_scale = "log"

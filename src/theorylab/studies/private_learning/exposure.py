@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from theorylab.core.claim import Claim, Finding, Orders
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -89,7 +90,7 @@ def exposure(config: ExposureConfig) -> Iterator[Finding | Series | Stage]:
     seen = slice(0, config.rows)
     known, strangers = y[seen], y[config.rows :]
     y_seen, wrong = _flipped(known, config.wrong, config.seed)
-    y_other, wrong_other = _flipped(strangers, config.wrong, config.seed + 1)
+    y_other, wrong_other = _flipped(strangers, config.wrong, derived_seed(config.seed, "strangers"))
     yield Stage("shadow networks")
     shadows = shadow_models(
         partial(mlp, [64, 32, 10]),
@@ -105,7 +106,7 @@ def exposure(config: ExposureConfig) -> Iterator[Finding | Series | Stage]:
     )
     yield Stage("attack")
     logits = shadows.outputs(x).double()
-    inside, made_up = shadows.membership, random_halves(config.models, config.rows, config.seed + 1)
+    inside, made_up = shadows.membership, random_halves(config.models, config.rows, derived_seed(config.seed, "made up"))
     own, strange = logit_confidence(logits[:, seen], y_seen), logit_confidence(logits[:, config.rows :], y_other)
     scores, never = lira(own, inside), lira(strange, made_up)
 

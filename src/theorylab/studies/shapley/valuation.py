@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from theorylab.core.claim import AtLeast, Claim, Finding, Orders
 from theorylab.core.config import Config, setting
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -154,7 +155,7 @@ def check_removal(config: ValuationConfig) -> Iterator[Finding | Series | Stage]
         values = shapley(
             linear_game(x[:n], y[:n], x[n:half], y[n:half]), n, method="permutation", budget=2 + config.orders * (n - 1), seed=seed
         ).values
-        highest = removal_curve(values, fresh, every=every, most=most, baseline=20, seed=seed + 1000)
+        highest = removal_curve(values, fresh, every=every, most=most, baseline=20, seed=derived_seed(seed, "baseline"))
         lowest = removal_curve(values, fresh, order="lowest", every=every, most=most, baseline=0)
         gains.append(-highest.excess.value)
         generator = torch.Generator().manual_seed(seed)
