@@ -71,7 +71,7 @@ def _formed_parts(problem: Problem, chunk: int | None) -> Iterator[RowsPart]:
     for k, batch in enumerate(problem.batches):
         others = others_of(problem, k, list(names))
         for part in torch.arange(batch.rows).split(chunk or max(1, AT_ONCE // problem.P)):
-            yield RowsPart({}, names, others(part), part)
+            yield RowsPart({}, names, others(part), len(part))
 
 
 def looped_clipped_sum(problem: Problem, clip: float = 1.0) -> ClippedSum:

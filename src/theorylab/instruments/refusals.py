@@ -26,7 +26,7 @@ def couples_rows(problem: Problem) -> str | None:
     if any(m.running_mean is None for m in norms):
         return "BatchNorm without running statistics couples the rows of a batch, also in evaluation mode. Use track_running_stats=True."
     batch = problem.batches[0]
-    shared = any(t.ndim == 0 or len(t) != batch.rows for t in tensors_of(batch.content))
+    shared = any(t.shape[:1] != (batch.rows,) for t in tensors_of(batch.content))
     raised = fails_on(problem, 1) if shared else None  # what is not of single rows may refer to the others
     if raised is not None:
         return f"rows depend on each other: the first cannot be evaluated alone ({raised}). Give a model that treats every row by itself."

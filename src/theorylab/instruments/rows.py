@@ -27,6 +27,9 @@ BUDGET = 2**26
 PIECE = 2**16
 """Squares that are summed at once."""
 
+Rows = slice | Tensor
+"""Rows of a batch: a slice, which copies nothing, where they follow each other, else their numbers."""
+
 
 @dataclass(frozen=True)
 class _Explained:
@@ -40,7 +43,7 @@ class _Explained:
     uses: list[tuple[Use, Tensor]]
     rest: list[str]
 
-    def gradients(self, rows: slice | Tensor) -> Mapping[str, Sequence[Factor]]:
+    def gradients(self, rows: Rows) -> Mapping[str, Sequence[Factor]]:
         """By explained parameter, the factors whose sum are the gradients of some rows."""
         found: dict[str, list[Factor]] = {}
         for use, g in self.uses:
@@ -103,10 +106,13 @@ def _explained(problem: Problem, k: int) -> _Explained:
     return _Explained(found, [name for name in problem.params if explained[name] != count[name]])
 
 
-def _chunks(problem: Problem, found: _Explained, rows: Tensor, chunk: int | None, *, formed: bool = True) -> tuple[Tensor, ...]:
-    if chunk is None and len(rows) * found.most(problem.params) <= BUDGET:
+def _chunks(problem: Problem, found: _Explained, rows: Rows, chunk: int | None, *, formed: bool = True) -> Sequence[Rows]:
+    if chunk is None and _count(rows) * found.most(problem.params) <= BUDGET:
         return (rows,)
-    return rows.split(chunk or max(1, BUDGET // max(1, found.work(problem.params, formed=formed))))
+    size = chunk or max(1, BUDGET // max(1, found.work(problem.params, formed=formed)))
+    if isinstance(rows, Tensor):
+        return rows.split(size)
+    return [slice(low, min(low + size, rows.stop)) for low in range(rows.start, rows.stop, size)]
 
 
 def _formed(factors: Sequence[Factor], parameter: Tensor, into: Tensor) -> None:
@@ -179,22 +185,28 @@ def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int |
     return chosen.long()
 
 
-def _by_batch(problem: Problem, chosen: Tensor | None) -> Iterator[tuple[int, Tensor, _Explained]]:
+def _by_batch(problem: Problem, chosen: Tensor | None) -> Iterator[tuple[int, Rows, _Explained]]:
     """Batches that hold chosen rows (sorted; None for all): their number, the rows within them, and what their uses of parameters tell."""
     start = 0
     for k, batch in enumerate(problem.batches):
-        local = torch.arange(batch.rows)
-        if chosen is not None:
-            local = chosen[(chosen >= start) & (chosen < start + batch.rows)] - start
+        local = slice(0, batch.rows) if chosen is None else _joined(chosen[(chosen >= start) & (chosen < start + batch.rows)] - start)
         start += batch.rows
-        if len(local):
+        if _count(local):
             yield k, local, _explained(problem, k)
 
 
-def _index(rows: Tensor) -> slice | Tensor:
-    """The same rows as a slice, which copies nothing, where they follow each other."""
-    first, count = int(rows[0]), rows.shape[0]
-    return slice(first, first + count) if torch.equal(rows, torch.arange(first, first + count)) else rows
+def _joined(rows: Tensor) -> Rows:
+    """The same rows as a slice, where they follow each other."""
+    whole = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+    return whole if torch.equal(rows, _numbers(whole)) else rows
+
+
+def _numbers(rows: Rows) -> Tensor:
+    return rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
+
+
+def _count(rows: Rows) -> int:
+    return rows.shape[0] if isinstance(rows, Tensor) else rows.stop - rows.start
 
 
 @dataclass(frozen=True)
@@ -205,12 +217,13 @@ class RowsPart:
         factors: By explained parameter, the factors whose sum are the rows' gradients in it; nothing for one that does not matter.
         rest: Parameters that are not explained, in the order of the columns of ``others``.
         others: The rows' gradients in those, (rows, entries); None where there are none.
+        n: How many rows.
     """
 
     factors: Mapping[str, Sequence[Factor]]
     rest: tuple[str, ...]
     others: Tensor | None
-    rows: Tensor
+    n: int
 
     def norms(self, params: Mapping[str, Tensor]) -> Tensor:
         """Norms of the rows' gradients, (rows,)."""
@@ -219,7 +232,7 @@ class RowsPart:
         if self.others is not None:
             known.append(_norm(self.others))
         some = next(iter(params.values()))
-        return torch.linalg.vector_norm(torch.stack(known), dim=0) if known else some.new_zeros(len(self.rows))
+        return torch.linalg.vector_norm(torch.stack(known), dim=0) if known else some.new_zeros(self.n)
 
     def add_weighted(self, weights: Tensor, total: Mapping[str, Tensor], first: bool) -> None:
         """Add their sum with ``weights`` (rows,) to ``total``, by parameter, or write it there where these are the ``first`` rows.
@@ -243,7 +256,8 @@ def row_parts(problem: Problem, chunk: int | None = None) -> Iterator[RowsPart]:
     for k, local, found in _by_batch(problem, _checked(problem, None, chunk)):
         others = others_of(problem, k, found.rest) if found.rest else None
         for part in _chunks(problem, found, local, chunk, formed=False):
-            yield RowsPart(found.gradients(_index(part)), tuple(found.rest), None if others is None else others(part), part)
+            unexplained = None if others is None else others(_numbers(part))
+            yield RowsPart(found.gradients(part), tuple(found.rest), unexplained, _count(part))
 
 
 def looped_grads(problem: Problem, rows: Sequence[int] | Tensor | None = None, chunk: int | None = None) -> Tensor:
@@ -302,15 +316,15 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
         for k, local, found in _by_batch(problem, ordered):
             others = others_of(problem, k, found.rest) if found.rest else None
             for part in _chunks(problem, found, local, chunk):
-                block = result[filled : filled + len(part)].split(sizes, dim=1)
-                filled += len(part)
+                block = result[filled : filled + _count(part)].split(sizes, dim=1)
+                filled += _count(part)
                 views = dict(zip(problem.params, block, strict=True))
-                gradients = found.gradients(_index(part))
+                gradients = found.gradients(part)
                 for name, p in problem.params.items():
                     if name not in found.rest:
                         _formed(gradients.get(name, []), p, views[name])
                 if others is not None:
-                    pieces = others(part).split([views[name].shape[1] for name in found.rest], dim=1)
+                    pieces = others(_numbers(part)).split([views[name].shape[1] for name in found.rest], dim=1)
                     for name, piece in zip(found.rest, pieces, strict=True):
                         views[name].copy_(piece)
     return result if order is None else result[order.argsort()]

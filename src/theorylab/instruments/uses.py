@@ -50,7 +50,7 @@ class Use:
 
     def factor(self, g: Tensor, rows: slice | Tensor = slice(None)) -> Factor:
         """The factor of the Jacobian of some rows, from gradients of all rows' outputs (n, c, ...)."""
-        if rows == slice(0, len(g)):  # two views less
+        if isinstance(rows, slice) and rows == slice(0, g.shape[0]):  # two views less
             return self.build(self.prepare(self.x), g)
         return self.build(self.prepare(self.x[rows]), g[rows])
 
