@@ -124,7 +124,13 @@ class Outer(Factor):
             torch.addmm(out, self._weighed(v).flatten(0, 2).T, self.right.flatten(0, 2), beta=0 if first else 1, out=out)
 
     def _weighed(self, v: Tensor) -> Tensor:
-        return v[..., None, None] * self.left[:, 0] if v.shape[1] == 1 else torch.einsum("na,natgo->ntgo", v, self.left)
+        """Σ over outputs of v times the left side, (n, position, group, o)."""
+        if v.shape[1] == 1:
+            return v[..., None, None] * self.left[:, 0]
+        axes = sorted((2, 3, 4), key=self.left.stride, reverse=True)  # as they lie in memory, so that nothing is copied
+        stored = self.left.permute(0, 1, *axes)
+        summed = torch.bmm(v[:, None], stored.flatten(2)).view(self.n, *stored.shape[2:])
+        return summed.permute(0, *(1 + axes.index(axis) for axis in (2, 3, 4)))
 
     def sides(self) -> tuple[Tensor, Tensor]:
         """The Jacobian as a product of matrices: (n, c or 1, group, lead, position) times (n, c or 1, group, position, width)."""
