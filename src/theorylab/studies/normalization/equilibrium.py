@@ -54,7 +54,7 @@ MOMENTUM_ANGLE = Claim(
     source=Source("Wan et al. 2021", "theorem on the angular update in equilibrium of SGD with momentum", "arXiv:2006.08419"),
     kind="asymptotic",
     relation=Equals(rtol=0.03),
-    control="the formula without momentum's factor 1/(1+γ)",
+    control="no BatchNorm; and the formula without momentum's factor 1/(1+γ)",
     reading="Momentum makes steps longer by 1/(1−γ) but also speeds up the shrinking, and a smaller angle a step is left. "
     "The law needs a buffer that forgets faster than the weights turn.",
 )
@@ -175,10 +175,13 @@ def check_laws(config: EquilibriumConfig) -> Iterator[Finding | Series]:
         yield NORM.check(predicted=predicted, measured=ratio[plain], setting=f"layer {layer + 1}, E‖θ‖⁴/E‖ḡ‖²")
         yield NORM.control_check(predicted=predicted, measured=ratio[heavy], setting=f"layer {layer + 1}, γ = {MOMENTA[-1]:g}")
 
-    bare = build(config, config.replica_seeds, lr[plain], decay[plain], normalization="none")
-    unnormalized, bare_means = late_means(bare, steps)
-    relative = config.lr * bare_means["relative 1"].sqrt()
-    yield RELATIVE_UPDATE.control_check(predicted=angle, measured=relative, setting="layer 2, no BatchNorm")
+    settings = [torch.cat([values[plain], values[heavy]]) for values in (lr, decay, momentum)]
+    unnormalized, bare_means = late_means(build(config, config.replica_seeds * 2, *settings, normalization="none"), steps)
+    bare, bare_heavy = slice(config.seeds), slice(config.seeds, None)
+    relative, turn = config.lr * bare_means["relative 1"].sqrt(), bare_means["angle 1"].sqrt()
+    yield RELATIVE_UPDATE.control_check(predicted=angle, measured=relative[bare], setting="layer 2, no BatchNorm")
+    name = f"layer 2, γ = {MOMENTA[-1]:g}, no BatchNorm"
+    yield MOMENTUM_ANGLE.control_check(predicted=equilibrium_angle(*groups[2]), measured=turn[bare_heavy], setting=name)
 
     def level(value: float) -> list[float]:
         return [value] * len(run.steps)
@@ -191,14 +194,14 @@ def check_laws(config: EquilibriumConfig) -> Iterator[Finding | Series]:
     )
     figure.line("BatchNorm, weight decay", run.steps, rms(run, plain)).line("√(2ηλ)", run.steps, level(angle), role="predicted")
     figure.line("λ = 0", run.steps, rms(run, free), role="control")
-    yield figure.line("no BatchNorm", run.steps, rms(unnormalized, slice(None)), role="control")
+    yield figure.line("no BatchNorm", run.steps, rms(unnormalized, bare), role="control")
 
     figure = Series("momentum", "Momentum slows the turning", x="step", y="rms angle a step [rad]", claim=MOMENTUM_ANGLE.key, y_scale="log")
     for (eta, lam, gamma), part in zip(groups[1:3], (half, heavy), strict=True):
         figure.line(f"γ = {gamma:g}", run.steps, rms(run, part))
         figure.line(f"√(2ηλ/(1+γ)), γ = {gamma:g}", run.steps, level(equilibrium_angle(eta, lam, gamma)), role="predicted")
         figure.line(f"√(2ηλ), γ = {gamma:g}", run.steps, level(equilibrium_angle(eta, lam)), role="control")
-    yield figure
+    yield figure.line(f"no BatchNorm, γ = {MOMENTA[-1]:g}", run.steps, rms(unnormalized, bare_heavy), role="control")
 
     figure = Series("norm", "The norm settles where decay balances the gradients", x="step", y="mean ‖θ‖⁴", claim=NORM.key, y_scale="log")
     for name, part, role in (("γ = 0", plain, "measured"), (f"γ = {MOMENTA[-1]:g}, step η(1−γ)", heavy, "control")):

@@ -15,7 +15,7 @@ Measured on real data: a tanh network on the handwritten digits of scikit-learn,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,7 +47,8 @@ ADAM = Claim(
     source=Source("Cohen et al. 2022", "Section 3 (the adaptive edge of stability)", "arXiv:2207.14484"),
     kind="statistical",
     relation=Within(0.90, 1.10),
-    control="2/η, the threshold without the average over gradients; and the sharpness that is not preconditioned",
+    control="minibatches of 4 rows, with the same step size; 2/η, the threshold without the average over gradients; and the sharpness that "
+    "is not preconditioned",
     reading="Adaptive steps do not escape the edge, they move it: Adam may train at curvatures where gradient descent would diverge, for "
     "it rescales those directions, and the rescaled problem is again as sharp as its step allows. With minibatches or a step so small that "
     "the data are fitted first the edge is not reached.",
@@ -67,7 +68,7 @@ SAM = Claim(
 )
 
 BATCH = 4
-"""Rows of a minibatch of the control of SAM's edge."""
+"""Rows of a minibatch of the controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +126,27 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
 
     yield Stage(f"Adam, η = {config.adam_lr:g}")
     eps = 1e-8
-    plain = replica_sharpness()
-    scaled = replica_sharpness(precondition=lambda now: preconditioner(now, config.beta1, config.beta2, eps))
+    method, plain = adam(config.adam_lr, betas=(config.beta1, config.beta2), eps=eps), replica_sharpness()
 
-    def both(now: Population) -> dict[str, Tensor]:
-        return scaled(now) | {"plain": plain(now)["sharpness"]}
+    def scaled() -> Callable[[Population], dict[str, Tensor]]:
+        return replica_sharpness(precondition=lambda now: preconditioner(now, config.beta1, config.beta2, eps))
 
-    run = population(adam(config.adam_lr, betas=(config.beta1, config.beta2), eps=eps)).train(config.steps, every=every, measure=both)
+    preconditioned = scaled()
+    run = population(method).train(config.steps, every=every, measure=lambda now: preconditioned(now) | {"plain": plain(now)["sharpness"]})
+    noisy = population(method, BATCH).train(config.steps, every=every, measure=scaled())
     edge, without = adam_threshold(config.adam_lr, config.beta1), stability_threshold(config.adam_lr)
     sharp = run.late(run.values["sharpness"])
     name = f"η = {config.adam_lr:g}, β₁ = {config.beta1:g}"
     yield ADAM.check(predicted=edge, measured=sharp, setting=name)
+    yield ADAM.control_check(predicted=edge, measured=noisy.late(noisy["sharpness"]), setting=f"{name}, batch {BATCH}")
     yield ADAM.control_check(predicted=without, measured=sharp, setting="against 2/η")
     yield ADAM.control_check(predicted=edge, measured=run.late(run.values["plain"]), setting="λ₁ of the Hessian itself")
     figure = Series("adam", "Adam at an edge of its own", x="step", y="sharpness / edge", claim=ADAM.key)
-    lines = (("preconditioned", run.values["sharpness"], "measured"), ("not preconditioned", run.values["plain"], "control"))
+    lines = (
+        ("preconditioned", run["sharpness"], "measured"),
+        (f"preconditioned, batch {BATCH}", noisy["sharpness"], "control"),
+        ("not preconditioned", run["plain"], "control"),
+    )
     for label, values, role in lines:
         ratio = values[1:] / edge  # before the first step there is no preconditioner
         figure.line(label, run.steps[1:], ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)  # type: ignore[arg-type]
