@@ -70,7 +70,7 @@ def mislabel_detection(values: Values | Tensor, wrong: Tensor) -> MislabelDetect
         >>> found.found.tolist(), round(found.auc.value, 4)
         ([0.5, 0.5, 0.5, 0.5, 1.0], 0.5)
 
-    Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 4 (mislabeled data); Jia et al. 2019, arXiv:1908.08619, Section 6.
+    Source: Ghorbani and Zou 2019, arXiv:1904.02868, Section 4 (mislabeled data).
     """
     scores = scores_of(values)
     if wrong.dtype != torch.bool or wrong.shape != scores.shape:

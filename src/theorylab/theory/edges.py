@@ -26,7 +26,7 @@ def stability_threshold(lr: float, momentum: float = 0.0, *, method: Literal["po
         >>> stability_threshold(0.5), stability_threshold(0.5, 0.5), stability_threshold(0.5, 0.5, method="nesterov")
         (4.0, 6.0, 3.0)
 
-    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2 and Appendix B (maximum stable sharpness).
+    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2 and the appendix on momentum (maximum stable sharpness).
     """
     positive(lr=lr)
     below_one(momentum=momentum)
