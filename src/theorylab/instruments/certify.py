@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Params, Problem, finite
+from theorylab.core.seeds import derived_seed
 from theorylab.core.source import Source
 from theorylab.instruments.bounds import INDEPENDENT, Bound, test_bound
 from theorylab.instruments.predictions import as_classification, not_classification, row_errors
@@ -28,8 +29,6 @@ PROBABILITY_FLOOR = 1e-4
 MONTE_CARLO_SHARE = 0.2
 """Part of δ that pays for estimating the empirical risk by draws from the posterior."""
 DRAWS_AT_ONCE = 25
-DRAW_SEEDS = 2**40
-"""Where the seeds of the draws that are counted begin: far from those of training, whose noise the posterior has seen."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,8 @@ def _clamped(problem: Problem, clamp: float) -> Row:
 
 
 def draw_seed(seed: int, i: int) -> int:
-    """The seed of draw ``i`` of a certificate: no two certificates share one below a million draws, nor does training."""
-    return DRAW_SEEDS + 10**6 * seed + i
+    """The seed of draw ``i`` of a certificate: of another stream than training, whose noise the posterior has seen."""
+    return derived_seed(seed, "draw", i)
 
 
 def _draw_risks(problem: Problem, posterior: Gaussian, row: Row, mc: int, seed: int) -> np.ndarray:
@@ -271,7 +270,7 @@ def certify(
         warm,
         surrogate,
         training,
-        seed + 1,
+        derived_seed(seed, "posterior"),
         lambda e, q: differentiable_bound(kind, e, q.kl(before), ours.n, parts["PAC-Bayes"]),
     )
 
