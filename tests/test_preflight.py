@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from test_problem import direction, moved
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import cnn, half_frozen, images, make, mlp, vectors
 
 from theorylab.core.problem import Problem
-from theorylab.instruments.curvature import ggn
+from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.preflight import preflight
 
 
@@ -94,8 +97,27 @@ def padded() -> Problem:
     return Problem(model, F.cross_entropy, (torch.tensor([[0, 1], [2, 3], [1, 2]]), torch.arange(3)))
 
 
+def spectral(layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(layer)
+
+
+def spectral_by_hook(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.spectral_norm(layer)
+
+
+def normalized(normalize: Callable[[nn.Module], nn.Module], **options: Any) -> Problem:
+    torch.manual_seed(0)
+    return Problem(
+        nn.Sequential(normalize(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 3)), F.cross_entropy, vectors(), dtype=torch.float64, **options
+    )
+
+
 TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
+    "spectral norm": (lambda: normalized(spectral, train=True), r"iterates in training mode \(0\.weight\)", "warning"),
+    "spectral norm, hook": (lambda: normalized(spectral_by_hook, train=True), r"iterates in training mode \(0\.weight\)", "warning"),
     "log-probabilities": (log_probabilities, "nll_loss is linear in the outputs", "warning"),
     "no graph": (lambda: Problem(Cut(), F.cross_entropy, vectors()), "no graph back to the selected parameters", "warning"),
     "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
@@ -124,7 +146,32 @@ def test_every_trap_is_named_with_its_level(name: str) -> None:
     assert matches[0].what in str(matches[0])
 
 
-@pytest.mark.parametrize("build", [lambda: make("mlp"), lambda: loader(False), trained_statistics, lambda: make("LSTM")])
+@pytest.mark.parametrize("normalize", [spectral, spectral_by_hook])
+def test_a_spectral_norm_spoils_curvature_in_training_mode_alone(normalize: Callable[[nn.Module], nn.Module]) -> None:
+    """Differences of the gradient see the vectors move with the weights; the graph, on which products go, does not."""
+    errors = []
+    for train in (False, True):
+        problem = normalized(normalize, train=train)
+        buffers = {k: b.clone() for k, b in problem.model.named_buffers()}
+        v, h = direction(problem), 1e-5
+        reference = (problem.gradient(moved(problem, v, h)) - problem.gradient(moved(problem, v, -h))) / (2 * h)
+        errors.append(float((hessian(problem) @ v - reference).norm() / reference.norm()))
+        assert all(torch.equal(b, buffers[k]) for k, b in problem.model.named_buffers())
+    assert errors[0] < 1e-6
+    assert errors[1] > 1e-3
+
+
+NOTHING = {
+    "mlp": lambda: make("mlp"),
+    "loader": lambda: loader(False),
+    "statistics": trained_statistics,
+    "LSTM": lambda: make("LSTM"),
+    "spectral norm": lambda: normalized(spectral),
+    "spectral norm, hook": lambda: normalized(spectral_by_hook),
+}
+
+
+@pytest.mark.parametrize("build", NOTHING.values(), ids=NOTHING)
 def test_a_problem_without_traps_gets_no_notice(build: Callable[[], Problem]) -> None:
     assert preflight(build()) == ()
 

@@ -12,7 +12,7 @@ from zoo import make, vectors
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.signal import SignalProfile, signal_profile
+from theorylab.instruments.signal import SignalProfile, signal_profile, slow_signal_profile
 from theorylab.stats.fits import growth_rate
 
 
@@ -86,6 +86,36 @@ def test_buffers_hooks_and_gradients_are_left_alone_also_by_an_error() -> None:
 def test_gradients_of_activations_do_not_depend_on_the_selected_parameters() -> None:
     whole, part = (signal_profile(make("mlp", **options)) for options in ({}, {"params": "4.bias"}))
     assert torch.equal(whole.gradient, part.gradient)
+
+
+class Forces(nn.Module):
+    """Asks for gradients in its own input, and returns the slope of an energy there beside it."""
+
+    def __init__(self, *, derived: bool) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
+        self.shift, self.derived = nn.Linear(1, 5), derived
+
+    def forward(self, x: Tensor) -> Tensor:
+        still = self.shift(x.detach()[:, :1])
+        with torch.enable_grad():
+            x.requires_grad_()
+            energy = self.energy(x)
+            if not self.derived:
+                return energy + still
+            (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return energy + slope + still
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_a_model_that_asks_for_gradients_in_its_own_input_is_measured_as_by_the_oracle(derived: bool) -> None:
+    """A derivative that it takes on its way goes through the activations too, and is not the loss's."""
+    problem = seeded(lambda: Forces(derived=derived))
+    found, expected = signal_profile(problem), slow_signal_profile(problem)
+    assert found.names == expected.names == ("shift", "energy.0", "energy.1", "energy.2")
+    for key in ("length", "correlation", "gradient"):
+        assert torch.allclose(getattr(found, key), getattr(expected, key), rtol=1e-10), key
+    assert float(found.gradient.min()) > 0
 
 
 def test_modules_can_be_chosen_and_then_all_count_as_layers() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from theorylab.core.batches import tensors_of
 from theorylab.core.notice import Notice
@@ -26,9 +28,9 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
     """What may spoil measurements of ``problem``, warnings first; nothing of it is changed.
 
     A problem refuses what cannot be measured rightly. This looks for what can be, but may not be what was meant: BatchNorm by batch
-    statistics, active dropout, a loader that shuffles or drops rows, a loss that comes out otherwise the second time, inputs normalized
-    unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits, a loss cut off from the
-    parameters. Costs a few evaluations of the loss.
+    statistics, active dropout, spectral norms that move, a loader that shuffles or drops rows, a loss that comes out otherwise the second
+    time, inputs normalized unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits, a
+    loss cut off from the parameters. Costs a few evaluations of the loss.
 
     Raises:
         TypeError: not a Problem.
@@ -44,6 +46,7 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
         n
         for look in (
             _batch_norm,
+            _spectral_norm,
             _graph,
             _log_probabilities,
             _randomness,
@@ -71,6 +74,23 @@ def _batch_norm(problem: Problem) -> Iterator[Notice]:
             f"{_names(problem.model, BATCH_COUPLED)} normalizes by the statistics of the batch",
             "A row's output then depends on the other rows, the risk on how the data are split, and nothing is a row's own",
             "Use train=False and running statistics, unless this is what you study; then keep one batch",
+            "warning",
+        )
+
+
+def _spectral_norm(problem: Problem) -> Iterator[Notice]:
+    """PyTorch's spectral normalization, as a parametrization or in its older form of a hook."""
+    names = []
+    for name, m in problem.model.named_modules():
+        if type(m) is _SpectralNorm:
+            names.append(name.replace("parametrizations.", "").rpartition(".")[0])
+        names += [f"{name}.{hook.name}".removeprefix(".") for hook in m._forward_pre_hooks.values() if isinstance(hook, SpectralNorm)]
+    if problem.train and names:
+        yield Notice(
+            f"spectral normalization iterates in training mode ({_listed(names)})",
+            "Every evaluation goes on from the kept vectors by a power iteration, to another network than that of evaluation mode, and "
+            "derivatives hold the vectors constant, so that curvature is not that of the loss",
+            "Use train=False, which holds the vectors where they are",
             "warning",
         )
 
@@ -181,7 +201,7 @@ def _statistics(problem: Problem) -> Iterator[Notice]:
         )
 
 
-def _listed(rows: list[int]) -> str:
+def _listed(rows: Sequence[object]) -> str:
     return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
 
 

@@ -289,30 +289,55 @@ def signal_profile(problem: Problem, *, modules: str | Sequence[str] | None = No
     sums: dict[Key, _Sums] = {}
     with problem.safe():
         for k, weight in enumerate(problem.weights):
-            roots: list[Tensor] = []
-            with _watched(problem, k, modules, _gathering(sums, roots, weight)):
+            gathering = _Gathering(sums, weight)
+            with _watched(problem, k, modules, gathering.see):
                 loss = finite(problem.loss_of(k, problem.outputs(k)))
-            if loss.requires_grad:
-                torch.autograd.grad(loss, roots, allow_unused=True)
+            gathering.gradients_of(loss)
     lengths = {key: s.squares / s.entries for key, s in sums.items()}
     cosines = {key: s.correlation for key, s in sums.items()}
     return _summary(problem, modules, lengths, cosines, {key: problem.n * s.gradient for key, s in sums.items()})
 
 
-def _gathering(sums: dict[Key, _Sums], roots: list[Tensor], weight: float) -> See:
-    """Adds what passes to ``sums``, and its gradient, times the batch's weight, when that comes; graphs start at ``roots``."""
+@dataclass
+class _Gathering:
+    """Adds what passes in one batch to ``sums``, and its gradient, times the batch's weight, when that comes."""
 
-    def see(key: Key, activation: Tensor) -> Tensor:
-        mine = sums.setdefault(key, _Sums())
+    sums: dict[Key, _Sums]
+    weight: float
+    backward: bool = False  # a model may take derivatives itself on its way forward: they are not the loss's
+
+    def see(self, key: Key, activation: Tensor) -> Tensor:
+        mine = self.sums.setdefault(key, _Sums())
         mine.add(activation)
         if not activation.requires_grad:  # parameters do not: the graph is of activations alone, and starts here
-            roots.append(activation.detach().requires_grad_())
-            activation = roots[-1].clone()  # no leaf, for what follows may write in place
+            activation = activation.detach().requires_grad_()
+        # A copy: what follows may write in place, and derivatives that the model takes itself read what an operation kept of its result
+        activation = activation.clone()
 
         def receive(gradient: Tensor) -> None:
-            mine.gradient += weight**2 * float(gradient.double().square().sum())
+            if self.backward:
+                mine.gradient += self.weight**2 * float(gradient.double().square().sum())
 
         activation.register_hook(receive)  # also before an operation in place: it gets the gradient of the value of now
         return activation
 
-    return see
+    def gradients_of(self, loss: Tensor) -> None:
+        """Back to all leaves: those made here, and what the model itself asked gradients for, its inputs, say."""
+        leaves = _leaves(loss)
+        self.backward = True
+        if leaves:
+            torch.autograd.grad(loss, leaves, allow_unused=True)
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    """The leaves of a tensor's graph, so that a backward pass to them goes through all of it."""
+    found, seen, todo = [], set(), [value.grad_fn]
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad":
+            found.append(node.variable)
+        todo += [following for following, _ in node.next_functions]
+    return found
