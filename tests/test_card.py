@@ -347,6 +347,25 @@ def test_costs_grow_with_the_work_and_name_what_is_unknown() -> None:
     assert costs.expect(stranger, problem, known).seconds is None
 
 
+def test_the_cost_of_every_instrument_is_foreseen() -> None:
+    tools, known = [tool for tools in families().values() for tool in tools], costs.Footing(0.1, 0.01, 1e-4, 100, 0.0, 1000.0)
+    for name in ("mlp", "cnn, BatchNorm eval", "attention, tied", "dict batches, custom loss"):
+        expected = {tool.name: costs.expect(tool, make(name), known) for tool in tools}
+        assert [k for k, cost in expected.items() if not cost.seconds or not cost.bytes] == []
+
+
+def test_decompositions_and_margins_cost_more_for_wider_layers() -> None:
+    known = costs.Footing(gradient=0.0, call=0.0, vector=1.0, held=0, base=0.0, row=0.0)  # passes alone
+    (ranks,), (margins,) = choose("effective_rank"), choose("margin_geometry")
+    for width in (50, 500):
+        net = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3))
+        problem = tl.Problem(net, F.cross_entropy, vectors(12))
+        numbers = max(costs.SMALL, problem.P)
+        assert costs.expect(ranks, problem, known).seconds == pytest.approx(costs.SVD * width * (5 * 5 + 3 * 3) / numbers)
+        assert costs.expect(margins, problem, known).seconds == pytest.approx(costs.PROGRAMS * 12 * 2 * (3 * width) ** 2 / numbers)
+        assert "passes of 1 s" in costs.expect(ranks, problem, known).basis
+
+
 def test_what_is_said_of_single_instruments_is_of_some_that_there_are() -> None:
     for named in (costs.WORK, TAILORED, BY_NAME_ALONE, operators.IN_FULL):
         assert set(named) <= set(registry.instruments())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,6 +34,11 @@ SLACK = 2.5
 """Resident memory over the tensors alive: what a C library keeps of blocks that come and go by the megabyte."""
 COLUMN = 0.4
 """What each further vector takes that goes through a kept graph at once, as a share of the first product's bytes."""
+SVD, PROGRAMS = 4, 300
+"""Numbers read, in time, for each entry and each row (or column, if fewer) of a matrix that is decomposed, and for each constraint and
+pair of variables of the programs of a margin: within a factor of four for programs of 20 to 640 variables."""
+SMALL = 4096
+"""Numbers of which a pass takes hardly less time than of one."""
 ENOUGH = 0.05
 """Seconds of a gradient that can be timed well; with fewer rows than take so long, time and memory are extrapolated."""
 
@@ -195,6 +200,27 @@ def _attribution(passes: float) -> Callable[[Problem], Work]:
     return work
 
 
+def _decompositions(problem: Problem) -> Work:
+    """Singular values of every matrix in float64: as many passes over it as its shorter side, several times over."""
+    sides = [(p.numel(), min(len(p), p.numel() // len(p))) for p in problem.params.values() if p.ndim > 1]
+    largest = max((numel for numel, _ in sides), default=0)
+    return Work(1, _passes(problem, SVD * sum(numel * side for numel, side in sides)), 4 * largest / problem.P)
+
+
+def _margins(problem: Problem) -> Work:
+    """Three programs with a constraint for each row and wrong class, and a variable for each weight of the last layer."""
+    heads = [m for m in problem.model.modules() if isinstance(m, nn.Linear)]
+    if not heads:
+        return Work(1)
+    rows, weights = min(KERNEL_ROWS, problem.n) * max(1, len(heads[-1].weight) - 1), heads[-1].weight.numel()
+    return Work(3, _passes(problem, PROGRAMS * rows * weights**2), 8 * rows * weights / problem.P, calls=10)
+
+
+def _passes(problem: Problem, numbers: float) -> float:
+    """What takes as long as reading so many numbers, in passes over all parameters, which of few take as long as of `SMALL`."""
+    return numbers / max(SMALL, problem.P)
+
+
 def _certify(problem: Problem) -> Work:
     """Two trainings on half of the rows each, and evaluations at draws from the posterior; every step costs a dozen small calls."""
     defaults = inspect.signature(certify).parameters
@@ -222,6 +248,8 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "certify": _certify,
     "landscape": lambda problem: Work(0.6 * 11**2, 11**2, 3),  # losses alone, on a plane of points
     "norms": lambda problem: Work(4, 10, 2),
+    "effective_rank": _decompositions,
+    "margin_geometry": _margins,
     "equivariance": lambda problem: Work(4),  # nine evaluations
     "conv_spectrum": lambda problem: Work(1, calls=100),  # iterations through a layer on one row
     "clipped_sum": lambda problem: Work(3, 0, 2),
@@ -263,6 +291,7 @@ def expect(tool: Instrument, problem: Problem, known: Footing, memory: int | Non
     )
     basis = f"{work.gradients:.0f} gradients of {known.gradient:.2g} s"
     basis += f" and {work.calls:.0f} calls of {known.call:.2g} s" if work.calls * known.call > 0.1 * seconds else ""
+    basis += f" and {work.passes:.2g} passes of {known.vector:.2g} s" if work.passes * known.vector > 0.5 * seconds else ""
     basis += ", graphs rebuilt" if rebuilt else ""
     return Cost(seconds, round(known.held + vectors + SLACK * (2 * batch if rebuilt else whole)), basis)
 
