@@ -347,6 +347,17 @@ def test_costs_grow_with_the_work_and_name_what_is_unknown() -> None:
     assert costs.expect(stranger, problem, known).seconds is None
 
 
+def test_operators_in_half_precision_are_on_a_card_with_the_reason_why_not() -> None:
+    card = tl.measure(make("mlp", dtype=torch.bfloat16), only="hessian,ggn,jacobian,per_example_grad_norms", progress=False)
+    assert {e.instrument: e.state for e in card.entries} == {
+        "hessian": "inapplicable",
+        "ggn": "inapplicable",
+        "jacobian": "inapplicable",
+        "per_example_grad_norms": "measured",
+    }
+    assert all("Pass dtype=torch.float32" in e.why for e in card.entries if e.state == "inapplicable")
+
+
 def test_the_cost_of_every_instrument_is_foreseen() -> None:
     tools, known = [tool for tools in families().values() for tool in tools], costs.Footing(0.1, 0.01, 1e-4, 100, 0.0, 1000.0)
     for name in ("mlp", "cnn, BatchNorm eval", "attention, tied", "dict batches, custom loss"):

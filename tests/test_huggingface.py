@@ -1,71 +1,36 @@
-"""Problem.from_hf: models of `transformers` as they are, with dict batches, masked labels, tied weights and adapters.
+"""Models of `transformers` as they are: dict batches, masked labels, tied weights, experts and adapters, and every instrument on them.
 
 The extra `lm` installs what is needed; without it these tests are skipped.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
+import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from huggingface_zoo import FAMILIES, Family, InDouble, bert, classifier, gpt2, labelled, llama, mixtral, sentences, t5, tied, transformers
+from test_instruments import EVERY as EVERY_INSTRUMENT
+from test_instruments import accurate, assert_agree, takes
 from test_problem import assert_same, direction, moved, snapshot
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+import theorylab as tl
+from theorylab.core.instrument import Inapplicable, Instrument
 from theorylab.core.problem import Problem
 from theorylab.instruments.attributed import token_losses
 from theorylab.instruments.attribution import dense_influence, influence
 from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.rows import looped_grads, per_example_grad_norms, per_example_grads
 
-transformers = pytest.importorskip("transformers")
-try:
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        BertForTokenClassification,
-        GPT2Config,
-        GPT2LMHeadModel,
-        LlamaConfig,
-        LlamaForCausalLM,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-except ImportError as error:  # its own requirements may not fit together
-    pytest.skip(f"transformers does not import: {error}", allow_module_level=True)
-
-WORDS = 11
-SIZES = {"vocab_size": WORDS, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-def gpt2() -> nn.Module:
-    sizes = {"vocab_size": WORDS, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, initializer_range=0.5, loss_type="ForCausalLM"))
-
-
-def llama(**options: Any) -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=16, initializer_range=0.5, **options))
-
-
-def bert(kind: Any = BertForSequenceClassification, **options: Any) -> nn.Module:
-    return kind(BertConfig(**SIZES, max_position_embeddings=16, initializer_range=0.5, **options))
-
-
-def t5() -> nn.Module:
-    sizes = {"vocab_size": WORDS, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
-    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
-
-
-def sentences(n: int = 3, length: int = 5) -> dict[str, Tensor]:
-    """Words 1, 2, ...; the end of the second sentence is padding, whose labels are masked."""
-    words, mask = torch.randint(1, WORDS, (n, length)), torch.ones(n, length, dtype=torch.long)
-    words[1, 3:], mask[1, 3:] = 0, 0
-    return {"input_ids": words, "attention_mask": mask, "labels": words.masked_fill(mask == 0, -100)}
-
-
-def labelled(labels: Tensor) -> dict[str, Tensor]:
-    return {**sentences(len(labels)), "labels": labels}
+pytestmark = pytest.mark.usefixtures("without_torchvision")
 
 
 def seeded(model: Any, batches: Any, **options: Any) -> Problem:
@@ -81,9 +46,9 @@ def tagged() -> dict[str, Tensor]:
 
 TASKS: dict[str, tuple[Any, Any]] = {
     "causal language model, tied": (gpt2, lambda: [sentences(), sentences(2, 4)]),
-    "sequence classifier": (lambda: bert(num_labels=3), lambda: labelled(torch.arange(3))),
+    "sequence classifier": (classifier, lambda: labelled(torch.arange(3))),
     "token classifier": (
-        lambda: bert(BertForTokenClassification, num_labels=3),
+        lambda: bert(transformers.BertForTokenClassification, num_labels=3),
         tagged,
     ),
     "regression": (lambda: bert(num_labels=1), lambda: labelled(torch.randn(3))),
@@ -131,13 +96,102 @@ def test_the_model_is_left_bitwise_as_it_was(name: str) -> None:
     assert_same(model, before)
 
 
-def test_a_llama_is_right_to_the_float32_that_its_norms_compute_in() -> None:
-    problem = seeded(llama, sentences)
-    v, h = direction(problem), 3e-3
-    with torch.no_grad():
-        values = [problem.loss(moved(problem, v, k * h)) for k in (-2, -1, 1, 2)]
-    slope = (8 * (values[2] - values[1]) - (values[3] - values[0])) / (12 * h)  # error h⁴ f⁗ + 1e-7/h
-    assert float(problem.gradient() @ v) == pytest.approx(float(slope), rel=1e-3)
+@dataclass(frozen=True)
+class Plain:
+    """Derivatives of a model's mean loss and of its logits by autograd alone.
+
+    Attributes:
+        loss: Over all predicted tokens, or rows.
+        gradient, bend: First derivative, and the second along a vector (p,).
+        jacobian: Of each row's logits, classes first, (n, outputs, p).
+        curve: Second derivative of the loss in all logits.
+        slopes: Its first, (n, outputs).
+    """
+
+    loss: float
+    gradient: Tensor
+    bend: Tensor
+    jacobian: Tensor
+    curve: Tensor
+    slopes: Tensor
+
+    @property
+    def ggn(self) -> Tensor:
+        J = self.jacobian.flatten(0, 1)
+        return J.T @ self.curve @ J
+
+    @property
+    def rows(self) -> Tensor:
+        return len(self.jacobian) * torch.einsum("no,nop->np", self.slopes, self.jacobian)
+
+
+def plainly(family: Family, model: nn.Module, batch: dict[str, Tensor], v: Tensor) -> Plain:
+    net = copy.deepcopy(model).double().eval()
+    for module in net.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = module.config._experts_implementation = "eager"  # pyright: ignore
+    leaves, n = list(net.parameters()), len(batch["labels"])
+
+    def flat(value: Tensor, *, again: bool = False) -> Tensor:
+        grads = torch.autograd.grad(value, leaves, retain_graph=True, create_graph=again, allow_unused=True, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in grads])
+
+    logits, labels = net(**{k: t.double() if t.is_floating_point() else t for k, t in batch.items()}).logits, batch["labels"]
+    if family.shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    logits = logits.transpose(1, 2) if logits.ndim == 3 else logits
+
+    def risk(z: Tensor) -> Tensor:
+        return F.cross_entropy(z, labels, ignore_index=-100)
+
+    slope, head = flat(risk(logits), again=True), logits.detach()
+    return Plain(
+        float(risk(head)),
+        slope.detach(),
+        flat(slope @ v),
+        torch.stack([flat(z) for z in logits.reshape(-1)]).view(n, -1, len(v)),
+        torch.autograd.functional.hessian(risk, head).reshape(head.numel(), -1),  # pyright: ignore
+        torch.autograd.functional.jacobian(risk, head).reshape(n, -1),  # pyright: ignore
+    )
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-9 * expected.abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_kind_of_model_has_the_derivatives_of_plain_autograd(name: str) -> None:
+    family = FAMILIES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, batch = family.model(), family.batch()
+    problem = Problem.from_hf(model, batch, dtype=torch.float64)
+    assert problem.batches[0].is_pair
+    v = direction(problem)
+    with InDouble():
+        plain = plainly(family, model, batch, v)
+        assert float(problem.loss()) == pytest.approx(plain.loss, rel=1e-12)
+        assert close(problem.gradient(), plain.gradient)
+        assert close(hessian(problem) @ v, plain.bend)
+        assert close(hessian(problem, memory=0) @ v, plain.bend)  # the graph built anew
+        assert close(ggn(problem) @ v, plain.ggn @ v)
+        assert close(tl.jacobian(problem) @ v, (plain.jacobian @ v).reshape(-1))
+        assert close(per_example_grads(problem), plain.rows)
+        assert close(per_example_grad_norms(problem), plain.rows.norm(dim=1))
+        J = plain.jacobian.flatten(0, 1)
+        assert close(tl.ntk(problem), J @ J.T)
+        # and that of the references themselves: error h² f⁗ + ε/h
+        h = 1e-5
+        bend = (problem.gradient(moved(problem, v, h)) - problem.gradient(moved(problem, v, -h))) / (2 * h)
+        assert float((plain.bend - bend).norm() / bend.norm()) < 1e-6
+
+
+def test_norms_in_float32_leave_its_digits_to_a_problem_in_float64() -> None:
+    model, batch = tied(), sentences()
+    problem = Problem.from_hf(model, batch, dtype=torch.float64)
+    with InDouble():
+        exact = problem.gradient()
+    assert 1e-10 < float((problem.gradient() - exact).norm() / exact.norm()) < 1e-5
 
 
 def test_an_encoder_decoder_gets_the_inputs_that_it_makes_from_labels() -> None:
@@ -151,7 +205,7 @@ def _given(problem: Problem) -> dict[str, Any]:
 
 
 def test_hessian_and_gauss_newton_agree_where_the_logits_are_linear() -> None:
-    problem = seeded(lambda: bert(num_labels=3), lambda: labelled(torch.arange(3)), params="classifier.*")
+    problem = seeded(classifier, lambda: labelled(torch.arange(3)), params="classifier.*")
     v = direction(problem)
     assert torch.allclose(hessian(problem) @ v, ggn(problem) @ v, rtol=1e-10, atol=1e-14)
     language = seeded(gpt2, sentences)
@@ -160,7 +214,7 @@ def test_hessian_and_gauss_newton_agree_where_the_logits_are_linear() -> None:
 
 
 def test_rows_of_a_classifier() -> None:
-    problem = seeded(lambda: bert(num_labels=3), lambda: labelled(torch.arange(3)))
+    problem = seeded(classifier, lambda: labelled(torch.arange(3)))
     rows = looped_grads(problem)
     assert torch.allclose(per_example_grads(problem), rows, rtol=0, atol=1e-10)
     assert torch.allclose(per_example_grad_norms(problem), rows.norm(dim=1), rtol=1e-9)
@@ -216,16 +270,98 @@ def test_tokens_of_a_causal_language_model_are_attributed() -> None:
 
 
 def test_a_loss_of_its_own_is_measured_as_a_whole() -> None:
-    class Weighted(BertForSequenceClassification):
+    class Weighted(transformers.BertForSequenceClassification):
         def forward(self, *args: Any, **inputs: Any) -> Any:
             out = super().forward(*args, **inputs)
             out.loss = 2 * out.loss if out.loss is not None else None
             return out
 
     problem = seeded(lambda: bert(Weighted, num_labels=3), lambda: labelled(torch.arange(3)))
-    plain = seeded(lambda: bert(num_labels=3), lambda: labelled(torch.arange(3)))
+    plain = seeded(classifier, lambda: labelled(torch.arange(3)))
     assert not problem.batches[0].is_pair
     assert float(problem.loss()) == pytest.approx(2 * float(plain.loss()), rel=1e-6)
+
+
+def own_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+@functools.cache
+def measured(name: str) -> Problem:
+    """A padded language model, a classifier, and a language model by a loss of the form loss(model, batch), of rows of one length."""
+    if name == "classifier":
+        return seeded(classifier, lambda: labelled(torch.arange(4) % 3))
+    if name == "language model":
+        return seeded(tied, sentences)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Problem(gpt2(), own_loss, {k: t[2:] for k, t in sentences(5).items()}, dtype=torch.float64)
+
+
+def configuration(model: nn.Module) -> str:
+    return json.dumps([{k: repr(v) for k, v in vars(m.config).items()} for m in model.modules() if hasattr(m, "config")])  # pyright: ignore
+
+
+@EVERY_INSTRUMENT
+@pytest.mark.parametrize("name", ["language model", "classifier", "loss(model, batch)"])
+def test_every_instrument_agrees_with_its_oracle_and_leaves_the_model_alone(tool: Instrument, name: str) -> None:
+    problem = measured(name)
+    before, settings = snapshot(problem.model), configuration(problem.model)
+    if takes(tool, problem):
+        with InDouble():
+            found = tool.measure(problem, **accurate(tool))
+            if not tool.trains:  # what rounding does to training is left to the instrument's own tests
+                assert_agree(found, tool.oracle(problem), 1e-9)
+    assert_same(problem.model, before)
+    assert configuration(problem.model) == settings
+
+
+@pytest.mark.parametrize("name", ["Llama, tied", "Mixtral", "BERT"])
+def test_low_precision_gives_finite_numbers_or_reasons(name: str) -> None:
+    family, only = FAMILIES[name], "hessian,ggn,sharpness,signal_profile,clipped_sum,per_example_grad_norms,kernel_spectrum"
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, batch = family.model().to(dtype), family.batch()
+        card = tl.measure(Problem.from_hf(model, batch), only=only, progress=False)
+        assert {e.instrument: e.why for e in card.entries if e.state == "failed"} == {}
+        assert all(math.isfinite(r.value) for r in card.readings)
+
+
+def test_a_configuration_is_left_as_it_was_also_where_a_forward_pass_writes_into_it() -> None:
+    model, batch = classifier(), labelled(torch.arange(3))
+    settings = configuration(model)
+    assert model.config.problem_type is None  # pyright: ignore
+    for problem in (Problem.from_hf(model, batch), Problem(model, own_loss, batch)):
+        problem.gradient()
+        assert configuration(model) == settings
+    own_loss(model, batch)  # by itself the model notes what its labels are
+    assert configuration(model) != settings
+
+
+def test_experts_run_one_by_one_and_are_chosen_again() -> None:
+    """The grouped product of experts has no double precision, and rounds to fewer digits than its dtype where it is fused."""
+    model, batch = mixtral(), sentences()
+    assert model.config._experts_implementation == "grouped_mm"  # pyright: ignore
+    single = Problem.from_hf(model, batch)
+    double = single.to(dtype=torch.float64)
+    assert torch.allclose(single.gradient().double(), double.gradient(), rtol=0, atol=1e-5 * float(double.gradient().abs().max()))
+    assert model.config._experts_implementation == "grouped_mm"  # pyright: ignore
+
+
+def test_a_loss_that_hides_the_logits_is_pointed_to_from_hf() -> None:
+    model, batch = tied(), sentences()
+    hidden = Problem(model, own_loss, batch, dtype=torch.float64)
+    for measure in (ggn, per_example_grads):  # the one needs the logits, the other each row's share of the tokens
+        with pytest.raises(Inapplicable, match=r"Problem\.from_hf\(model, batches\)"):
+            measure(hidden)
+        assert measure(Problem.from_hf(model, batch, dtype=torch.float64)) is not None
+
+
+def test_norms_of_layers_are_refused_before_a_normalization_of_another_package() -> None:
+    problem = seeded(tied, sentences, params="*_proj.weight")
+    with pytest.raises(Inapplicable, match="input_layernorm is a LlamaRMSNorm"):
+        tl.norms(problem)
 
 
 def checkpointed() -> nn.Module:

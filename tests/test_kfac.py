@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -199,6 +201,33 @@ class TimeFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x.transpose(0, 1)).tanh().mean(0)
+
+
+class Normed(nn.Module):
+    """Blocks with a name for each layer, as transformers have."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        names = {"up_proj": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "down_proj": nn.Linear(4, 4)}
+        self.blocks = nn.ModuleList(nn.ModuleDict(copy.deepcopy(names)) for _ in range(blocks))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            assert isinstance(block, nn.ModuleDict)
+            x = x + block["down_proj"](block["norm"](block["up_proj"](x)).tanh())
+        return self.head(x)
+
+
+def test_a_refusal_names_a_few_and_says_what_to_select() -> None:
+    problem = problem_of(Normed(4), F.mse_loss, (5, 4), "like outputs")
+    with pytest.raises(Inapplicable, match=r"and 3 more\. Leave these out: params=") as caught:
+        kfac(problem)
+    chosen = ast.literal_eval(str(caught.value).partition("params=")[2].removesuffix("."))
+    assert chosen == [*(f"*.{k}.{p}" for k in ("up_proj", "down_proj") for p in ("weight", "bias")), "head.weight", "head.bias"]
+    assert kfac(problem.only(chosen)).shape == (4 * 40 + 15, 4 * 40 + 15)
+    with pytest.raises(Inapplicable, match="It has no other selected parameters"):
+        kfac(problem.only("*norm*"))
 
 
 def test_unsupported_parameters_are_refused_by_name() -> None:

@@ -109,6 +109,30 @@ def vectors(n: int, d: int) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(1))
 
 
+class Positions(nn.Module):
+    """Adds a row of a table to every token, by numbers that all rows of the batch share in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.head = nn.Embedding(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.place(torch.arange(x.shape[1]).expand(len(x), -1))).tanh().mean(1))
+
+
+def test_numbers_of_positions_may_be_expanded_over_the_rows() -> None:
+    """PyTorch warns, once a process, of a search for numbers that are not contiguous."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        problem = Problem(Positions(), F.cross_entropy, (torch.randn(5, 4, 3), torch.arange(5) % 2), dtype=torch.float64)
+    torch.set_warn_always(True)
+    try:
+        found = ntk(problem)
+    finally:
+        torch.set_warn_always(False)
+    assert torch.allclose(found, dense_ntk(problem), rtol=1e-10, atol=1e-12)
+
+
 def test_convolutions_of_every_kind_are_read_from_their_structure() -> None:
     problem = problem_of(Convolutions, vectors(6, 36))
     assert not by_rows(problem)

@@ -15,6 +15,7 @@ from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import hessian
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("without_torchvision")
 
 
 def folder(package: str) -> Path:

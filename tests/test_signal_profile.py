@@ -67,6 +67,9 @@ def test_what_is_overwritten_later_was_measured_before() -> None:
     assert plain.names == ("first", "norm", "act", "second", "act#2", "head") == inplace.names
     for a, b in ((plain.length, inplace.length), (plain.gradient, inplace.gradient), (plain.correlation, inplace.correlation)):
         assert torch.allclose(a, b, rtol=1e-12)  # type: ignore[arg-type]
+    expected = slow_signal_profile(seeded(lambda: InPlace(True), train=True))
+    assert torch.allclose(expected.length, inplace.length, rtol=1e-12)
+    assert torch.allclose(expected.gradient, inplace.gradient, rtol=1e-12)
 
 
 def test_buffers_hooks_and_gradients_are_left_alone_also_by_an_error() -> None:

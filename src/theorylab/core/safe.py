@@ -92,19 +92,29 @@ def math_attention() -> Iterator[None]:
         choose(*kept)
 
 
+_TWICE_DIFFERENTIABLE = {"_attn_implementation": ("eager", "sdpa", None), "_experts_implementation": ("eager", "batched_mm", None)}
+"""By the attribute of a configuration of `transformers` that names a kernel, of attention and of mixtures of experts, those kept here."""
+
+
 @contextmanager
-def _differentiable_attention(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Models of `transformers` choose the attention by name: another than PyTorch's own is run eagerly, and chosen again afterwards."""
+def _configured(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Models of `transformers` choose kernels by name: others than PyTorch's own run eagerly. Their configurations are restored.
+
+    Also from what a forward pass sets there: a classifier notes the kind of its labels.
+    """
     configs: dict[int, Any] = {id(c): c for m in modules if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
-    chosen = [(c, c._attn_implementation) for c in configs.values()]  # a part's config comes after, and is restored after, the whole's
-    foreign = [c for c, name in chosen if name not in ("eager", "sdpa", None)]
+    configs |= {id(part): part for c in configs.values() for part in vars(c).values() if hasattr(part, "_attn_implementation")}
+    held = [(vars(c), dict(vars(c))) for c in configs.values()]
     try:
-        for c in foreign:
-            c._attn_implementation = "eager"
+        for c in configs.values():
+            for kind, names in _TWICE_DIFFERENTIABLE.items():
+                if getattr(c, kind, None) not in names:
+                    setattr(c, kind, "eager")
         yield
     finally:
-        for c, name in chosen if foreign else ():
-            c._attn_implementation = name
+        for now, before in held:
+            now.clear()
+            now.update(before)
 
 
 class _ExactWeightNorm(TorchFunctionMode):
@@ -169,7 +179,7 @@ def _eager() -> Iterator[None]:
 def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> Iterator[None]:
     """Evaluate ``model`` with twice differentiable kernels and frozen random numbers; restore everything afterwards.
 
-    Inside, attention runs the math kernel (or eagerly, where a model brings another package's), the fast path of
+    Inside, attention runs the math kernel, attention and mixtures of experts of other packages run eagerly, the fast path of
     `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off where `needs_plain_kernels`, nothing is compiled or
     checkpointed, weight normalization is not fused, gradients of embeddings are dense, all modules are in training or evaluation mode as
     ``train`` says, gradients are enabled, and the random number generators are forked and seeded. All of it is undone on leaving, also by
@@ -185,7 +195,7 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
         torch.enable_grad(),
         kernels(plain=needs_plain_kernels(modules, train), device=device),
         math_attention(),
-        _differentiable_attention(modules),
+        _configured(modules),
         _ExactWeightNorm() if _has_weight_norm(modules) else nullcontext(),
         _without_recomputation(),
         _eager(),

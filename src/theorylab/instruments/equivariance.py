@@ -28,7 +28,7 @@ def not_one_tensor(problem: Problem) -> str | None:
         x = batch.content[0]
         if not isinstance(x, Tensor) or x.ndim < 2:
             got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            return f"the inputs must be one tensor (n, ...) with something to move in a row, got {got}. Wrap the model."
+            return f"the inputs must be one tensor (n, ...) with something to move in a row, got {got}. Wrap the model to take that alone."
     return None
 
 

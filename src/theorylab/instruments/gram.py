@@ -41,7 +41,7 @@ def _compact(a: Lookup, b: Lookup) -> tuple[Lookup, Lookup]:
     def renumber(part: Lookup) -> Lookup:
         if not len(met):
             return replace(part, index=torch.full_like(part.index, -1), lead=0)
-        at = torch.searchsorted(met, part.index).clamp(max=len(met) - 1)
+        at = torch.searchsorted(met, part.index.contiguous()).clamp(max=len(met) - 1)
         return replace(part, index=torch.where(met[at] == part.index, at, -1), lead=len(met))
 
     first = renumber(a)

@@ -16,6 +16,8 @@ from theorylab.core.problem import Problem
 CHAIN = (nn.Linear, _ConvNd, _BatchNorm)
 SCALE_FREE = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 """Layers whose output does not change when the layer before them is multiplied by a number."""
+NAMED_SO = ("LayerNorm", "RMSNorm")
+"""How the names of such layers end that other packages bring."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def is_no_chain(problem: Problem) -> str | None:
     if problem.train and any(isinstance(m, _BatchNorm) for m in problem.model.modules()):
         return "BatchNorm in training mode makes the weights before it scale-free, so that their norms say nothing. Use train=False."
     for name, module in problem.model.named_modules():
-        if isinstance(module, SCALE_FREE):
+        if isinstance(module, SCALE_FREE) or type(module).__name__.endswith(NAMED_SO):
             return (
                 f"{name} is a {type(module).__name__}: the layer before it can be multiplied by any number without changing the network, "
                 "so that its norm says nothing. Measure nets without it, or fold it."

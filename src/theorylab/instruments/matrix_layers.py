@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from theorylab.instruments.uses import Use
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SUPPORTED = (nn.Linear, *CONVOLUTIONS)
+FEW = 5
+"""Parameters that a refusal names."""
 ROWS_FIRST = "The first axis of every layer's input must be that of the rows (batch_first=True)."
 
 
@@ -61,7 +64,7 @@ def unsupported(problem: Problem) -> str | None:
     for name, module in problem.model.named_modules():
         for k, p in module.named_parameters(recurse=False):
             owners.setdefault(id(p), []).append((f"{name}.{k}" if name else k, module))
-    reasons = []
+    reasons, fine = [], []
     for names_and_modules in owners.values():
         names = [name for name, _ in names_and_modules]
         if not any(name in problem.params for name in names):
@@ -75,11 +78,24 @@ def unsupported(problem: Problem) -> str | None:
             reasons.append(f"{names[0]} (of {type(module).__name__})")
         elif getattr(module, "groups", 1) > 1:
             reasons.append(f"{names[0]} (of a convolution in {module.groups} groups)")
+        else:
+            fine.append(names[0])
     if not reasons:
         return None
-    return (
-        f"it supports weights and biases of Linear and Conv layers, used once, and not {', '.join(reasons)}. Leave these out with params=."
-    )
+    more = f" and {len(reasons) - FEW} more" if len(reasons) > FEW else ""
+    what = f"it supports weights and biases of Linear and Conv layers, used once, and not {', '.join(reasons[:FEW])}{more}."
+    return f"{what} Leave these out: params={_globs(problem, fine)}." if fine else f"{what} It has no other selected parameters."
+
+
+def _globs(problem: Problem, names: list[str]) -> list[str]:
+    """What selects these parameters of the model and no others: globs where the same layer is there several times, else names."""
+    others = {k for k, _ in problem.model.named_parameters(remove_duplicate=False)} - set(names)
+    found = []
+    for name in names:
+        glob = "*." + ".".join(name.split(".")[-2:])
+        repeated = sum(fnmatchcase(k, glob) for k in names) > 1
+        found.append(glob if repeated and not any(fnmatchcase(k, glob) for k in others) else name)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from theorylab.core.batches import tensors_of
+from theorylab.core.huggingface import own_loss
 from theorylab.core.problem import Problem
 from theorylab.core.safe import BATCH_COUPLED
 
@@ -12,10 +15,21 @@ from theorylab.core.safe import BATCH_COUPLED
 def hides_outputs(problem: Problem) -> str | None:
     """A loss of the form loss(model, batch) does not show the model's outputs; of several outputs it is not known which count."""
     if not problem.batches[0].is_pair:
-        return "the loss has the form loss(model, batch), which hides the model's outputs. Give batches as pairs (x, y)."
+        advice = with_labels(problem) or "Give batches as pairs (x, y)."
+        return f"the loss has the form loss(model, batch), which hides the model's outputs. {advice}"
     if problem.output_type is None or issubclass(problem.output_type, torch.Tensor):
         return None
     return f"the model returns a {problem.output_type.__name__}, not one tensor. Give read=, what of it the loss and the instruments see."
+
+
+def with_labels(problem: Problem) -> str:
+    """What shows outputs and rows where the data are a dict with labels and the model is of `transformers`; "" for others."""
+    content, config = problem.batches[0].content, getattr(problem.model, "config", None)
+    if not (isinstance(content, Mapping) and "labels" in content and hasattr(config, "_attn_implementation")):
+        return ""
+    if problem.criterion is own_loss:  # by from_hf, to which the model's loss is none of the usual ones
+        return "Give pairs (inputs, labels), a loss of the logits, and read=lambda outputs: outputs.logits."
+    return "Make the problem by Problem.from_hf(model, batches), which sees the logits and each row's share of the labels."
 
 
 def couples_rows(problem: Problem) -> str | None:

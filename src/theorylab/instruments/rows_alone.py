@@ -15,6 +15,7 @@ from theorylab.core.batches import Batch, map_tensors, rows_of, tensors_of
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem, finite, flat_gradient
 from theorylab.instruments.output_hessian import known_loss
+from theorylab.instruments.refusals import with_labels
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -133,8 +134,8 @@ def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
     apart = alone(problem, batch, [], every)[0].mean()
     if not close(apart, whole):
         raise Inapplicable(
-            f"rows depend on each other: the batch has the loss {whole:.6g}, its rows one by one {apart:.6g} on average. Give a model that "
-            "treats every row by itself, and a loss that is the mean over rows."
+            f"rows depend on each other: the batch has the loss {whole:.6g}, its rows one by one {apart:.6g} on average. "
+            + (with_labels(problem) or "Give a model that treats every row by itself, and a loss that is the mean over rows.")
         )
     return alone
 

@@ -216,7 +216,7 @@ def slow_signal_profile(problem: Problem, *, modules: str | Sequence[str] | None
     gradients: dict[Key, float] = {}
 
     def keep(key: Key, activation: Tensor) -> Tensor:
-        kept.setdefault(key, []).extend(activation.detach().double().reshape(len(activation), -1))
+        kept.setdefault(key, []).extend(activation.detach().double().reshape(len(activation), -1).clone())  # what follows may overwrite it
         return activation
 
     with problem.safe():

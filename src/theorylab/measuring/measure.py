@@ -21,6 +21,7 @@ from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
 from theorylab.core.record import Provenance, machine, source_digest, versions
 from theorylab.instruments.preflight import preflight
+from theorylab.instruments.refusals import too_few_digits
 from theorylab.measuring import costs, operators
 from theorylab.measuring.families import choose
 from theorylab.measuring.progress import Watch
@@ -182,6 +183,8 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
 
     def operator(A: Operator) -> Shown:
         nonlocal drawn
+        if (reason := too_few_digits(problem)) is not None:  # products have them; what a card says of an operator has not
+            raise Inapplicable(reason)
         drawn = True
         vectors = costs.free_vectors(problem) if room is None else room.vectors
         return operators.of_operator(tool.name, A, seed=seed, vectors=vectors, one_by_one=room is not None)
