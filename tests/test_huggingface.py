@@ -288,14 +288,19 @@ def own_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 @functools.cache
 def measured(name: str) -> Problem:
-    """A padded language model, a classifier, and a language model by a loss of the form loss(model, batch), of rows of one length."""
-    if name == "classifier":
-        return seeded(classifier, lambda: labelled(torch.arange(4) % 3))
+    """A padded language model, a classifier, and a language model by a loss of the form loss(model, batch), of rows of one length.
+
+    Of the latter two a block: oracles take as many backward passes as there are parameters.
+    """
     if name == "language model":
         return seeded(tied, sentences)
+    if name == "classifier":
+        block = ["*.query.*", "*.output.dense.weight", "*.LayerNorm.*", "classifier.*"]
+        return seeded(classifier, lambda: labelled(torch.arange(4) % 3), params=block)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Problem(gpt2(), own_loss, {k: t[2:] for k, t in sentences(5).items()}, dtype=torch.float64)
+        batch = {k: t[2:] for k, t in sentences(5).items()}
+        return Problem(gpt2(), own_loss, batch, dtype=torch.float64, params=["*.ln_*", "*.attn.*"])
 
 
 def configuration(model: nn.Module) -> str:
@@ -376,6 +381,7 @@ def checkpointed() -> nn.Module:
     ("build", "error", "message"),
     [
         (lambda: Problem.from_hf(gpt2(), {"input_ids": torch.ones(2, 3, dtype=torch.long)}), ValueError, "must hold a tensor 'labels'"),
+        (lambda: Problem.from_hf(classifier(), {"input_ids": torch.ones(2, 3), "labels": [0, 1]}), ValueError, "got 'labels' of type list"),
         (lambda: Problem.from_hf(gpt2(), []), ValueError, "at least one batch"),
         (lambda: Problem.from_hf(gpt2(), [torch.ones(2, 3)]), TypeError, "must be a dict of tensors, got Tensor"),
         (lambda: Problem.from_hf(gpt2(), 3), TypeError, "list of dicts or a DataLoader"),
@@ -390,3 +396,12 @@ def checkpointed() -> nn.Module:
 def test_wrong_input_is_refused(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("labels", [torch.arange(4), torch.arange(3.0), torch.arange(3) + 2])  # too many, of another task, and too large
+def test_labels_that_the_model_does_not_take_are_told_with_the_batch(labels: Tensor) -> None:
+    with pytest.raises((ValueError, IndexError)) as caught:
+        Problem.from_hf(classifier(), {**sentences(), "labels": labels})
+    (note,) = caught.value.__notes__
+    assert note.startswith("Raised by model(**batch) when first evaluated, on a batch of int64 (3, 5), int64 (3, 5), ")
+    assert "classes are whole numbers from 0 to num_labels − 1" in note

@@ -125,7 +125,7 @@ def test_all_kinds_of_objects_are_measured_as_the_same_problem(name: str, folder
         ("mine.py:infinite", "the loss must be finite to be measured, got inf"),
         (
             "mine.py:two_outputs",
-            "raised TypeError: cross_entropy_loss(): argument 'input' (position 1) must be Tensor, not tuple Raised by loss(outputs, y)",
+            "raised TypeError: cross_entropy_loss(): argument 'input' (position 1) must be Tensor, not tuple. Raised by loss(outputs, y)",
         ),
         ("mine.py:two_outputs", "read=lambda outputs: outputs[0]."),
         ("mine.py:problem --with curvatur", "no family of instruments is called 'curvatur'; did you mean 'curvature'? Families: "),

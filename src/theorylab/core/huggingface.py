@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from theorylab.core.batches import map_tensors
+from theorylab.core.batches import Batch, map_tensors
+from theorylab.core.loss_form import naming
 from theorylab.core.safe import safe
 
+TAKES = "Check that labels are what its own loss takes (classes are whole numbers from 0 to num_labels − 1), and that rows come first."
+"""What to look at where a model raises on a batch."""
 IGNORED = -100
 """The label of a token that is not predicted."""
 
@@ -94,9 +97,10 @@ def split_batches(model: Any, batches: Any) -> list[tuple[dict[str, Any], Tensor
         if not isinstance(item, Mapping):
             raise TypeError(f"every batch must be a dict of tensors, got {type(item).__name__}: use a tokenizer's collator.")
         if not isinstance(item.get("labels"), Tensor):
+            got = f"'labels' of type {type(item['labels']).__name__}" if "labels" in item else ", ".join(map(str, item))
             raise ValueError(
-                f"every batch must hold a tensor 'labels', got {', '.join(map(str, item))}. For a causal language model they are the "
-                f"input_ids, with {IGNORED} where nothing is predicted."
+                f"every batch must hold a tensor 'labels', got {got}. For a causal language model they are the input_ids, with {IGNORED} "
+                "where nothing is predicted."
             )
         inputs = {k: v for k, v in item.items() if k != "labels"}
         if getattr(core.config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
@@ -107,8 +111,10 @@ def split_batches(model: Any, batches: Any) -> list[tuple[dict[str, Any], Tensor
 
 def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.device) -> Way | None:
     """The way in `WAYS` whose value and derivative in the logits are those of the model's own loss on one batch; None where none is."""
+    dtype = next(model.parameters()).dtype
     with safe(model, train=False, seed=0, device=device):
-        out = model(**inputs, labels=labels)
+        with naming(Batch({**inputs, "labels": labels}, len(labels) if labels.ndim else 1), dtype, "model(**batch)", TAKES):
+            out = model(**inputs, labels=labels)
         (slope,) = torch.autograd.grad(out.loss, [out.logits]) if out.loss.requires_grad else (None,)
         loss, logits = out.loss.detach(), out.logits.detach().requires_grad_()
         for way in WAYS.values():

@@ -94,7 +94,7 @@ def _last_line(error: BaseException) -> str:
     """The error's kind and message, and what was noted beside it, in one line without a full stop."""
     kind, message = type(error).__name__, str(error.msg if isinstance(error, SyntaxError) else error)
     text = [f"{kind}: {message}" if message else kind, *getattr(error, "__notes__", [])]
-    return " ".join(" ".join(text).split()).removesuffix(".")
+    return ". ".join(" ".join(part.split()).removesuffix(".") for part in text)
 
 
 def _where(path: Path, error: BaseException) -> str:
