@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: xdist runs one worker a core
@@ -18,15 +16,6 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["THEORYLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def without_torchvision() -> Iterator[None]:
-    """For models of `transformers`, which need no torchvision, and cannot be imported beside one of another version than torch's."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "torchvision" not in sys.modules:
-            patch.setitem(sys.modules, "torchvision", None)
-        yield
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
-"""Models of `transformers`, a few hundred random weights each, with batches that they take; skipped where the extra `lm` is missing.
-
-Importing this module imports no model yet, which the fixture ``without_torchvision`` is for.
-"""
+"""Models of `transformers`, a few hundred random weights each, with batches that they take; skipped where the extra `lm` is missing."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-transformers = pytest.importorskip("transformers", exc_type=ImportError)  # its own requirements may not fit together
+with pytest.MonkeyPatch.context() as patch:
+    # These models need no torchvision. One of another version than torch's stops every import of a model; what is not there does not, and
+    # is looked for here, once a process.
+    patch.setitem(sys.modules, "torchvision", None)
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)  # its own requirements may not fit together
 
 WORDS = 7
 SIZES = {"vocab_size": WORDS, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -15,7 +15,22 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_zoo import FAMILIES, Family, InDouble, bert, classifier, gpt2, labelled, llama, mixtral, sentences, t5, tied, transformers
+from huggingface_zoo import (
+    FAMILIES,
+    SIZES,
+    Family,
+    InDouble,
+    bert,
+    classifier,
+    gpt2,
+    labelled,
+    llama,
+    mixtral,
+    sentences,
+    t5,
+    tied,
+    transformers,
+)
 from test_instruments import EVERY as EVERY_INSTRUMENT
 from test_instruments import accurate, assert_agree, takes
 from test_problem import assert_same, direction, moved, snapshot
@@ -29,8 +44,6 @@ from theorylab.instruments.attributed import token_losses
 from theorylab.instruments.attribution import dense_influence, influence
 from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.rows import looped_grads, per_example_grad_norms, per_example_grads
-
-pytestmark = pytest.mark.usefixtures("without_torchvision")
 
 
 def seeded(model: Any, batches: Any, **options: Any) -> Problem:
@@ -244,7 +257,7 @@ def test_only_the_adapter_of_a_peft_model_is_measured() -> None:
             adapted = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
         problem = Problem.from_hf(adapted, sentences())
     assert set(problem.params) == {n for n, p in adapted.named_parameters() if "lora" in n}
-    assert problem.P == 2 * 8 + 8 * 2
+    assert 2 * 2 * SIZES["hidden_size"] == problem.P
     own = adapted(**sentences()).loss
     assert torch.isfinite(own)
     assert float(problem.gradient().norm()) > 0

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_zoo import transformers
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import hessian
-
-transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.usefixtures("without_torchvision")
 
 
 def folder(package: str) -> Path:
