@@ -16,6 +16,7 @@ from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.core.reading import Reading
 from theorylab.instruments.bounds import test_bound
+from theorylab.instruments.certify import certify
 from theorylab.instruments.predictions import scores_and_classes, signed_margins
 from theorylab.stats.binomial import bernoulli_kl, clopper_pearson, kl_inverse, mean_upper_bound
 
@@ -135,3 +136,10 @@ def test_a_bound_itemizes_delta_and_names_its_assumptions() -> None:
         test_bound(coin_problem(torch.tensor([1, -1])), 5)
     with pytest.raises(ValueError, match="n, the number of test rows"):
         test_bound(5)
+
+
+def test_a_certificate_is_refused_in_half_precision_where_its_steps_would_round_to_none() -> None:
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    problem = Problem(torch.nn.Linear(4, 3), torch.nn.functional.cross_entropy, (x, y), dtype=torch.bfloat16)
+    with pytest.raises(Inapplicable, match=r"Pass dtype=torch\.float32"):
+        certify(problem)

@@ -18,7 +18,7 @@ from theorylab.core.seeds import derived_seed
 from theorylab.core.source import Source
 from theorylab.instruments.bounds import INDEPENDENT, Bound, test_bound
 from theorylab.instruments.predictions import as_classification, not_classification, row_errors
-from theorylab.instruments.refusals import couples_rows, hides_outputs
+from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
 from theorylab.instruments.rows_apart import fresh_start, in_one_batch, split_rows, take_rows
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.pac_bayes import CATONI_BETS, Gaussian, Kind, differentiable_bound, fit_gaussian, pac_bayes_bound
@@ -70,7 +70,7 @@ class Training:
 
 
 def _unsuited(problem: Problem) -> str | None:
-    reason = hides_outputs(problem) or couples_rows(problem)
+    reason = hides_outputs(problem) or couples_rows(problem) or too_few_digits(problem)  # its steps would round to none
     if reason is not None:
         return reason
     if problem.train and any(isinstance(m, nn.modules.dropout._DropoutNd) for m in problem.model.modules()):
@@ -236,7 +236,8 @@ def certify(
         The certificate. For a split prior a test-set bound is beside it: of the prior's centre, on the bound's rows.
 
     Raises:
-        Inapplicable: no rows of their own (BatchNorm in training mode), dropout, no classes, or no initialization free of the data.
+        Inapplicable: no rows of their own (BatchNorm in training mode), dropout, half precision, no classes, or no initialization free of
+            the data.
         ValueError: rows that serve both prior and bound, a loss without ``clamp``, or an argument out of its range.
         FloatingPointError: training diverged.
 
