@@ -47,13 +47,25 @@ Adversary = Callable[[Tensor, int], Tensor]
 """(weights (replica, expert), round) → losses (replica, expert) in [0, 1]; it may look at the weights."""
 
 
+BLOCK = 100
+"""Rounds whose coins are flipped at once: fewer calls than one a round, and less memory than all."""
+
+
 def coin_flips(config: OnlineConfig, bias: float) -> Adversary:
-    """Losses 0 or 1 by independent coins; the first expert's coin is better by ``bias``."""
-    shape = (config.rounds, config.experts)
-    draws = torch.stack([torch.rand(shape, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in config.replica_seeds])
+    """Losses 0 or 1 by independent coins; the first expert's coin is better by ``bias``. To be called round by round, from 0."""
+    generators = [torch.Generator().manual_seed(s) for s in config.replica_seeds]
     chance = torch.full((config.experts,), 0.5, dtype=torch.float64)
     chance[0] -= bias
-    return lambda weights, t: (draws[:, t] < chance).to(weights)
+    flips = torch.empty(0)
+
+    def losses(weights: Tensor, t: int) -> Tensor:
+        nonlocal flips
+        if t % BLOCK == 0:
+            draws = [torch.rand(BLOCK, config.experts, generator=g, dtype=torch.float64) < chance for g in generators]
+            flips = torch.stack(draws)  # (replica, round, expert)
+        return flips[:, t % BLOCK].to(weights)
+
+    return losses
 
 
 def drifting(config: OnlineConfig) -> Adversary:

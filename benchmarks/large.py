@@ -1,0 +1,218 @@
+"""What every study needs at the large scale, and whether it works there: ``python -m benchmarks.large [GLOB ...]``.
+
+Each study runs in a process of its own, on one thread, within a limit of processor seconds and of memory. Where its cost is in replicas and
+durations (steps, epochs) that `PARTS` names, it first runs with few of the ones and the others cut, everything else, widths, rows, data
+and depths, being those of the scale; then once more for every group of durations, with that group doubled. The cost of the whole is taken
+as affine in each group and proportional to the replicas, which is too much for a population trained at once. Then it is run whole, if that
+is expected to stay within the limit. Verdicts are those of whole runs; those of a part mean nothing.
+
+Rows of studies that are not asked for stay as they were in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+GIB = 2**30
+Settings = dict[str, Any]
+
+PARTS: dict[str, tuple[Settings, ...]] = {
+    "convolution/equivariance": ({}, {"steps": 30}),
+    "convolution/mnist1d": ({"seeds": 8}, {"steps": 100}),
+    "convolution/separation": ({"seeds": 1},),
+    "generalization/bounds": ({"seeds": 2}, {"epochs": 4}),
+    "generalization/capacity": ({"seeds": 1},),
+    "generalization/grokking": ({"seeds": 1}, {"steps": 200, "closely": 10}),
+    "generalization/interpolation": ({"seeds": 2}, {"steps": 40}),
+    "generalization/kernels": ({"seeds": 1, "networks": 1}, {"steps": (1, 10, 100)}),
+    "generalization/measures": ({"seeds": 2}, {"epochs": 10}),
+    "generalization/memorization": ({"seeds": 2}, {"steps": 10}),
+    "implicit_bias/diagonal": ({}, {"flow_steps": 100, "rich_steps": 1000, "noise_steps": 1000}),
+    "implicit_bias/lazy": ({}, {"steps": 20}),
+    "implicit_bias/margins": ({}, {"steps": 4000}),
+    "implicit_bias/matrix": ({"seeds": 8}, {"steps": 1000}, {"complete_steps": 100}),
+    "implicit_bias/mirror": ({}, {"steps": 1000}),
+    "implicit_bias/tensor": ({"seeds": 2}, {"steps": 20}),
+    "normalization/depth": ({"seeds": 4, "plain": 16, "curve": 2},),
+    "normalization/equilibrium": ({"seeds": 8, "pairs": 16}, {"periods": 2.0, "pairs_periods": 6.0}),
+    "normalization/exp_lr": ({}, {"steps": 10}),
+    "normalization/inference": ({}, {"batches": 10}),
+    "normalization/invariance": ({}, {"steps": 20}),
+    "normalization/transformer": ({"seeds": 2},),
+    "optimization/edge_of_stability": ({"seeds": 1}, {"steps": 10, "momentum_steps": 10}, {"measurements": 2}),
+    "optimizers/adaptive": ({}, {"stream": 3000, "steps": 3000}),
+    "optimizers/edges": ({"seeds": 1}, {"steps": 20}, {"measurements": 2}),
+    "optimizers/mup": ({"seeds": 1}, {"steps": 5}),
+}
+"""Of the studies that are long at this scale: the counts of replicas that a part takes, and groups of durations as it cuts them."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run: processor seconds and peak bytes of its processes, imports included; verdicts by role; what went wrong, or nothing."""
+
+    seconds: float
+    peak: int
+    verdicts: dict[str, dict[str, int]]
+    error: str
+
+
+def over(seconds: float) -> str:
+    """What is said of a run that was stopped."""
+    return f"more than {seconds:.0f} processor seconds"
+
+
+def text(value: Any) -> str:
+    """A setting as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path) -> Ran:
+    """One study with these settings, within processor seconds and GiB of data; its record is left under ``runs``."""
+    from theorylab.core.record import folder_of, load, save
+    from theorylab.core.scale import Scale
+    from theorylab.core.study import find_studies, load_study
+    from theorylab.runners.job import prepare, run_job
+
+    job = prepare(find_studies()[0][key], Scale.LARGE, replace(load_study(key).scales[Scale.LARGE], **settings))
+    folder = folder_of(runs, job.provenance)
+    (folder / "record.json").unlink(missing_ok=True)
+    child = os.fork()  # the modules are imported once, and what a study leaves behind goes with its process
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds)))
+            resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB),) * 2)
+            save(run_job(job, lambda stage: print(f"{key}: {stage}", file=sys.stderr, flush=True)), runs)
+        finally:
+            os._exit(0)
+    status, used = os.wait4(child, 0)[1:]
+    spent, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    if not (folder / "record.json").exists():
+        return Ran(spent, peak, {}, over(seconds) if spent > 0.99 * seconds else f"it ended without a record (status {status})")
+    record = load(folder, series=False)
+    found = {role: Counter(str(f.verdict) for f in record.findings if f.role == role) for role in ("claim", "control")}
+    return Ran(spent, peak, {role: dict(count) for role, count in found.items()}, record.error.strip())
+
+
+def ratio(whole: Any, part: Any) -> float:
+    """How many times as long the whole is; of several durations, by the longest."""
+    return max(whole) / max(part) if isinstance(part, tuple) else whole / part
+
+
+def doubled(group: Settings) -> Settings:
+    """All of a group twice as long."""
+    return {name: tuple(2 * v for v in value) if isinstance(value, tuple) else 2 * value for name, value in group.items()}
+
+
+def expected(whole: Settings, base: Ran, longer: list[Ran], groups: tuple[Settings, ...]) -> float:
+    """Processor seconds of the whole."""
+
+    def share(group: Settings) -> float:
+        return max((ratio(whole[name], value) for name, value in group.items()), default=1.0)
+
+    replicas, *durations = groups
+    slopes = [max(0.0, more.seconds - base.seconds) * (share(group) - 1) for more, group in zip(longer, durations, strict=True)]
+    return share(replicas) * (base.seconds + sum(slopes))
+
+
+def measure(key: str, seconds: float, memory: float, runs: Path) -> dict[str, Any]:
+    """One row of the table: a part first, where there is one, then the whole if it is expected to fit."""
+    from theorylab.core.scale import Scale
+    from theorylab.core.study import load_study
+
+    study = load_study(key)
+    groups = PARTS.get(key, ())
+    row = {"study": key, "claims": len(study.claims), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cut": {}}
+    if groups:
+        cut = {name: value for group in groups for name, value in group.items()}
+        base = run(key, cut, seconds, memory, runs)
+        longer = [] if base.error else [run(key, cut | doubled(group), seconds, memory, runs) for group in groups[1:]]
+        went_wrong = next((r.error for r in (base, *longer) if r.error), "")
+        row |= {"cut": cut, "seconds": base.seconds, "peak": max(r.peak for r in (base, *longer)), "error": went_wrong}
+        if went_wrong:
+            return row
+        row["expected"] = expected(study.scales[Scale.LARGE].as_dict(), base, longer, groups)
+        if row["expected"] > seconds:
+            return row
+    whole = run(key, {}, seconds, memory, runs)
+    if whole.error == over(seconds) and groups:
+        return row  # it was expected to take less
+    return row | {"cut": {}, "seconds": whole.seconds, "peak": whole.peak, "error": whole.error, "verdicts": whole.verdicts}
+
+
+def verdicts(row: dict[str, Any]) -> str:
+    """The verdicts of a whole run in words."""
+    if row["error"]:
+        return row["error"].splitlines()[-1]
+    if row["cut"]:
+        return ""
+    claims, controls = row["verdicts"]["claim"], row["verdicts"]["control"]
+    words = [f"{claims[name]} {name}" for name in ("holds", "inconclusive", "fails") if claims.get(name)]
+    words += [f"{controls['holds']} controls hold"] if controls.get("holds") else []
+    return ", ".join(words)
+
+
+def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
+    """The rows as Markdown."""
+    lines = [", ".join(f"{k}: {v}" for k, v in about.items()), ""]
+    lines += ["| study | claims | checks of a whole run | processor seconds | peak GiB | durations cut | whole, in core hours |"]
+    lines += ["|---|---:|---|---:|---:|---|---:|"]
+    for r in rows:
+        cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "none"
+        hours = "" if r["error"] or not r["cut"] else f"{r['expected'] / 3600:.2g}"
+        lines.append(f"| {r['study']} | {r['claims']} | {verdicts(r)} | {r['seconds']:.0f} | {r['peak'] / GIB:.1f} | {cut} | {hours} |")
+    return "\n".join(lines) + "\n"
+
+
+def kept(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an earlier table."""
+    if path.exists():
+        yield from json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def main() -> None:
+    """Measure, and write the table after every study, so that a run that is stopped loses nothing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("globs", nargs="*", default=["*"], help="which studies (default: all of theorylab's own)")
+    parser.add_argument("--seconds", type=float, default=150.0, help="processor seconds that one run may take (default: %(default)g)")
+    parser.add_argument("--memory", type=float, default=24.0, help="GiB of data that one run may hold (default: %(default)g)")
+    parser.add_argument("--runs", type=Path, default=Path("runs-large"), help="folder of the records (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: %(default)s)")
+    args = parser.parse_args()
+    import torch
+
+    from benchmarks.__main__ import machine
+    from theorylab.core.study import find_studies
+
+    cards = find_studies()[0]
+    chosen = [k for k in cards if cards[k].module.startswith("theorylab.") and any(fnmatch(k, g) for g in args.globs)]
+    if not chosen:
+        parser.error(f"no study fits {', '.join(args.globs)}; `theorylab syllabus` lists what there is.")
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = args.out / "large.json"
+    rows = {row["study"]: row for row in kept(data)}
+    for key in chosen:
+        rows[key] = measure(key, args.seconds, args.memory, args.runs)
+        print(json.dumps(rows[key]), flush=True)
+        whole = {"about": machine(), "rows": [rows[k] for k in sorted(rows)]}
+        data.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        (args.out / "large.md").write_text(table(whole["rows"], whole["about"]), encoding="utf-8")
+    print(args.out / "large.md")
+
+
+if __name__ == "__main__":
+    main()
