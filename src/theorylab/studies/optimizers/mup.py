@@ -37,6 +37,7 @@ from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.parametrization import MakeModel, mup
 from theorylab.learning.population import Population
 from theorylab.models.mlp import mlp
+from theorylab.models.seeded import seeded
 
 COORDINATES = Claim(
     "optimizers/mup/coordinate_check",
@@ -79,6 +80,7 @@ TRANSFER = Claim(
 class MupConfig(Config):
     """A seed is an initial network, and an order of the data."""
 
+    seeds: int = setting(8, "replicas, each with an initial network and an order of the data", low=2)
     rows: int = setting(512, "digits to train on", low=16, high=1797)
     base: int = setting(32, "width at which both parametrizations agree", low=2)
     check_widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "widths of the coordinate check", low=2)
@@ -97,6 +99,8 @@ def network(width: int) -> nn.Module:
     return mlp([64, width, width, 10], activation="relu")
 
 
+PARAMETERS = 2**27
+"""Of all replicas that are trained at once; with Adam's moments and gradients they take four times as much memory."""
 LINEAR = ("1", "3", "5")
 """Names of its linear layers, in the order of the pass."""
 
@@ -217,16 +221,20 @@ def mup_study(config: MupConfig) -> Iterator[Finding | Series | Stage]:
 
 def trained(config: MupConfig, make: Callable[[], nn.Module], steps: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:
     """Losses after training with every step size and seed, (step size, seed)."""
-    seeds = config.replica_seeds
-    population = Population(
-        make,
-        nn.functional.cross_entropy,
-        data,
-        optimizer=adam(steps.repeat_interleave(len(seeds))),
-        seeds=[*seeds] * len(steps),
-        batch_size=min(config.batch, config.rows),
-        dtype=config.torch_dtype,
-        device=config.device,
-    )
-    population.train(config.steps)
-    return population.losses().reshape(len(steps), len(seeds)).double().cpu()
+    rates, seeds = steps.repeat_interleave(config.seeds), config.replica_seeds * len(steps)
+    together = max(1, PARAMETERS // sum(p.numel() for p in seeded(make, 0).parameters()))
+    losses = []
+    for lr, own in zip(rates.split(together), torch.tensor(seeds).split(together), strict=True):
+        population = Population(
+            make,
+            nn.functional.cross_entropy,
+            data,
+            optimizer=adam(lr),
+            seeds=own.tolist(),
+            batch_size=min(config.batch, config.rows),
+            dtype=config.torch_dtype,
+            device=config.device,
+        )
+        population.train(config.steps)
+        losses.append(population.losses())
+    return torch.cat(losses).reshape(len(steps), config.seeds).double().cpu()
