@@ -30,9 +30,11 @@ GIB = 2**30
 Settings = dict[str, Any]
 
 PARTS: dict[str, tuple[Settings, ...]] = {
+    "convolution/cntk": ({"seeds": 2},),
     "convolution/equivariance": ({}, {"steps": 30}),
-    "convolution/mnist1d": ({"seeds": 8}, {"steps": 100}),
+    "convolution/mnist1d": ({"seeds": 4}, {"steps": 100}),
     "convolution/separation": ({"seeds": 1},),
+    "convolution/signal": ({"seeds": 2, "deep": 2},),
     "generalization/bounds": ({"seeds": 2}, {"epochs": 4}),
     "generalization/capacity": ({"seeds": 1},),
     "generalization/grokking": ({"seeds": 1}, {"steps": 200, "closely": 10}),
@@ -40,22 +42,25 @@ PARTS: dict[str, tuple[Settings, ...]] = {
     "generalization/kernels": ({"seeds": 1, "networks": 1}, {"steps": (1, 10, 100)}),
     "generalization/measures": ({"seeds": 2}, {"epochs": 10}),
     "generalization/memorization": ({"seeds": 2}, {"steps": 10}),
+    "generalization/uniform": ({"seeds": 1},),
     "implicit_bias/diagonal": ({}, {"flow_steps": 100, "rich_steps": 1000, "noise_steps": 1000}),
     "implicit_bias/lazy": ({}, {"steps": 20}),
     "implicit_bias/margins": ({}, {"steps": 4000}),
     "implicit_bias/matrix": ({"seeds": 8}, {"steps": 1000}, {"complete_steps": 100}),
     "implicit_bias/mirror": ({}, {"steps": 1000}),
-    "implicit_bias/tensor": ({"seeds": 2}, {"steps": 20}),
+    "implicit_bias/tensor": ({"seeds": 4}, {"steps": 50}),
     "normalization/depth": ({"seeds": 4, "plain": 16, "curve": 2},),
     "normalization/equilibrium": ({"seeds": 8, "pairs": 16}, {"periods": 2.0, "pairs_periods": 6.0}),
     "normalization/exp_lr": ({}, {"steps": 10}),
     "normalization/inference": ({}, {"batches": 10}),
     "normalization/invariance": ({}, {"steps": 20}),
     "normalization/transformer": ({"seeds": 2},),
-    "optimization/edge_of_stability": ({"seeds": 1}, {"steps": 10, "momentum_steps": 10}, {"measurements": 2}),
+    "optimization/edge_of_stability": ({"seeds": 1}, {"steps": 40, "momentum_steps": 8}, {"measurements": 2}),
+    "optimization/online": ({}, {"rounds": 200}),
     "optimizers/adaptive": ({}, {"stream": 3000, "steps": 3000}),
     "optimizers/edges": ({"seeds": 1}, {"steps": 20}, {"measurements": 2}),
-    "optimizers/mup": ({"seeds": 1}, {"steps": 5}),
+    "optimizers/mup": ({"seeds": 2}, {"steps": 5}),
+    "optimizers/scaling": ({"seeds": 8},),
 }
 """Of the studies that are long at this scale: the counts of replicas that a part takes, and groups of durations as it cuts them."""
 

@@ -132,30 +132,28 @@ def rows_of_networks(
 ) -> list[float]:
     """Rows that trained networks need, one number a seed: where their mean accuracy over several training sets reaches `ENOUGH`.
 
-    A network is trained for every set and number of rows in ``grid``, all at once.
+    A network is trained for every set and number of rows in ``grid``, those of one number all at once.
     """
     seeds = [seed * config.draws + k for seed in config.replica_seeds for k in range(config.draws)]
     data = [drawn(config, d, grid[-1], seed) for seed in seeds]
-    x, y = (torch.stack([part[i] for part in data]).repeat_interleave(len(grid), 0) for i in (0, 1))
-    weights = (torch.arange(grid[-1]) < torch.tensor(grid)[:, None]).to(x).repeat(len(seeds), 1)  # the first rows of each
-    population = Population(
-        make,
-        logistic,
-        (x, y[..., None]),
-        optimizer=method,
-        seeds=[seed for seed in seeds for _ in grid],
-        row_weights=weights,
-        data_per_replica=True,
-        dtype=config.torch_dtype,
-        device=config.device,
-        mode="vmap",
-    )
-    population.train(config.steps)
+    x, y = (torch.stack([part[i] for part in data]) for i in (0, 1))
     accuracies = torch.empty(len(seeds), len(grid))
-    for k, (_, _, test, truth) in enumerate(data):
-        for i in range(len(grid)):
+    for i, rows in enumerate(grid):
+        population = Population(
+            make,
+            logistic,
+            (x[:, :rows], y[:, :rows, None]),
+            optimizer=method,
+            seeds=seeds,
+            data_per_replica=True,
+            dtype=config.torch_dtype,
+            device=config.device,
+            mode="vmap",
+        )
+        population.train(config.steps)
+        for k, (_, _, test, truth) in enumerate(data):
             with torch.no_grad():
-                accuracies[k, i] = (population.replica(k * len(grid) + i)[0](test)[:, 0] * truth > 0).double().mean()
+                accuracies[k, i] = (population.replica(k)[0](test)[:, 0] * truth > 0).double().mean()
     return [crossing(grid, one.tolist()) for one in accuracies.unflatten(0, (config.seeds, config.draws)).mean(1)]
 
 

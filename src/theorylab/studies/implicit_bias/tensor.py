@@ -173,7 +173,7 @@ def relative_error(completed: Tensor, truth: Tensor) -> Tensor:
     claims=[COMPONENT_GROWTH, LOW_CP_RANK],
     tiny=TensorConfig(seeds=8, steps=500, smaller=(), larger=(0.6,)),
     small=TensorConfig(),
-    large=TensorConfig(seeds=64, size=10, order=4, components=1000, fraction=0.2, smaller=(0.01, 0.02), steps=100_000),
+    large=TensorConfig(seeds=64, size=10, order=4, components=200, fraction=0.2, smaller=(0.05,), lr=2.0, steps=5000),
 )
 def tensor(config: TensorConfig) -> Iterator[Finding | Series | Stage]:
     """Single steps against the flow of the components; then the same tensors completed from several starts and by a nuclear norm."""
