@@ -12,7 +12,9 @@ The smaller the start, the nearer most tensors are completed, and the heavier th
 tensor of rank two, at an error between one half and one, because the component that grows first fits the observed entries and not the
 others. Such a tail rules an arithmetic mean: it is below 0.1 here, with an interval that reaches as far as the worst run and decides
 nothing. So the claim is made of the geometric mean of the errors, which span three decades, and how many runs end above the limit is said
-with it; that choice was made after the arithmetic mean had been seen. The number of replicas and of steps was chosen on other seeds.
+with it; that choice was made after the arithmetic mean had been seen. The number of replicas and of steps was chosen on other seeds. At
+large, with four axes, half the start takes four times the steps, by the law of growth: from 0.1 three tensors (base seed 5000) were
+completed within 1000 steps, from 0.05 two within 3000, one of them wrongly.
 """
 
 from __future__ import annotations
