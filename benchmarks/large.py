@@ -31,15 +31,15 @@ Settings = dict[str, Any]
 
 PARTS: dict[str, tuple[Settings, ...]] = {
     "convolution/cntk": ({"seeds": 2},),
-    "convolution/equivariance": ({}, {"steps": 30}),
+    "convolution/equivariance": ({"seeds": 4}, {"steps": 30}),
     "convolution/mnist1d": ({"seeds": 4}, {"steps": 100}),
     "convolution/separation": ({"seeds": 1},),
     "convolution/signal": ({"seeds": 2, "deep": 2},),
     "generalization/bounds": ({"seeds": 2}, {"epochs": 4}),
     "generalization/capacity": ({"seeds": 1},),
-    "generalization/grokking": ({"seeds": 1}, {"steps": 200, "closely": 10}),
+    "generalization/grokking": ({"seeds": 1}, {"steps": 200}),
     "generalization/interpolation": ({"seeds": 2}, {"steps": 40}),
-    "generalization/kernels": ({"seeds": 1, "networks": 1}, {"steps": (1, 10, 100)}),
+    "generalization/kernels": ({"seeds": 1, "networks": 1}, {"steps": (1, 10, 1000)}),
     "generalization/measures": ({"seeds": 2}, {"epochs": 10}),
     "generalization/memorization": ({"seeds": 2}, {"steps": 10}),
     "generalization/uniform": ({"seeds": 1},),
@@ -81,8 +81,8 @@ def over(seconds: float) -> str:
 
 
 def text(value: Any) -> str:
-    """A setting as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """A setting in the table."""
+    return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path) -> Ran:

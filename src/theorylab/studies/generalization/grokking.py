@@ -8,6 +8,10 @@ still wrong at the end of the run.
 Modulus, width, step size and decays of the laptop's scale were chosen for a run of seconds in which even the weakest decay arrives, by
 pilots with other seeds; an earlier choice, with half the step size and decays closer together, was seen at seed 0 too, and ordered the
 delays in the same way. Much weaker decay, or fewer rows, puts the end of the delay beyond the run; much stronger decay slows the fit.
+
+At large the modulus is the paper's, 97, and of its table a half would be too much: a network of 512 units fits it within 50 steps and
+knows the other half after 100, without any decay (one seed, from 5000). Of a quarter it was right on 3 % of the rest after 950 steps
+without decay and on 66 % with λ = 0.5. The whole run has not been made.
 """
 
 from __future__ import annotations
@@ -156,7 +160,15 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     tiny=GrokkingConfig(seeds=10, width=48, fraction=0.45, decays=(1.5, 3.0), steps=320),
     small=GrokkingConfig(),
     large=GrokkingConfig(
-        seeds=16, modulus=97, width=512, decays=(0.125, 0.25, 0.5, 1.0, 2.0), lr=5e-3, steps=20_000, every=20, closely=200
+        seeds=16,
+        modulus=97,
+        width=512,
+        fraction=0.25,
+        decays=(0.125, 0.25, 0.5, 1.0, 2.0),
+        lr=5e-3,
+        steps=10_000,
+        every=20,
+        closely=200,
     ),
 )
 def grokking(config: GrokkingConfig) -> Iterator[Finding | Series | Stage]:
