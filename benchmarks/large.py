@@ -99,7 +99,7 @@ def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path)
     if not child:
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds)))
-            resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB),) * 2)
+            resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB), round(memory * GIB)))
             save(run_job(job, lambda stage: print(f"{key}: {stage}", file=sys.stderr, flush=True)), runs)
         finally:
             os._exit(0)
@@ -145,10 +145,9 @@ def measure(key: str, seconds: float, memory: float, runs: Path) -> dict[str, An
         cut = {name: value for group in groups for name, value in group.items()}
         base = run(key, cut, seconds, memory, runs)
         longer = [] if base.error else [run(key, cut | doubled(group), seconds, memory, runs) for group in groups[1:]]
-        went_wrong = next((r.error for r in (base, *longer) if r.error), "")
-        row |= {"cut": cut, "seconds": base.seconds, "peak": max(r.peak for r in (base, *longer)), "error": went_wrong}
-        if went_wrong:
-            return row
+        row |= {"cut": cut, "seconds": base.seconds, "peak": base.peak, "error": base.error}
+        if any(r.error for r in (base, *longer)):
+            return row  # of unknown cost where a longer one did not end
         row["expected"] = expected(study.scales[Scale.LARGE].as_dict(), base, longer, groups)
         if row["expected"] > seconds:
             return row
@@ -177,7 +176,7 @@ def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
     lines += ["|---|---:|---|---:|---:|---|---:|"]
     for r in rows:
         cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "none"
-        hours = "" if r["error"] or not r["cut"] else f"{r['expected'] / 3600:.2g}"
+        hours = f"{r['expected'] / 3600:.2g}" if r["cut"] and "expected" in r else ""
         lines.append(f"| {r['study']} | {r['claims']} | {verdicts(r)} | {r['seconds']:.0f} | {r['peak'] / GIB:.1f} | {cut} | {hours} |")
     return "\n".join(lines) + "\n"
 
