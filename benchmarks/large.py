@@ -32,6 +32,7 @@ Settings = dict[str, Any]
 PARTS: dict[str, tuple[Settings, ...]] = {
     "convolution/cntk": ({"seeds": 2},),
     "convolution/equivariance": ({"seeds": 4}, {"steps": 30}),
+    "convolution/layers": ({"seeds": 1},),
     "convolution/mnist1d": ({"seeds": 4}, {"steps": 100}),
     "convolution/separation": ({"seeds": 1},),
     "convolution/signal": ({"seeds": 2, "deep": 2},),
