@@ -173,10 +173,10 @@ def verdicts(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
     """The rows as Markdown."""
     lines = [", ".join(f"{k}: {v}" for k, v in about.items()), ""]
-    lines += ["| study | claims | checks of a whole run | processor seconds | peak GiB | durations cut | whole, in core hours |"]
+    lines += ["| study | claims | checks of a whole run | processor seconds | peak GiB | run | whole, in core hours |"]
     lines += ["|---|---:|---|---:|---:|---|---:|"]
     for r in rows:
-        cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "none"
+        cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "whole"
         hours = f"{r['expected'] / 3600:.2g}" if r["cut"] and "expected" in r else ""
         lines.append(f"| {r['study']} | {r['claims']} | {verdicts(r)} | {r['seconds']:.0f} | {r['peak'] / GIB:.1f} | {cut} | {hours} |")
     return "\n".join(lines) + "\n"
