@@ -285,6 +285,12 @@ def test_a_study_that_takes_only_float64_refuses_float32(lab: FakeLab, tmp_path:
     assert f"{key}: dtype must be one of float64, got 'float32'" in capsys.readouterr().err
 
 
+def test_one_replica_is_refused_where_claims_are_statistical(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "optimization/sgd_noise", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    assert "optimization/sgd_noise: seeds must be at least 2, got 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_output_that_nobody_reads_on_is_no_error() -> None:
     process = start("syllabus")
     assert process.stdout is not None

@@ -55,7 +55,7 @@ class Study:
 
         Raises:
             TypeError: it is not of the study's own config class.
-            ValueError: less than float64 for a study that checks exact claims.
+            ValueError: less than float64 for a study that checks exact claims, or one replica for one that checks statistical ones.
         """
         expected = type(next(iter(self.scales.values())))
         if not isinstance(config, expected):
@@ -64,6 +64,11 @@ class Study:
         if config.dtype != "float64" and exact:
             raise ValueError(
                 f"dtype must be float64, got {config.dtype}, whose rounding hides a violation of exact claims ({', '.join(exact)})."
+            )
+        replicated = all(own.seeds > 1 for own in self.scales.values())  # elsewhere what is repeated is something else
+        if config.seeds < 2 and replicated and any(c.kind == "statistical" for c in self.claims):
+            raise ValueError(
+                f"seeds must be at least 2, got {config.seeds}: study {self.key} has statistical claims, about a mean of replicas."
             )
 
     def execute(self, config: Config, on_stage: Callable[[str], None] = lambda _: None) -> Result:
