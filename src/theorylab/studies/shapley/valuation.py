@@ -107,7 +107,7 @@ def agreement_of(a: Tensor, b: Tensor) -> float:
 @study(
     "shapley/valuation",
     claims=[MISLABELS, REMOVAL, RANK_ROBUST],
-    tiny=ValuationConfig(seeds=5, rows=200, test=100, bags=60, draws=12, players=30, orders=6, tasks=5, groups=6),
+    tiny=ValuationConfig(seeds=5, rows=200, test=100, bags=60, draws=24, players=30, orders=6, tasks=5, groups=6),
     small=ValuationConfig(),
     large=ValuationConfig(seeds=30, draws=60, players=100, orders=1000, bags=2000, tasks=60, groups=10, size=20, steps=300),
 )
