@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +199,9 @@ def main() -> None:
     import torch
 
     from benchmarks.__main__ import machine
-    from theorylab.core.study import find_studies
+    from benchmarks.studies import own_studies
 
-    cards = find_studies()[0]
-    chosen = [k for k in cards if cards[k].module.startswith("theorylab.") and any(fnmatch(k, g) for g in args.globs)]
-    if not chosen:
-        parser.error(f"no study fits {', '.join(args.globs)}; `theorylab syllabus` lists what there is.")
+    chosen = own_studies(parser, args.globs)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     data = args.out / "large.json"

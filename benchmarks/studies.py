@@ -105,6 +105,17 @@ def table(rows: list[dict[str, Any]], scale: str, about: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def own_studies(parser: argparse.ArgumentParser, globs: list[str]) -> list[str]:
+    """Keys of theorylab's own studies that fit one of the globs; ends the program as wrong usage where none does."""
+    from theorylab.core.study import find_studies
+
+    cards = find_studies()[0]
+    chosen = [k for k in cards if cards[k].module.startswith("theorylab.") and any(fnmatch(k, g) for g in globs)]
+    if not chosen:
+        parser.error(f"no study fits {', '.join(globs)}; `theorylab syllabus` lists what there is.")
+    return chosen
+
+
 def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,14 +125,9 @@ def main() -> None:
     args = parser.parse_args()
     pinned_malloc()
     from benchmarks.__main__ import machine
-    from theorylab.core.study import find_studies
 
-    cards = find_studies()[0]
-    chosen = [k for k in cards if cards[k].module.startswith("theorylab.") and any(fnmatch(k, g) for g in args.globs)]
-    if not chosen:
-        parser.error(f"no study fits {', '.join(args.globs)}; `theorylab syllabus` lists what there is.")
     rows = []
-    for key in chosen:
+    for key in own_studies(parser, args.globs):
         rows.append(measure(key, args.scale))
         print(json.dumps(rows[-1]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
