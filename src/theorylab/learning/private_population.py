@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from theorylab.core.privacy_ledger import PrivacyLedger
 from theorylab.core.safe import BATCH_COUPLED
@@ -15,7 +15,7 @@ from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.private import check_mechanism, gaussian, noise_generator
 from theorylab.learning.private_batches import poisson_batches
 from theorylab.learning.replicas import initialize
-from theorylab.learning.risk import Loss, row_risk
+from theorylab.learning.risk import Loss, StackedGradient, row_risk
 
 AT_ONCE = 2**24
 """Numbers that the gradients of rows may hold at once; where more replicas are trained they are taken in turn."""
@@ -104,10 +104,10 @@ def dp_sgd_population(
         raise ValueError(f"members must be boolean ({size}, {n}) with a member in every replica, got shape {tuple(members.shape)}.")
     module, params, buffers, _ = initialize(make_model, seeds, dtype, device)
     _refuse_coupled(module)
-    risk = row_risk(loss)
+    replicas = StackedGradient(module, row_risk(loss))
 
     def row_loss(p: Params, b: Params, x: Tensor, y: Tensor) -> Tensor:
-        return risk(functional_call(module, (p, b), (x[None],)), y[None], None)
+        return replicas.one(p, b, x[None], y[None], None)
 
     rows_of_all = vmap(vmap(grad(row_loss), (None, None, 0, 0)), (0, 0, 0, 0))
     batches, noises = [poisson_batches(n, q, seed) for seed in seeds], [noise_generator(seed) for seed in seeds]
@@ -141,7 +141,7 @@ def dp_sgd_population(
 
     def outputs(inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            return vmap(lambda p, b: functional_call(module, (p, b), (inputs.to(dtype),)))(params, buffers)
+            return replicas.outputs(params, {}, buffers, inputs.to(dtype), shared=True)
 
     ledgers = tuple(b.ledger(s, steps) for b, s in zip(batches, sigmas, strict=True))
     return PrivateReplicas(params, ledgers, outputs)
