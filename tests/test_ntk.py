@@ -12,6 +12,7 @@ from zoo import make
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
+from theorylab.instruments import gram
 from theorylab.instruments.factors import Lookup, Outer
 from theorylab.instruments.kernels import dense_ntk, ntk
 from theorylab.instruments.rowwise import Block
@@ -186,6 +187,45 @@ def test_both_orders_of_contraction_agree(width: int, positions: int) -> None:
     problem = Problem(net, F.mse_loss, (x, torch.zeros(9, 2)), dtype=torch.float64)
     for memory in (2**30, 10**5, 5000):
         assert_kernel(problem, memory=memory)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("memory", [2**30, 3000])
+def test_every_order_of_contraction_gives_the_same(transposed: bool, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two blocks of unlike sizes, and of one with itself in strips; in one piece and in many."""
+    monkeypatch.setattr(gram, "PAIRS", memory)
+    draw = torch.Generator().manual_seed(1)
+    c, o, d = 3, 5, 4
+    sides = [
+        Outer(torch.randn(n, c, s, 1, o, generator=draw).double(), torch.randn(n, s, 1, d, generator=draw).double(), transposed)
+        for n, s in ((7, 6), (5, 2))
+    ]
+    for a, b in (sides, sides[::-1], (sides[0], sides[0])):
+        n, m = a.n, b.n
+        strips = [(slice(0, 4), slice(0, m)), (slice(4, n), slice(4 if a is b else 0, m))]
+        wanted = torch.zeros(n, m, dtype=torch.bool)
+        for rows, columns in strips:
+            wanted[rows, columns] = True
+        expected = torch.einsum("iatgo,itgd,jbsgo,jsgd->iajb", a.left, a.right, b.left, b.right)
+        expected = expected * wanted[:, None, :, None]
+        for way in (gram._add_by_positions, gram._add_by_pairs):
+            total = torch.zeros(n, c, m, c, dtype=torch.float64)
+            way(total, a, b, False, strips, memory)
+            assert torch.allclose(total, expected, rtol=1e-12, atol=1e-12)
+        total = torch.zeros(n, c, m, c, dtype=torch.float64)
+        gram._add_by_slices(total, [a], [b], False, strips, memory)
+        assert torch.allclose(total, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_order_with_the_fewest_operations_is_taken() -> None:
+    def way(n: int, c: int, positions: int, o: int, d: int, *, trace: bool = False) -> object:
+        side = Outer(torch.empty(()).expand(n, c, positions, 1, o), torch.empty(()).expand(n, positions, 1, d))
+        return gram._cheapest(side, side, trace)
+
+    assert way(64, 10, 1, 128, 129) is gram._add_by_positions  # a linear layer
+    assert way(1000, 10, 16, 64, 289) is gram._add_by_pairs  # the narrow maps at the end of a convolutional network
+    assert way(64, 10, 1024, 16, 10) is None  # the wide ones at its beginning
+    assert way(1000, 10, 16, 64, 289, trace=True) is None
 
 
 def test_rows_that_depend_on_each_other_are_found_and_differentiated_as_they_are() -> None:
