@@ -78,11 +78,9 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_slopes_of_filters_go_through_the_kernel_made_for_them(name: str, at_once: list[Repeated]) -> None:
+def hessian_products(net: nn.Module, at_once: list[Repeated]) -> dict[str, int]:
+    """Asserts that a recorded product with the Hessian is the product, and counts its operations."""
     generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), CONVOLUTIONS[name](), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     x, y = torch.randn(5, 1, 9, 8, generator=generator), torch.randint(0, 6, (5,), generator=generator)
     problem = Problem(net, F.cross_entropy, (x, y), dtype=torch.float64)
     H = hessian(problem)
@@ -93,9 +91,49 @@ def test_slopes_of_filters_go_through_the_kernel_made_for_them(name: str, at_onc
     assert [r.record is not None for r in at_once] == [True]
     with torch.profiler.profile() as quick:
         H @ v
-    counts = {e.key: e.count for e in quick.key_averages()}
+    return {e.key: e.count for e in quick.key_averages()}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_slopes_of_filters_go_through_the_kernel_made_for_them(name: str, at_once: list[Repeated]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), CONVOLUTIONS[name](), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    counts = hessian_products(net, at_once)
     second = 2 if name == "grouped" else 3  # the slopes of both layers' filters, and of the second's along v
     assert counts["aten::convolution_backward"] == second
+    if name in ("padded", "no bias", "strides that leave a rest", "dilated"):
+        # along v forth: one in the first layer, two in the second; back: one for both of the second's
+        assert counts["aten::convolution"] == 4
+
+
+class Residual(nn.Module):
+    """Two convolutions whose slopes meet in one sum with those of what is carried past them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3 * 6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        h = h + self.second(h).tanh() * self.third(h)
+        return self.head(F.adaptive_avg_pool2d(h, (2, 3)).flatten(1))
+
+
+def test_slopes_of_branches_are_summed_by_fewer_convolutions(at_once: list[Repeated]) -> None:
+    torch.manual_seed(0)
+    counts = hessian_products(Residual(), at_once)
+    assert counts["aten::convolution"] == 1 + 2 * 2 + 2
+
+
+@pytest.mark.parametrize("places", [(2, 3), (3, 8), (9, 8)])
+def test_pooling_to_few_places_is_a_product(places: tuple[int, int], at_once: list[Repeated]) -> None:
+    """Also where windows overlap; more places than pay stay with the kernel."""
+    torch.manual_seed(0)
+    pooled = places[0] * places[1]
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(places), nn.Flatten(), nn.Linear(2 * pooled, 6))
+    counts = hessian_products(net, at_once)
+    assert ("aten::_adaptive_avg_pool2d" in counts) == (pooled > 64)
 
 
 class LooksAtValues(torch.autograd.Function):

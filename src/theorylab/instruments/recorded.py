@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from theorylab.instruments.convolution_rewrites import quicker_convolutions
+from theorylab.instruments.pooling_rewrites import quicker_pooling
 from theorylab.instruments.tape import Node, accumulated, needed, part_of, repeater
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def record(product: Linear, v: Tensor, budget: int) -> tuple[Tensor, Linear | No
     node = recorder.nodes.get(id(out))
     if node is None:  # a map of zero, whose result depends on nothing
         return out, None
-    tape = accumulated(quicker_convolutions(needed(recorder.tape, node), node), node)
+    tape = accumulated(quicker_pooling(quicker_convolutions(needed(recorder.tape, node), node)), node)
     return out, repeater(tape, recorder.source, node)
 
 
