@@ -128,7 +128,8 @@ def _add_by_pairs(total: Tensor, a: Outer, b: Outer, trace: bool, strips: Sequen
     h = h.reshape(m, c * o, t)
     flat = total.view(n, c, m * c)
     size = total.element_size()
-    width = max(1, min(memory, PAIRS) // (c * o * s * size))
+    width = max(1, min(m, min(memory, PAIRS) // (c * o * s * size)))
+    moved = total.new_empty(width, c * o, s)  # once, as memory that the system hands out anew costs more than what is computed in it
     for rows, columns in strips:
         for first in range(columns.start, columns.stop, width):
             j = slice(first, min(first + width, columns.stop))
@@ -138,8 +139,8 @@ def _add_by_pairs(total: Tensor, a: Outer, b: Outer, trace: bool, strips: Sequen
                 i = slice(low, min(low + step, rows.stop))
                 inputs = (others @ x[i].flatten(0, 1).T).view(j.stop - j.start, t, i.stop - i.start, s)
                 for k in range(i.start, i.stop):
-                    moved = torch.bmm(h[j], inputs[:, :, k - i.start])  # (m, c · o, s)
-                    flat[k, :, c * j.start : c * j.stop].addmm_(g[k], moved.view(-1, o * s).T)
+                    left = torch.bmm(h[j], inputs[:, :, k - i.start], out=moved[: j.stop - j.start])
+                    flat[k, :, c * j.start : c * j.stop].addmm_(g[k], left.view(-1, o * s).T)
 
 
 def _add_by_slices(total: Tensor, a: Sequence[Factor], b: Sequence[Factor], trace: bool, strips: Sequence[Strip], memory: int) -> None:
