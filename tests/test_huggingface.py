@@ -43,6 +43,7 @@ from theorylab.core.problem import Problem
 from theorylab.instruments.attributed import token_losses
 from theorylab.instruments.attribution import dense_influence, influence
 from theorylab.instruments.curvature import ggn, hessian
+from theorylab.instruments.kfac import dense_ekfac, dense_kfac, ekfac, kfac
 from theorylab.instruments.rows import looped_grads, per_example_grad_norms, per_example_grads
 
 
@@ -418,3 +419,59 @@ def test_labels_that_the_model_does_not_take_are_told_with_the_batch(labels: Ten
     (note,) = caught.value.__notes__
     assert note.startswith("Raised by model(**batch) when first evaluated, on a batch of int64 (3, 5), int64 (3, 5), ")
     assert "classes are whole numbers from 0 to num_labels − 1" in note
+
+
+class AsLinear(nn.Module):
+    """GPT-2's layers with their weights turned, in `nn.Linear`."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for layer in layers:
+            assert isinstance(layer.weight, Tensor)
+            assert isinstance(layer.bias, Tensor)
+            self.layers.append(nn.Linear(*layer.weight.shape))
+            self.layers[-1].load_state_dict({"weight": layer.weight.detach().T, "bias": layer.bias.detach()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layers
+        return second(first(x).tanh())
+
+
+class Turned(AsLinear):
+    """The same in GPT-2's own."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        nn.Module.__init__(self)
+        self.layers = nn.ModuleList(layers)
+
+
+@pytest.mark.parametrize(("measure", "oracle"), [(kfac, dense_kfac), (ekfac, dense_ekfac)])
+def test_factors_of_layers_that_are_stored_transposed(measure: Any, oracle: Any) -> None:
+    conv1d = transformers.pytorch_utils.Conv1D
+    torch.manual_seed(0)
+    own = [conv1d(5, 4), conv1d(3, 5)]
+    for layer in own:
+        nn.init.normal_(layer.bias)
+    data = torch.randn(6, 2, 4), torch.randn(6, 2, 3)
+    turned, plain = (Problem(kind(own), F.mse_loss, data, dtype=torch.float64) for kind in (Turned, AsLinear))
+    assert_same_map(measure(turned).to_dense(), measure(plain).to_dense(), turned, plain)
+    expected = oracle(turned).to_dense()
+    assert torch.allclose(measure(turned).to_dense(), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    weights = turned.only("*weight"), plain.only("*weight")
+    assert_same_map(measure(weights[0]).to_dense(), measure(weights[1]).to_dense(), *weights)
+    with pytest.raises(Inapplicable, match=r"layers.0.bias \(of a Conv1D whose weight is not selected\)"):
+        measure(turned.only("*bias"))
+
+
+def assert_same_map(one: Tensor, other: Tensor, turned: Problem, plain: Problem) -> None:
+    """Two matrices on parameters that lie in transposed order."""
+    order = torch.cat([(p.T if p.ndim > 1 else p).flatten() for p in turned.unflatten(torch.arange(turned.P)).values()])
+    assert list(turned.params) == list(plain.params)
+    assert torch.allclose(one[order[:, None], order], other, rtol=0, atol=1e-12 * float(other.abs().max()))
+
+
+def test_a_language_model_of_such_layers_has_factors() -> None:
+    problem = seeded(gpt2, lambda: [sentences(), sentences(2, 4)], params=["*attn*weight", "*attn*bias", "*mlp*"])
+    expected = dense_kfac(problem).to_dense()
+    assert torch.allclose(kfac(problem).to_dense(), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))

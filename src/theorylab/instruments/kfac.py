@@ -182,7 +182,7 @@ def kfac(problem: Problem, *, approx: Approx = "expand", mc: int = 0, seed: int 
     row over its positions. The first suits losses at every position, the second a model that averages over them.
 
     Args:
-        problem: The risk and the point. All selected parameters are weights or biases of Linear or Conv layers.
+        problem: The risk and the point. All selected parameters are weights or biases of Linear or Conv layers, or of GPT-2's Conv1D.
         approx: How shared weights are treated; no matter without them.
         mc: Random mixtures of the root's vectors a row, each costing one backward pass, instead of all, which are as many as a row has
             outputs; the first factor is then right in expectation. For large vocabularies. 0 takes all.
@@ -225,7 +225,7 @@ def ekfac(problem: Problem, *, mc: int = 0, seed: int = 0) -> Kronecker:
     loss's root; as in `kfac` these are exact, none is sampled.
 
     Args:
-        problem: The risk and the point. All selected parameters are weights or biases of Linear or Conv layers.
+        problem: The risk and the point. All selected parameters are weights or biases of Linear or Conv layers, or of GPT-2's Conv1D.
         mc: As in `kfac`; the eigenvalues take mixtures of their own.
         seed: Of the mixtures.
 

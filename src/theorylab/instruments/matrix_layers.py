@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -25,13 +26,18 @@ ROWS_FIRST = "The first axis of every layer's input must be that of the rows (ba
 class Layer:
     """A module that multiplies every position of its input, with 1 appended where the bias counts, by one matrix (out, in).
 
-    ``weight`` and ``bias`` are the names of its selected parameters, or None.
+    ``weight`` and ``bias`` are the names of its selected parameters, or None. GPT-2's layers store the weight as (in, out).
     """
 
     name: str
-    module: nn.Linear | nn.modules.conv._ConvNd
+    module: nn.Module
     weight: str | None
     bias: str | None
+
+    @property
+    def stored_transposed(self) -> bool:
+        """Whether the weight is (in, out)."""
+        return is_transposed(self.module)
 
     @property
     def parameters(self) -> list[str]:
@@ -40,11 +46,24 @@ class Layer:
 
     def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
         """Tensors of the parameters' shapes as one matrix (out, in): the weight, and the bias as the last column."""
-        return torch.cat([tensors[k].flatten(1) if tensors[k].ndim > 1 else tensors[k][:, None] for k in self.parameters], dim=1)
+        columns = [tensors[k].flatten(1) if tensors[k].ndim > 1 else tensors[k][:, None] for k in self.parameters]
+        if self.stored_transposed:
+            columns[0] = columns[0].T
+        return torch.cat(columns, dim=1)
 
     def outputs(self, z: Tensor) -> Tensor:
         """An output of the layer as (leading, position, out)."""
-        return z.reshape(len(z), -1, z.shape[-1]) if isinstance(self.module, nn.Linear) else z.flatten(2).transpose(1, 2)
+        return z.flatten(2).transpose(1, 2) if isinstance(self.module, CONVOLUTIONS) else z.reshape(len(z), -1, z.shape[-1])
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is the dense layer that `transformers` calls Conv1D, known by its name, as the package need not be there."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"
+
+
+def _supported(module: nn.Module) -> bool:
+    return type(module) in SUPPORTED or is_transposed(module)
 
 
 def layers(problem: Problem) -> list[Layer]:
@@ -53,8 +72,8 @@ def layers(problem: Problem) -> list[Layer]:
     for name, module in problem.model.named_modules():
         own = {k: f"{name}.{k}" if name else k for k, _ in module.named_parameters(recurse=False)}
         chosen = {k: full for k, full in own.items() if full in problem.params}
-        if chosen and type(module) in SUPPORTED:
-            found.append(Layer(name, module, chosen.get("weight"), chosen.get("bias")))  # pyright: ignore[reportArgumentType]
+        if chosen and _supported(module):
+            found.append(Layer(name, module, chosen.get("weight"), chosen.get("bias")))
     return found
 
 
@@ -74,8 +93,10 @@ def unsupported(problem: Problem) -> str | None:
             reasons.append(f"{' = '.join(names)} (tied)")
         elif names[0].rpartition(".")[2] not in ("weight", "bias"):  # the weight is computed from it, by weight_norm or pruning
             reasons.append(f"{names[0]} (from which {type(module).__name__} computes its weight)")
-        elif type(module) not in SUPPORTED:
+        elif not _supported(module):
             reasons.append(f"{names[0]} (of {type(module).__name__})")
+        elif is_transposed(module) and names[0].removesuffix("bias").removesuffix("weight") + "weight" not in problem.params:
+            reasons.append(f"{names[0]} (of a Conv1D whose weight is not selected)")
         elif getattr(module, "groups", 1) > 1:
             reasons.append(f"{names[0]} (of a convolution in {module.groups} groups)")
         else:
@@ -131,11 +152,14 @@ def _left(use: Use, inputs: Tensor, g: Tensor | None) -> Tensor:
     return factor.left[:, 0, :, 0]
 
 
-def _right(use: Use) -> Tensor | None:
-    """What a matrix (out, in) multiplies in this use, (row, position, in); None where it is used otherwise."""
+def _right(use: Use, layer: Layer) -> Tensor | None:
+    """What the layer's matrix multiplies in this use, (row, position, in); None where it is used otherwise."""
     zeros = use.x.new_zeros((), dtype=torch.get_default_dtype()).expand(len(use.x), 1, *use.row_shape)
     factor = use.factor(zeros)
-    return factor.right[:, :, 0] if isinstance(factor, Outer) and not factor.transposed and factor.groups == 1 else None
+    if not isinstance(factor, Outer) or factor.transposed != layer.stored_transposed or factor.groups > 1:
+        return None
+    right = factor.right[:, :, 0]
+    return F.pad(right, (0, 1), value=1.0) if layer.stored_transposed and layer.bias else right
 
 
 def forward(problem: Problem, k: int, which: list[Layer]) -> Pass:
@@ -146,7 +170,8 @@ def forward(problem: Problem, k: int, which: list[Layer]) -> Pass:
         Inapplicable: rows do not come first in a layer, or a parameter is used otherwise than by the layer that owns it.
     """
     leaves = problem.leaves()
-    owners = {tuple(layer.parameters): layer.name for layer in which}
+    # The record of a weight that is stored transposed is one of its own, and the bias' is not needed.
+    owners = {tuple(layer.parameters[:1] if layer.stored_transposed else layer.parameters): layer for layer in which}
     with Recorder({name: leaves[name] for names in owners for name in names}, problem.batches[k].rows) as recorder:
         outputs = problem.outputs(k, leaves)
     if not isinstance(outputs, Tensor):
@@ -154,10 +179,11 @@ def forward(problem: Problem, k: int, which: list[Layer]) -> Pass:
     uses: dict[str, list[Use]] = {}
     inputs: dict[str, list[Tensor]] = {}
     for use in recorder.uses:
-        right = _right(use) if use.names in owners else None
-        if right is not None:
-            uses.setdefault(owners[use.names], []).append(use)
-            inputs.setdefault(owners[use.names], []).append(right)
+        layer = owners.get(use.names)
+        right = None if layer is None else _right(use, layer)
+        if layer is not None and right is not None:
+            uses.setdefault(layer.name, []).append(use)
+            inputs.setdefault(layer.name, []).append(right)
     used = [layer for layer in which if layer.name in uses]
     done = Pass(used, leaves, outputs, {name: torch.cat(parts, dim=1) for name, parts in inputs.items()}, uses)
     _check(done, which)
