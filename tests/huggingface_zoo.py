@@ -45,10 +45,10 @@ def gemma() -> nn.Module:
     return transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES, **LARGE, **ENDS, num_key_value_heads=1, head_dim=2))
 
 
-def mixtral() -> nn.Module:
+def mixtral(**options: Any) -> nn.Module:
     """With three experts, of which two see each token."""
-    options = {"num_key_value_heads": 1, "num_local_experts": 3, "num_experts_per_tok": 2}
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, **LARGE, **ENDS, **options))
+    sizes = {"num_key_value_heads": 1, "num_local_experts": 3, "num_experts_per_tok": 2}
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, **LARGE, **ENDS, **sizes, **options))
 
 
 def mamba() -> nn.Module:

@@ -139,11 +139,17 @@ class Plain:
         return len(self.jacobian) * torch.einsum("no,nop->np", self.slopes, self.jacobian)
 
 
-def plainly(family: Family, model: nn.Module, batch: dict[str, Tensor], v: Tensor) -> Plain:
+def eager(model: nn.Module) -> nn.Module:
+    """A copy in double precision whose operations can all be differentiated twice."""
     net = copy.deepcopy(model).double().eval()
     for module in net.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = module.config._experts_implementation = "eager"  # pyright: ignore
+    return net
+
+
+def plainly(family: Family, model: nn.Module, batch: dict[str, Tensor], v: Tensor) -> Plain:
+    net = eager(model)
     leaves, n = list(net.parameters()), len(batch["labels"])
 
     def flat(value: Tensor, *, again: bool = False) -> Tensor:
@@ -475,3 +481,24 @@ def test_a_language_model_of_such_layers_has_factors() -> None:
     problem = seeded(gpt2, lambda: [sentences(), sentences(2, 4)], params=["*attn*weight", "*attn*bias", "*mlp*"])
     expected = dense_kfac(problem).to_dense()
     assert torch.allclose(kfac(problem).to_dense(), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("weight", [0.5, 1e-6])
+def test_a_router_s_own_loss_is_part_of_the_risk(weight: float) -> None:
+    """Which no function of logits and labels is, however little it weighs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, batch = mixtral(output_router_logits=True, router_aux_loss_coef=weight), sentences()
+    problem = Problem.from_hf(model, batch, dtype=torch.float64)
+    assert not problem.batches[0].is_pair
+    net, v = eager(model), direction(problem)
+    with InDouble():
+        out, params = net(**batch), list(net.parameters())
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(out.loss, params, create_graph=True)])
+        bend = torch.cat([g.flatten() for g in torch.autograd.grad(gradient @ v, params)])
+        assert float(out.aux_loss.detach()) > 1
+        assert float(problem.loss()) == pytest.approx(float(out.loss.detach()), rel=1e-12)
+        assert close(problem.gradient(), gradient.detach())
+        assert close(hessian(problem) @ v, bend)
+    with pytest.raises(Inapplicable, match="hides"):
+        tl.ntk(problem)

@@ -115,6 +115,8 @@ def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.
     with safe(model, train=False, seed=0, device=device):
         with naming(Batch({**inputs, "labels": labels}, len(labels) if labels.ndim else 1), dtype, "model(**batch)", TAKES):
             out = model(**inputs, labels=labels)
+        if _goes_around(out.loss, out.logits):
+            return None
         (slope,) = torch.autograd.grad(out.loss, [out.logits]) if out.loss.requires_grad else (None,)
         loss, logits = out.loss.detach(), out.logits.detach().requires_grad_()
         for way in WAYS.values():
@@ -127,6 +129,23 @@ def way_of(model: Any, inputs: dict[str, Any], labels: Tensor, *, device: torch.
                 if slope is None or _close(own, slope):
                     return way
     return None
+
+
+def _goes_around(loss: Tensor, logits: Tensor) -> bool:
+    """Whether parameters enter the loss otherwise than through the logits, as those of a router whose load is balanced.
+
+    The graph says so whatever the weight of that part, which may be less than what `_close` sees.
+    """
+    seen, waiting = {logits.grad_fn}, [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # a leaf
+            return True
+        waiting.extend(before for before, _ in node.next_functions)
+    return False
 
 
 def _loss(way: Way, out: Any, labels: Tensor) -> Tensor:
