@@ -181,6 +181,24 @@ def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def into_costs(rows: list[dict[str, Any]]) -> None:
+    """What whole runs took, and what parts let expect, in the table behind ``theorylab plan``; it keeps whole runs of the same settings."""
+    from theorylab.core.scale import Scale
+    from theorylab.core.study import load_study
+    from theorylab.course import costs
+
+    table = costs.load_costs()
+    for row in rows:
+        config = json.loads(json.dumps(load_study(row["study"]).scales[Scale.LARGE].as_dict()))
+        at_scale, whole = table["studies"].setdefault(row["study"], {}), not row["cut"]
+        known = at_scale.get("large", {})
+        if row["error"] or (not whole and ("expected" not in row or (known.get("config") == config and not known.get("part")))):
+            continue
+        seconds = row["seconds"] if whole else row["expected"]
+        at_scale["large"] = {"seconds": round(seconds, 3), "bytes": row["peak"], "config": config, **({} if whole else {"part": True})}
+    Path(costs.__file__).with_name("costs.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
 def kept(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of an earlier table."""
     if path.exists():
@@ -195,7 +213,10 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of data that one run may hold (default: %(default)g)")
     parser.add_argument("--runs", type=Path, default=Path("runs-large"), help="folder of the records (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: %(default)s)")
+    parser.add_argument("--costs", action="store_true", help="measure nothing; bring the table into the one behind theorylab plan")
     args = parser.parse_args()
+    if args.costs:
+        return into_costs(list(kept(args.out / "large.json")))
     import torch
 
     from benchmarks.__main__ import machine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from theorylab.core.scale import Scale
 from theorylab.core.study import find_studies, load_study
 from theorylab.course.costs import load_costs
 from theorylab.course.costs import main as write_costs
+from theorylab.runners.plan import calibrate
 
 SOURCE = Path(__file__).parents[1] / "src"
 COMMANDS = ("syllabus", "run", "plan", "show", "config", "measure", "plan measure")
@@ -370,6 +372,21 @@ def test_syllabus_tells_what_the_last_run_found(lab: FakeLab, tmp_path: Path, ca
     path.write_text("{")  # damaged: the listing goes on without it
     assert main(["syllabus", "--out", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["topics"][lab.topic][1]["claims"][0]["state"] == "not run"
+
+
+def test_plan_counts_hours_and_says_that_their_memory_is_not_known(
+    lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a study was never run whole, from what a part of it took."""
+    key = lab.add("long")
+    config = json.loads(json.dumps(load_study(key).scales[Scale.TINY].as_dict()))
+    row = {"seconds": 36_000.0, "bytes": 5, "config": config, "part": True}
+    table = {"calibration_seconds": calibrate(), "studies": {key: {"tiny": row}}}
+    monkeypatch.setattr("theorylab.course.costs.load_costs", lambda: table)
+    assert main(["plan", key, "--scale", "tiny", "--out", str(tmp_path), "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "extrapolated from a part of it" in printed
+    assert re.search(r"In all: about \d+ hours with --jobs 1, in memory that is not known\.", printed)
 
 
 def test_the_packaged_costs_are_of_our_studies_at_their_own_settings() -> None:

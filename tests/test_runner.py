@@ -25,7 +25,7 @@ from theorylab.runners.job import Job, empty_record
 from theorylab.runners.local import LocalWorkers, available_cores
 from theorylab.runners.memory import reset_peak
 from theorylab.runners.outcome import Outcome, RunResult, lines, state, verdict_line
-from theorylab.runners.plan import calibrate, expect, longest_first, makespan, table_of
+from theorylab.runners.plan import Cost, calibrate, expect, longest_first, makespan, table_of
 from theorylab.runners.progress import Lines, LiveTable, watch
 from theorylab.runners.run import check_folder, jobs_of, run
 from theorylab.runners.schedule import decide
@@ -400,8 +400,6 @@ def test_makespan_and_order() -> None:
 
 
 def expectation(seconds: float | None):
-    from theorylab.runners.plan import Cost
-
     return Cost(seconds, None, "")
 
 
@@ -411,6 +409,8 @@ def test_a_cost_table_of_records_answers_for_them(lab: FakeLab, tmp_path: Path) 
     table = json.loads(json.dumps(table_of([record, dataclasses.replace(record, error="no", seconds=99.0)])))
     assert table["calibration_seconds"] > 0
     assert expect(job, tmp_path, table).seconds == 2.5
+    table["studies"][job.study][str(job.scale)]["part"] = True
+    assert expect(job, tmp_path, table) == Cost(2.5, None, "extrapolated from a part of it")
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:

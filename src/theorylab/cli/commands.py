@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from theorylab.runners.job import Job
     from theorylab.runners.outcome import Outcome, RunResult
 
+LONG = 7200
+"""Seconds from which on a plan counts in hours."""
+
 
 def complain(line: str, status: int) -> int:
     """Say what is wrong on stderr; returns the exit status."""
@@ -149,17 +152,19 @@ def plan(options: Plan) -> int:
         if cost is None:
             shown.add_row(key, "0", "", "a valid record: not computed again")
         else:
-            known = cost.seconds is not None and cost.bytes is not None
-            row = (f"{cost.seconds:.1f}", _size(cost.bytes)) if known else ("unknown", "unknown")
-            shown.add_row(key, *row, f"{cost.basis}; {decision.reason}" if known else cost.basis)
+            expected = "unknown" if cost.seconds is None else f"{cost.seconds:.1f}"
+            size = "unknown" if cost.bytes is None else _size(cost.bytes)
+            shown.add_row(key, expected, size, cost.basis if cost.seconds is None else f"{cost.basis}; {decision.reason}")
     console = _console()
     console.print(shown)
     processes = _processes(options, jobs)
     known = [costs[key] for key in longest_first(costs)]
     seconds = makespan([c.seconds for c in known if c.seconds is not None], processes)
-    memory = sum(sorted((c.bytes for c in known if c.bytes is not None), reverse=True)[:processes])
+    sizes = sorted((c.bytes for c in known if c.bytes is not None), reverse=True)
     unknown = sum(c.seconds is None for c in known)
-    total = f"about {seconds:.0f} s with --jobs {processes}, at most {_size(memory)} at a time"
+    memory = f"at most {_size(sum(sizes[:processes]))} at a time" if len(sizes) + unknown == len(known) else "in memory that is not known"
+    span = f"{seconds:.0f} s" if seconds < LONG else f"{seconds / 3600:.0f} hours"
+    total = f"about {span} with --jobs {processes}, {memory}"
     beside = f"{_many(unknown, 'study')} of unknown cost, which a run measures"
     parts = [total] * (unknown < len(known) or not known) + [beside] * (unknown > 0)
     console.print(f"\nIn all: {', and '.join(parts)}.", highlight=False)

@@ -16,7 +16,10 @@ from theorylab.runners.job import Job
 from theorylab.runners.schedule import history
 
 Costs = Mapping[str, Any]
-"""``{"calibration_seconds": s, "studies": {key: {scale: {"seconds": s, "bytes": b, "config": {...}}}}}``, measured on one machine."""
+"""``{"calibration_seconds": s, "studies": {key: {scale: {"seconds": s, "bytes": b, "config": {...}}}}}``, measured on one machine.
+
+A row with ``"part": true`` is of a study that has not run whole: seconds by extrapolation from a part of it, whose bytes say little.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0, floor: int = 
             return Cost(record.seconds * ratio, _scaled(record.peak_bytes, ratio, floor), _basis("a record of this machine", ratio))
     row = table.get("studies", {}).get(job.study, {}).get(job.scale)
     if row is not None and (ratio := _seeds_ratio(job, row["config"])) is not None:
+        if row.get("part"):
+            return Cost(row["seconds"] * ratio * speed, None, _basis("extrapolated from a part of it", ratio))
         return Cost(row["seconds"] * ratio * speed, _scaled(row["bytes"], ratio, floor), _basis("the packaged table", ratio))
     return Cost(None, None, "no record with these settings")
 
