@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+BUFFER = 2**20
+"""Bytes of products that are made in one piece before they are moved into a place that is not."""
+
 
 class Factor(ABC):
     """The Jacobian of c outputs of n rows in one parameter, known by slices of the parameter's leading axis."""
@@ -145,7 +148,7 @@ class Outer(Factor):
         if first and a.shape[4] == 1:
             torch.mul(a, b, out=target)
         elif first and target.shape[1] == target.shape[2] == 1:
-            torch.bmm(a[:, 0, 0], b[:, 0, 0], out=target[:, 0, 0])  # into its place, though that is no contiguous one
+            _multiply(a[:, 0, 0], b[:, 0, 0], target[:, 0, 0])
         else:
             (target.copy_ if first else target.add_)(a @ b)
 
@@ -216,6 +219,18 @@ class Lookup(Factor):
         a, b = (side[:, :, 0] for side in other.sides())  # (n, c or 1, lead, t'), (n, c or 1, t', width)
         at = self.index.clamp(min=0)[:, None, :, None].expand(-1, a.shape[1], -1, a.shape[3])
         return (a.gather(2, at) * (self.learning @ b.mT)).sum((2, 3))
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Batched products of matrices into a place of any strides: PyTorch by itself makes them one by one where it is not contiguous."""
+    if out.is_contiguous():
+        torch.bmm(a, b, out=out)
+        return
+    rows = max(1, min(len(a), BUFFER // max(1, out.shape[1:].numel() * out.itemsize)))
+    buffer = out.new_empty(rows, *out.shape[1:])
+    for low in range(0, len(a), rows):
+        at = slice(low, low + rows)
+        out[at] = torch.bmm(a[at], b[at], out=buffer[: len(a) - low])
 
 
 Factors = Mapping[tuple[str, ...], Sequence[Factor]]
