@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.func import functional_call
+
+from theorylab.core.substitution import places_of, substituted
 
 MakeModel = Callable[[int], nn.Module]
 
@@ -50,6 +51,7 @@ class Parametrized(nn.Module):
         super().__init__()
         self.model = model
         self.factors = {k: a for k, a in factors.items() if a != 1.0}
+        self.places = places_of(model)
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.div_(self.factors.get(name, 1.0))
@@ -57,7 +59,8 @@ class Parametrized(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model at a·v."""
         held = dict(self.model.named_parameters())
-        return functional_call(self.model, {k: a * held[k] for k, a in self.factors.items()}, args, kwargs)
+        with substituted(self.model, {k: a * held[k] for k, a in self.factors.items()}, self.places):
+            return self.model(*args, **kwargs)
 
 
 @dataclass(frozen=True)
