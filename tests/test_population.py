@@ -398,7 +398,7 @@ def test_a_problem_without_weights_is_refused():
 def test_the_faster_way_is_timed_once_and_told(monkeypatch, caplog):
     calls = []
 
-    def seconds(groups, record):
+    def seconds(groups, record, enough):
         calls.append({chunk: (group.stacked, group.size) for chunk, group in groups.items()})
         return {chunk: 1.0 if chunk else 2.0 for chunk in groups}
 
@@ -416,11 +416,32 @@ def test_the_faster_way_is_timed_once_and_told(monkeypatch, caplog):
 
 
 def test_the_loop_is_taken_where_it_is_faster(monkeypatch):
-    monkeypatch.setattr(fastest, "seconds_per_step", lambda groups, record: {chunk: 1.0 + chunk for chunk in groups})
+    monkeypatch.setattr(fastest, "seconds_per_step", lambda groups, record, enough: {chunk: 1.0 + chunk for chunk in groups})
     monkeypatch.setattr(fastest, "_cache", {})
     pop = population()
     pop.train(1)
     assert pop.mode == "loop"
+
+
+def test_more_replicas_at_once_are_not_tried_where_a_step_is_long(monkeypatch):
+    """They would gain no time, and take memory."""
+    monkeypatch.setattr(fastest, "CHUNKS", (2, 3))
+    monkeypatch.setattr(fastest, "_cache", {})
+    built = []
+
+    def keeping(group, record):
+        built.append(group.size)
+        return fastest_watch(group, record)
+
+    fastest_watch = fastest.Stopwatch
+    monkeypatch.setattr(fastest, "Stopwatch", keeping)
+    population().train(1)
+    assert built == [1, 2, 3, K]
+    built.clear()
+    fastest._cache.clear()
+    monkeypatch.setattr(fastest, "_SLOW", 0.0)
+    population().train(1)
+    assert built == [1, 2]
 
 
 def test_timing_changes_nothing():

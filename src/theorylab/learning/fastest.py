@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -49,9 +50,17 @@ class Stopwatch:
             self.best = min(self.best, self.take(_STEPS) / _STEPS)
 
 
-def seconds_per_step(groups: dict[int, Group], record: bool) -> dict[int, float]:
-    """Seconds of one step of one replica in each group, the best of a few rounds that the groups take in turn."""
-    watches = {name: Stopwatch(group, record) for name, group in groups.items()}
+def seconds_per_step(groups: dict[int, Group], record: bool, enough: float = math.inf) -> dict[int, float]:
+    """Seconds of one step of one replica in each group, the best of a few rounds that the groups take in turn.
+
+    Groups that follow one of several replicas whose step takes ``enough`` seconds are left out: what a call costs matters no more there,
+    and more replicas at once would take more memory.
+    """
+    watches: dict[int, Stopwatch] = {}
+    for name, group in groups.items():
+        watches[name] = Stopwatch(group, record)
+        if group.size > 1 and watches[name].best > enough:
+            break
     for _ in range(_ROUNDS):
         for watch in watches.values():
             watch.round()
@@ -73,7 +82,7 @@ def fastest_chunk(key: tuple, size: int, make: Callable[[int], Group], record: b
     key = (*key, record)
     if key in _cache:
         return _cache[key]
-    times = seconds_per_step({chunk: make(chunk) for chunk in (0, *sorted({size, *(c for c in CHUNKS if c < size)}))}, record)
+    times = seconds_per_step({chunk: make(chunk) for chunk in (0, *sorted({size, *(c for c in CHUNKS if c < size)}))}, record, _SLOW)
     best = _cache[key] = min(times, key=times.__getitem__)
     how = "one after another" if best == 0 else f"{best} at a time under vmap"
     measured = ", ".join(f"{'loop' if c == 0 else c}: {1e6 * t:.0f}" for c, t in times.items())
