@@ -184,20 +184,18 @@ def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
 
 def into_costs(rows: list[dict[str, Any]]) -> None:
     """What whole runs took, and what parts let expect, in the table behind ``theorylab plan``; it keeps whole runs of the same settings."""
-    from theorylab.core.scale import Scale
-    from theorylab.core.study import load_study
-    from theorylab.course import costs
+    from theorylab.course.costs import default_settings, load_costs, write_costs
 
-    table = costs.load_costs()
+    table = load_costs()
     for row in rows:
-        config = json.loads(json.dumps(load_study(row["study"]).scales[Scale.LARGE].as_dict()))
-        at_scale, whole = table["studies"].setdefault(row["study"], {}), not row["cut"]
+        config, whole = default_settings(row["study"], "large"), not row["cut"]
+        at_scale = table["studies"].setdefault(row["study"], {})
         known = at_scale.get("large", {})
         if row["error"] or (not whole and ("expected" not in row or (known.get("config") == config and not known.get("part")))):
             continue
         seconds = row["seconds"] if whole else row["expected"]
         at_scale["large"] = {"seconds": round(seconds, 3), "bytes": row["peak"], "config": config, **({} if whole else {"part": True})}
-    Path(costs.__file__).with_name("costs.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_costs(table)
 
 
 def kept(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from theorylab.core.autograd_graph import nodes_before
 from theorylab.core.batches import Batch, map_tensors
 from theorylab.core.loss_form import naming
 from theorylab.core.safe import safe
@@ -136,16 +137,7 @@ def _goes_around(loss: Tensor, logits: Tensor) -> bool:
 
     The graph says so whatever the weight of that part, which may be less than what `_close` sees.
     """
-    seen, waiting = {logits.grad_fn}, [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # a leaf
-            return True
-        waiting.extend(before for before, _ in node.next_functions)
-    return False
+    return any(hasattr(node, "variable") for node in nodes_before([loss], beyond=[logits.grad_fn]))
 
 
 def _loss(way: Way, out: Any, labels: Tensor) -> Tensor:

@@ -24,12 +24,21 @@ def load_costs() -> dict[str, Any]:
     return json.loads((resources.files("theorylab.course") / _FILE).read_text(encoding="utf-8"))
 
 
+def default_settings(study: str, scale: str) -> dict[str, Any]:
+    """A study's own settings at a scale, as the table and records hold them."""
+    return json.loads(json.dumps(load_study(study).scales[Scale(scale)].as_dict()))
+
+
+def write_costs(table: dict[str, Any], path: Path | None = None) -> None:
+    """Write the table, next to this file unless told otherwise."""
+    (path or Path(__file__).with_name(_FILE)).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
 def _is_default(record: Record) -> bool:
     try:
-        config = load_study(record.study).scales[Scale(record.scale)]
+        return default_settings(record.study, record.scale) == record.provenance.config
     except StudyError:
         return False
-    return json.loads(json.dumps(config.as_dict())) == record.provenance.config
 
 
 def main(runs: Path, path: Path | None = None) -> None:
@@ -40,8 +49,7 @@ def main(runs: Path, path: Path | None = None) -> None:
     for folder in sorted(stored(runs), key=lambda f: (f / "record.json").stat().st_mtime):
         with contextlib.suppress(RecordError):
             records.append(load(folder))
-    table = table_of([r for r in records if _is_default(r)])
-    (path or Path(__file__).with_name(_FILE)).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_costs(table_of([r for r in records if _is_default(r)]), path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.autograd_graph import nodes_before
 from theorylab.core.batches import as_batches
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
@@ -180,18 +181,11 @@ def refuse_once_differentiable(gradient: list[Tensor]) -> None:
     Raises:
         ValueError: a custom function of the model or the loss has a backward pass that is marked as ``once_differentiable``.
     """
-    seen, waiting = set(), [g.grad_fn for g in gradient]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise ValueError(
-                "the model or the loss uses a custom autograd function that can be differentiated only once (once_differentiable), so that "
-                "second derivatives would leave it out: write its backward pass in differentiable operations, or do without the function."
-            )
-        seen.add(node)
-        waiting.extend(inner for inner, _ in node.next_functions)
+    if any(node.name() == "torch::autograd::Error" for node in nodes_before(gradient)):
+        raise ValueError(
+            "the model or the loss uses a custom autograd function that can be differentiated only once (once_differentiable), so that "
+            "second derivatives would leave it out: write its backward pass in differentiable operations, or do without the function."
+        )
 
 
 @dataclass(frozen=True)

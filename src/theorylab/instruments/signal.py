@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.autograd_graph import nodes_before
 from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite
@@ -331,13 +332,4 @@ class _Gathering:
 
 def _leaves(value: Tensor) -> list[Tensor]:
     """The leaves of a tensor's graph, so that a backward pass to them goes through all of it."""
-    found, seen, todo = [], set(), [value.grad_fn]
-    while todo:
-        node: Any = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            found.append(node.variable)
-        todo += [following for following, _ in node.next_functions]
-    return found
+    return [node.variable for node in nodes_before([value]) if hasattr(node, "variable")]
