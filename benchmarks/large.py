@@ -134,13 +134,13 @@ def expected(whole: Settings, base: Ran, longer: list[Ran], groups: tuple[Settin
     return share(replicas) * (base.seconds + sum(slopes))
 
 
-def measure(key: str, seconds: float, memory: float, runs: Path) -> dict[str, Any]:
-    """One row of the table: a part first, where there is one, then the whole if it is expected to fit."""
+def measure(key: str, seconds: float, memory: float, runs: Path, parts: bool = True) -> dict[str, Any]:
+    """One row of the table: a part first, where there is one, then the whole if it is expected to fit; or the whole at once."""
     from theorylab.core.scale import Scale
     from theorylab.core.study import load_study
 
     study = load_study(key)
-    groups = PARTS.get(key, ())
+    groups = PARTS.get(key, ()) if parts else ()
     row = {"study": key, "claims": len(study.claims), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cut": {}}
     if groups:
         cut = {name: value for group in groups for name, value in group.items()}
@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("globs", nargs="*", default=["*"], help="which studies (default: all of theorylab's own)")
     parser.add_argument("--seconds", type=float, default=150.0, help="processor seconds that one run may take (default: %(default)g)")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of data that one run may hold (default: %(default)g)")
+    parser.add_argument("--whole", action="store_true", help="no part first: for a study whose cost is known")
     parser.add_argument("--runs", type=Path, default=Path("runs-large"), help="folder of the records (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: %(default)s)")
     parser.add_argument("--costs", action="store_true", help="measure nothing; bring the table into the one behind theorylab plan")
@@ -227,7 +228,7 @@ def main() -> None:
     data = args.out / "large.json"
     rows = {row["study"]: row for row in kept(data)}
     for key in chosen:
-        rows[key] = measure(key, args.seconds, args.memory, args.runs)
+        rows[key] = measure(key, args.seconds, args.memory, args.runs, parts=not args.whole)
         print(json.dumps(rows[key]), flush=True)
         whole = {"about": machine(), "rows": [rows[k] for k in sorted(rows)]}
         data.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
