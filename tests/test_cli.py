@@ -408,3 +408,19 @@ def test_the_cost_table_is_made_of_default_runs(lab: FakeLab, tmp_path: Path) ->
     assert main(["run", key, "--scale", "small", "--seeds", "3", *base]) == 0
     write_costs(tmp_path / "runs", tmp_path / "costs.json")
     assert list(json.loads((tmp_path / "costs.json").read_text())["studies"][key]) == ["tiny"]
+
+
+def test_the_cost_table_keeps_what_no_record_replaces(lab: FakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of another scale stays, in the new machine's seconds; one whose settings or study are no more does not."""
+    key, changed = lab.add("quick"), lab.add("changed")
+    config = json.loads(json.dumps(load_study(key).scales[Scale.LARGE].as_dict()))
+    row = {"seconds": 60.0, "bytes": 5, "config": config, "part": True}
+    studies = {key: {"large": row, "tiny": row}, changed: {"large": row | {"config": config | {"seeds": 99}}}, "gone/away": {"tiny": row}}
+    monkeypatch.setattr("theorylab.course.costs.load_costs", lambda: {"calibration_seconds": 1e-3, "studies": studies})
+    assert main(["run", key, "--scale", "tiny", "--jobs", "1", "--out", str(tmp_path / "runs")]) == 0
+    write_costs(tmp_path / "runs", tmp_path / "costs.json")
+    table = json.loads((tmp_path / "costs.json").read_text())
+    assert list(table["studies"]) == [key]
+    rows = table["studies"][key]
+    assert rows["tiny"]["config"] != config
+    assert rows["large"] == row | {"seconds": pytest.approx(60 * table["calibration_seconds"] / 1e-3, rel=1e-3)}

@@ -59,8 +59,8 @@ def test_tokens_of_a_target_are_attributed_one_by_one(options: dict) -> None:
 
 def test_an_invertible_projection_changes_nothing_and_a_shorter_one_does() -> None:
     torch.manual_seed(0)
-    x, wanted = torch.randn(40, 5), torch.randn(40, 2)
-    problem = Problem(torch.nn.Linear(5, 2), F.mse_loss, (x, wanted), dtype=torch.float64)
+    x, wanted = torch.randn(40, 5), torch.randn(40, 4)
+    problem = Problem(torch.nn.Linear(5, 4), F.mse_loss, (x, wanted), dtype=torch.float64)  # of 24 signs a side few matrices are singular
     targets, whole = (x[:3], wanted[:3] + 1), trak(problem, k="all")
     for seed in range(3):
         torch.testing.assert_close(trak(problem, k=problem.P, seed=seed), whole, rtol=1e-7, atol=1e-10)
@@ -88,11 +88,10 @@ def test_signs_are_of_the_right_law_and_depend_on_the_seed_alone() -> None:
         assert torch.equal(P(eye), Signs(p, 64, seed=1)(eye))
         assert torch.equal(P(eye).abs(), torch.full((5, 64), 0.125, dtype=torch.float64))
     assert not torch.equal(Signs(p, 64, seed=2)(eye), Signs(p, 64, seed=1)(eye))
-    assert not torch.equal(Signs(p, 64, seed=[1, 0])(eye), Signs(p, 64, seed=[1, 1])(eye))
     gram = Signs(100, 40_000, seed=0)(torch.eye(100, dtype=torch.float64))
     assert float((gram @ gram.T - torch.eye(100)).abs().max()) < 5 / 200  # independent signs: an error of 1/√k off the diagonal
     # pinned, so that a stored score can be computed again on any machine
-    assert Signs(8, 4, seed=0)(torch.eye(8))[:3].mul(2).int().tolist() == [[1, -1, 1, -1], [1, -1, -1, 1], [-1, 1, -1, -1]]
+    assert Signs(8, 4, seed=0)(torch.eye(8))[:3].mul(2).int().tolist() == [[-1, -1, 1, 1], [-1, -1, 1, 1], [1, 1, 1, -1]]
 
 
 def test_bad_arguments_are_refused() -> None:

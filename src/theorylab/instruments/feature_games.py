@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from theorylab.core.batches import Batch
 from theorylab.core.problem import Problem
 from theorylab.core.safe import safe
+from theorylab.core.substitution import places_of, substituted
 from theorylab.instruments.games import Worth
 
 EVALUATED = 1 << 22
@@ -38,8 +39,9 @@ def predictor(model: Problem | nn.Module | Callable[[Tensor], Tensor]) -> Callab
     def of_module(rows: Tensor) -> Tensor:
         assert isinstance(model, nn.Module)
         place = next(model.parameters(), rows).device
-        with safe(model, train=False, seed=0, device=place), torch.no_grad():
-            return torch.func.functional_call(model, {k: b.clone() for k, b in model.named_buffers()}, (rows.to(place),))
+        buffers = {k: b.clone() for k, b in model.named_buffers()}
+        with safe(model, train=False, seed=0, device=place), torch.no_grad(), substituted(model, buffers, places_of(model)):
+            return model(rows.to(place))
 
     def of_function(rows: Tensor) -> Tensor:
         assert not isinstance(model, Problem)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.source import Source
 from theorylab.instruments.attributed import Target, gradient_blocks, looped_target_gradients, parse_targets, target_axes, target_gradients
 from theorylab.instruments.attribution import members_of
@@ -115,7 +116,7 @@ def formed_trak(
         (training, _), (moved, rows) = parse_targets(each, None, output), parse_targets(each, targets, target or output)
         axes = target_axes(moved, target or output)
         P = torch.eye(each.P, dtype=each.dtype, device=each.device)
-        P = P if size is None else Signs(each.P, size, seed=[seed, member])(P)
+        P = P if size is None else Signs(each.P, size, seed=derived_seed(seed, "member", member))(P)
         phi, psi = looped_grads(training) @ P, looped_target_gradients(moved, rows, axes) @ P
         second = phi.T @ phi / each.n + ridge * torch.eye(P.shape[1], dtype=phi.dtype, device=phi.device)
         kernels.append((phi @ torch.linalg.lstsq(second, psi.T).solution / each.n).view(each.n, -1, *axes))
@@ -189,7 +190,7 @@ def trak(
     members = _members(problem, ensemble, output)
     for member, each in enumerate(members):
         work = each.to(dtype=torch.float64)
-        signs = None if size is None else Signs(work.P, size, seed=[seed, member], memory=memory)
+        signs = None if size is None else Signs(work.P, size, seed=derived_seed(seed, "member", member), memory=memory)
 
         def features(blocks: Iterator[Tensor], signs: Signs | None = signs) -> Tensor:
             return torch.cat([g if signs is None else signs(g) for g in blocks])

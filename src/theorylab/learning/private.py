@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from theorylab.core.seeds import derived_seed
 from theorylab.learning.optimizers.base import Optimizer
 
 
@@ -85,8 +85,7 @@ def check_mechanism(clip: float | AdaptiveClip, sigma: float, steps: int, optimi
 
 def noise_generator(seed: int) -> torch.Generator:
     """The generator of a run's noise: of another stream than that of the rows' sampling, should both be given one seed."""
-    state = np.random.SeedSequence([seed, 0x6E6F697365]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+    return torch.Generator().manual_seed(derived_seed(seed, "noise"))
 
 
 def gaussian(size: int, generator: torch.Generator, like: Tensor) -> Tensor:

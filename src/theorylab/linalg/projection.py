@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from theorylab.core.seeds import derived_seed
 
 BLOCK = 4096
 """Entries of a vector that share a generator; part of the law, so that it must not depend on anything."""
@@ -21,7 +22,7 @@ class Signs:
     Args:
         p: Entries of the vectors.
         k: Entries that are left.
-        seed: Of the signs; a list of numbers for independent streams.
+        seed: Of the signs.
         memory: Bytes up to which the signs are kept between calls; beyond it they are drawn anew each time.
 
     Example:
@@ -32,18 +33,17 @@ class Signs:
     Source: Achlioptas 2003, doi:10.1016/S0022-0000(03)00025-4, Theorem 1.1.
     """
 
-    def __init__(self, p: int, k: int, *, seed: int | list[int], memory: int = 2**28) -> None:
+    def __init__(self, p: int, k: int, *, seed: int, memory: int = 2**28) -> None:
         if p < 1 or k < 1:
             raise ValueError(f"p and k must be at least 1, got {p} and {k}.")
-        self.p, self.k, self.entropy = p, k, [seed] if isinstance(seed, int) else list(seed)
+        self.p, self.k, self.seed = p, k, seed
         self._keep = p * k <= memory
         self._kept: dict[int, Tensor] = {}
 
     def _block(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        state = int(np.random.SeedSequence([*self.entropy, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        generator = torch.Generator().manual_seed(state)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "signs", index))
         rows = min(BLOCK, self.p - index * BLOCK)
         drawn = torch.randint(0, 2, (rows, self.k), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
         if self._keep:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from theorylab.core.claim import Claim, Equals, Finding, Orders
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
@@ -261,14 +262,13 @@ def price(config: DatamodelConfig) -> Iterator[Finding | Series | Stage]:
     known, shuffled, regressed = [], [], []
     for seed in config.replica_seeds:
         refits = Refits(config.n, config.probes, config.decay, seed)
-        draw = [int(s) for s in np.random.SeedSequence(seed).generate_state(2)]
-        tests = half_subsets(config.n, config.tests, seed=draw[0])
+        tests = half_subsets(config.n, config.tests, seed=derived_seed(seed, "tests"))
         truth = refits.losses(tests)
         scores = influence(refits.problem(), refits.test, damping=config.decay)
         order = torch.randperm(config.n, generator=torch.Generator().manual_seed(seed))
         known.append(lds(scores, tests, truth).value)
         shuffled.append(lds(scores[order], tests, truth).value)
-        masks = half_subsets(config.n, counts[-1], seed=draw[1])
+        masks = half_subsets(config.n, counts[-1], seed=derived_seed(seed, "subsets"))
         outputs = refits.losses(masks)
         regressed.append([lds(datamodels(masks[:m], outputs[:m]).slopes, tests, truth).value for m in counts])
     known, shuffled, regressed = np.array(known), np.array(shuffled), np.array(regressed)

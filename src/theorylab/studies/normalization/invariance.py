@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
-from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from theorylab.core.claim import Claim, Equals, Finding
@@ -22,6 +21,7 @@ from theorylab.core.config import Config, setting
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
+from theorylab.core.substitution import places_of, substituted
 from theorylab.data.synthetic import random_labels
 from theorylab.learning.optimizers.observed import observed
 from theorylab.learning.optimizers.sgd import sgd
@@ -109,11 +109,12 @@ def flat_risk(config: InvarianceConfig, seed: int, eps: float) -> tuple[Callable
     net = seeded(lambda: NormalizedMLP(widths, eps=eps, fixed_head=True), seed).to(config.device, config.torch_dtype)
     x, y = (t.to(config.device) for t in random_labels(config.rows, widths[0], seed=seed, dtype=config.torch_dtype))
     names, params = zip(*net.named_parameters(), strict=True)
-    sizes = [p.numel() for p in params]
+    sizes, places = [p.numel() for p in params], places_of(net)
 
     def risk(theta: Tensor) -> Tensor:
         parts = [t.view(p.shape) for t, p in zip(theta.split(sizes), params, strict=True)]
-        return binary_cross_entropy_with_logits(functional_call(net, dict(zip(names, parts, strict=True)), (x,)), y)
+        with substituted(net, dict(zip(names, parts, strict=True)), places):
+            return binary_cross_entropy_with_logits(net(x), y)
 
     return risk, torch.cat([p.detach().flatten() for p in params])
 
@@ -257,7 +258,13 @@ def build(make: Callable[[], nn.Module], config: InvarianceConfig, seed: int) ->
     """A network's outputs on random inputs as a function of its parameters, and these."""
     net = seeded(make, seed).to(config.device, config.torch_dtype)
     x = random_labels(config.rows, config.inputs, seed=seed, dtype=config.torch_dtype).x.to(config.device)
-    return lambda p: functional_call(net, p, (x,)), {k: p.detach() for k, p in net.named_parameters()}
+    places = places_of(net)
+
+    def outputs(params: Tensors) -> Tensor:
+        with substituted(net, params, places):
+            return net(x)
+
+    return outputs, {k: p.detach() for k, p in net.named_parameters()}
 
 
 def check_which(config: InvarianceConfig) -> Iterator[Finding]:
