@@ -34,13 +34,13 @@ HOW_NOT_WHAT = {"converged", "n_matvecs", "residual", "residuals"}
 
 
 def numbers(result: Any) -> dict[str, Tensor]:
-    """What a measurement says, as float64 tensors by name; the sign of a unit vector is arbitrary and is dropped."""
+    """What a measurement says, as float64 tensors of the CPU by name; the sign of a unit vector is arbitrary and is dropped."""
     if isinstance(result, Operator):
-        return {"matrix": result.to_dense().double()}
+        return {"matrix": result.to_dense().cpu().double()}
     if isinstance(result, Estimate):
         return {"value": torch.tensor(result.value, dtype=torch.float64)}
     if isinstance(result, Tensor):
-        return {"tensor": result.detach().double()}
+        return {"tensor": result.detach().cpu().double()}
     if isinstance(result, int | float):
         return {"number": torch.tensor(result, dtype=torch.float64)}
     if result is None or isinstance(result, str):  # a remark

@@ -129,7 +129,7 @@ def interactions(table: Tensor, order: int = 2, index: Index = "sii") -> Interac
         raise ValueError(f"order must lie in 1 ... {n}, got {order}.")
     if index not in ("sii", "stii", "banzhaf"):
         raise ValueError(f'index must be "sii", "stii" or "banzhaf", got {index!r}.')
-    a = mobius(table)
+    a = mobius(table).cpu()
     sizes = torch.zeros(1, dtype=torch.long)
     for _ in range(n):
         sizes = torch.cat([sizes, sizes + 1])

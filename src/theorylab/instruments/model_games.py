@@ -192,4 +192,5 @@ class _Scores:
     score: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, population: Population) -> Found:
-        return {"worths": self.score(population.outputs(self.x), self.y).double()}
+        outputs = population.outputs(self.x)
+        return {"worths": self.score(outputs, self.y.to(outputs.device)).double()}

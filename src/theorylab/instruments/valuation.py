@@ -267,7 +267,7 @@ def semivalue(
     Source: Dubey, Neyman and Weber 1981, doi:10.1287/moor.6.1.122.
     """
     _check(n, budget)
-    weights = torch.as_tensor(weights, dtype=torch.float64)
+    weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one for each number of others, got {tuple(weights.shape)}.")
     if not (weights.isfinite().all() and (weights >= 0).all()):

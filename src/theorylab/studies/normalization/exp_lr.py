@@ -152,4 +152,5 @@ def exp_lr(config: ExpLrConfig) -> Iterator[Finding | Series | Stage]:
     figure = Series("norm", "The weights themselves part exponentially", x="step", y="‖θ‖", claim=key, y_scale="log")
     figure.line("constant step, weight decay", steps, decay[0]["norm"][:, shown])
     figure.line("growing step", steps, growth[0]["norm"][:, shown], mark="points")
-    yield figure.line("α^(−t) times the norm under decay", steps, alphas[shown] ** -steps * decay[0]["norm"][:, shown], role="predicted")
+    grown = alphas[shown] ** -steps.to(alphas)
+    yield figure.line("α^(−t) times the norm under decay", steps, grown * decay[0]["norm"][:, shown], role="predicted")

@@ -1,0 +1,242 @@
+"""A device, ``far``, for machines without one: its tensors lie in main memory, as far from the CPU's operations as a GPU's are.
+
+An operation on tensors of both, a generator of the other's, or a tensor of it given to NumPy is an error, as it is on a GPU; what PyTorch
+allows there, numbers without a dimension and indices from the CPU, is allowed here. Arithmetic is the CPU's, so that results must be the
+same. Importing this file registers the device in the process for good: tests do it in a process of their own.
+
+Made of `__torch_dispatch__` and PyTorch's experimental Python backend (`torch.utils.backend_registration`).
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportAssignmentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as register
+
+aten = torch.ops.aten
+
+
+class _Guard(torch._C._acc.DeviceGuard):
+    def type_(self) -> Any:
+        return torch._C._autograd.DeviceType.PrivateUse1
+
+
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self) -> bool:
+        return True
+
+    def is_built(self) -> bool:
+        return True
+
+    def has_primary_context(self, index: int) -> bool:
+        return True
+
+
+class _Module:
+    """What ``torch.far`` offers; random numbers are those of the CPU."""
+
+    is_initialized = is_available = staticmethod(lambda: True)
+    current_device = staticmethod(lambda: 0)
+    device_count = staticmethod(lambda: 1)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, device=None: torch.set_rng_state(state))
+    manual_seed = manual_seed_all = staticmethod(lambda seed: None)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
+
+
+register("far", backend_module=_Module(), hook=_Hooks(), device_guard=_Guard())
+FAR = torch.device("far:0")
+
+
+class Far(Tensor):
+    """A tensor whose numbers only `_run` reaches."""
+
+    raw: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, raw: Tensor) -> Far:
+        far = Tensor._make_wrapper_subclass(
+            cls, raw.shape, strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=FAR
+        )
+        far.raw = raw
+        return far
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+    # what PyTorch reads from memory, past the dispatcher
+
+    @property
+    def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        assert isinstance(value, Far)
+        assert value.shape == self.shape
+        self.raw = value.raw
+
+    def untyped_storage(self) -> Any:
+        return self.raw.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.raw.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.raw.tolist()
+
+    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+        return torch.tensor(data, dtype=dtype or self.dtype, device=device or FAR, requires_grad=requires_grad)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Far:
+        if id(self) not in memo:
+            memo[id(self)] = Far(self.raw.detach().clone()).requires_grad_(self.requires_grad)
+            if getattr(self, "_is_param", False):  # how PyTorch marks a parameter of another class
+                memo[id(self)]._is_param = True
+        return memo[id(self)]
+
+    def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return f"Far({self.raw})"
+
+
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    """Of a tensor or of each in a list or tuple."""
+    return type(value)(_map(change, v) for v in value) if type(value) in (list, tuple) else change(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _numbers(value: Any) -> Any:
+    return value.raw if isinstance(value, Far) else value
+
+
+MIXING = {
+    aten.copy_.default,
+    aten._to_copy.default,
+    aten.index.Tensor,
+    aten._unsafe_index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
+"""Operations that a GPU takes with tensors of the CPU, too: transfers, and indexing."""
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation on the numbers themselves; what it returns is far where an argument was, or where it was asked for."""
+    given = list(_tensors((args, list(kwargs.values()))))
+    far = [t for t in given if isinstance(t, Far)]
+    if far and func not in MIXING and any(t.ndim and not isinstance(t, Far) for t in given):
+        places = ", ".join(f"{t.device.type}{list(t.shape)}" for t in given)
+        raise RuntimeError(f"Expected all tensors to be on the same device, {func} got {places}")
+    wanted = kwargs.get("device")
+    stays = bool(far) if wanted is None else torch.device(wanted).type == "far"
+    stays = isinstance(args[0], Far) if func is aten.copy_.default else stays
+    kwargs = {k: _map(_numbers, v) for k, v in kwargs.items()}
+    if wanted is not None:
+        kwargs["device"] = torch.device("cpu")
+    result = func(*_map(_numbers, args), **kwargs)
+    for t in far:
+        if t.shape != t.raw.shape or t.stride() != t.raw.stride():  # squeezed, transposed or the like in place
+            _reshape(t)
+    own = {id(t.raw): t for t in far}  # what was changed in place is returned itself
+
+    def back(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        return own[id(t)] if id(t) in own else Far(t) if stays else t
+
+    return _map(back, result)
+
+
+def _reshape(far: Far) -> None:
+    """Give a tensor the shape that its numbers have got."""
+    before = torch._C._meta_in_tls_dispatch_include()
+    with no_dispatch():
+        torch._C._set_meta_in_tls_dispatch_include(True)
+        try:
+            aten.as_strided_.default(far, far.raw.shape, far.raw.stride(), far.raw.storage_offset())
+        finally:
+            torch._C._set_meta_in_tls_dispatch_include(before)
+
+
+def _made(op: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _run(op, args, kwargs)
+
+
+FALLBACK = torch.library.Library("_", "IMPL")
+FALLBACK.fallback(lambda op, *args, **kwargs: _run(op, args, kwargs), "PrivateUse1")
+OWN = torch.library.Library("aten", "IMPL")
+GROWN = {"arange": ("default", "start", "start_step"), "eye": ("default", "m"), "randperm": ("default", "generator")}
+"""Overloads of what would fill an empty tensor that it makes larger."""
+for _name, _overloads in GROWN.items():
+    for _overload in _overloads:
+        _op = getattr(getattr(aten, _name), _overload)
+        OWN.impl(_name if _overload == "default" else f"{_name}.{_overload}", _made(_op), "PrivateUse1")
+
+
+class Generator(torch._C.Generator):
+    """Of the CPU's numbers, for the device that was asked for."""
+
+    far: bool
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        generator = super().__new__(cls)
+        generator.far = torch.device(device).type == "far"
+        return generator
+
+    def __init__(self, device: Any = "cpu") -> None:
+        pass
+
+    @property
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return FAR if self.far else torch.device("cpu")
+
+
+def _from_list(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.tensor` and the like, which the Python backend does not know: made on the CPU and moved."""
+
+    def made(*args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> Tensor:
+        t = make(*args, **kwargs)
+        t = t if device is None else t.to(device)
+        return t.requires_grad_() if requires_grad else t
+
+    return made
+
+
+def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A random number's generator must be of its device."""
+
+    def checked(*args: Any, generator: Any = None, **kwargs: Any) -> Tensor:
+        if generator is not None:
+            places = [t.device for t in _tensors((args, list(kwargs.values())))] or [torch.device(kwargs.get("device") or "cpu")]
+            if places[0].type != generator.device.type:
+                raise RuntimeError(f"Expected a '{places[0].type}' device type for generator but found '{generator.device.type}'")
+            kwargs["generator"] = generator
+        return draw(*args, **kwargs)
+
+    return checked
+
+
+torch.Generator = Generator  # pyright: ignore[reportAttributeAccessIssue]
+for _name in ("tensor", "as_tensor", "tril_indices", "triu_indices"):
+    setattr(torch, _name, _from_list(getattr(torch, _name)))
+for _name in ("randn", "rand", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"):
+    setattr(torch, _name, _drawn(getattr(torch, _name)))
+for _name in ("normal_", "uniform_", "bernoulli_", "random_", "exponential_", "bernoulli", "multinomial"):
+    setattr(Tensor, _name, _drawn(getattr(Tensor, _name)))
