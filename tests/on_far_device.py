@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
-import far_device
+import far_device  # registers the device
 import torch
 from test_instruments import accurate, assert_agree
 from zoo import make
@@ -35,7 +35,7 @@ def studies(topic: str) -> dict[str, Callable[[], object]]:
 
     def runner(key: str) -> Callable[[], object]:
         study = load_study(key)
-        return lambda: study.execute(replace(few(study.scales[Scale.TINY]), device=str(far_device.FAR)))
+        return lambda: study.execute(replace(few(study.scales[Scale.TINY]), device="far"))
 
     return {key: runner(key) for key in find_studies()[0] if key.startswith(f"{topic}/")}
 
@@ -45,7 +45,7 @@ def measurements(model: str) -> dict[str, Callable[[], object]]:
 
     def comparison(tool: Instrument) -> Callable[[], object]:
         def compare() -> None:
-            near, far = (tool.measure(make(model, device=device), **accurate(tool)) for device in ("cpu", far_device.FAR))
+            near, far = (tool.measure(make(model, device=device), **accurate(tool)) for device in ("cpu", "far"))
             assert_agree(far, near, 1e-9)
 
         return compare

@@ -348,9 +348,10 @@ def check_problem(measure: str, problem: Any) -> None:
 
 
 def _one_device(device: torch.device) -> torch.device:
+    """The device with its index, as tensors on it name it: ``cuda`` and ``mps`` are not equal to ``cuda:0`` and ``mps:0``."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} cannot be used here: this PyTorch sees no GPU.")
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    return torch.empty(0, device=device).device
 
 
 def finite(loss: Tensor) -> Tensor:
