@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
-import far_device  # registers the device
+import far_device  # noqa: F401  registers the device
 import torch
 from test_instruments import accurate, assert_agree
 from zoo import make
