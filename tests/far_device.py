@@ -11,7 +11,7 @@ Made of `__torch_dispatch__` and PyTorch's experimental Python backend (`torch.u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,23 +108,6 @@ class Far(Tensor):
         return f"Far({self.raw})"
 
 
-def _map(change: Callable[[Any], Any], value: Any) -> Any:
-    """Of a tensor or of each in a list or tuple."""
-    return type(value)(_map(change, v) for v in value) if type(value) in (list, tuple) else change(value)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-
-
-def _numbers(value: Any) -> Any:
-    return value.raw if isinstance(value, Far) else value
-
-
 MIXING = {
     aten.copy_.default,
     aten._to_copy.default,
@@ -137,31 +120,45 @@ MIXING = {
 """Operations that a GPU takes with tensors of the CPU, too: transfers, and indexing."""
 
 
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation on the numbers themselves; what it returns is far where an argument was, or where it was asked for."""
-    given = list(_tensors((args, list(kwargs.values()))))
-    far = [t for t in given if isinstance(t, Far)]
-    if far and func not in MIXING and any(t.ndim and not isinstance(t, Far) for t in given):
-        places = ", ".join(f"{t.device.type}{list(t.shape)}" for t in given)
-        raise RuntimeError(f"Expected all tensors to be on the same device, {func} got {places}")
-    wanted = kwargs.get("device")
+    far: list[Far] = []
+    near: list[Tensor] = []
+
+    def numbers(value: Any) -> Any:
+        kind = type(value)
+        if kind is Far:
+            far.append(value)
+            return value.raw
+        if kind is list or kind is tuple:
+            return kind([numbers(v) for v in value])
+        if isinstance(value, Tensor) and value.ndim:
+            near.append(value)
+        return value
+
+    taken, options = numbers(args), {k: numbers(v) for k, v in kwargs.items()}
+    if near and far and func not in MIXING:
+        shapes = ", ".join(f"{t.device.type}{list(t.shape)}" for t in (*far, *near))
+        raise RuntimeError(f"Expected all tensors to be on the same device, {func} got {shapes}")
+    wanted = options.get("device")
     stays = bool(far) if wanted is None else torch.device(wanted).type == "far"
-    stays = isinstance(args[0], Far) if func is aten.copy_.default else stays
-    kwargs = {k: _map(_numbers, v) for k, v in kwargs.items()}
     if wanted is not None:
-        kwargs["device"] = torch.device("cpu")
-    result = func(*_map(_numbers, args), **kwargs)
+        options["device"] = torch.device("cpu")
+    if func is aten.copy_.default:
+        stays = isinstance(args[0], Far)
+    result = func(*taken, **options)
+    own = {}  # what was changed in place is returned itself
     for t in far:
+        own[id(t.raw)] = t
         if t.shape != t.raw.shape or t.stride() != t.raw.stride():  # squeezed, transposed or the like in place
             _reshape(t)
-    own = {id(t.raw): t for t in far}  # what was changed in place is returned itself
 
-    def back(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        return own[id(t)] if id(t) in own else Far(t) if stays else t
+    def back(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return own[id(value)] if id(value) in own else Far(value) if stays else value
+        return type(value)([back(v) for v in value]) if type(value) in (list, tuple) else value
 
-    return _map(back, result)
+    return back(result)
 
 
 def _reshape(far: Far) -> None:
@@ -208,6 +205,13 @@ class Generator(torch._C.Generator):
         return FAR if self.far else torch.device("cpu")
 
 
+def _device(value: Any) -> str | None:
+    """The kind of device of the first tensor among arguments."""
+    if isinstance(value, Tensor):
+        return value.device.type
+    return next((d for v in value if (d := _device(v))), None) if isinstance(value, list | tuple) else None
+
+
 def _from_list(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`torch.tensor` and the like, which the Python backend does not know: made on the CPU and moved."""
 
@@ -224,9 +228,9 @@ def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def checked(*args: Any, generator: Any = None, **kwargs: Any) -> Tensor:
         if generator is not None:
-            places = [t.device for t in _tensors((args, list(kwargs.values())))] or [torch.device(kwargs.get("device") or "cpu")]
-            if places[0].type != generator.device.type:
-                raise RuntimeError(f"Expected a '{places[0].type}' device type for generator but found '{generator.device.type}'")
+            place = _device([*args, *kwargs.values()]) or torch.device(kwargs.get("device") or "cpu").type
+            if place != generator.device.type:
+                raise RuntimeError(f"Expected a '{place}' device type for generator but found '{generator.device.type}'")
             kwargs["generator"] = generator
         return draw(*args, **kwargs)
 

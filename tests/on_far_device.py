@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import far_device  # noqa: F401  registers the device
 import torch
@@ -21,9 +22,22 @@ from theorylab.core.instrument import Instrument, instruments
 from theorylab.core.scale import Scale
 from theorylab.core.study import find_studies, load_study
 
+SHORTER: dict[str, dict[str, int]] = {
+    "convolution/mnist1d": {"steps": 100},
+    "generalization/interpolation": {"designs": 20, "steps": 50},
+    "implicit_bias/diagonal": {"flow_steps": 100, "rich_steps": 300, "noise_steps": 200},
+    "implicit_bias/margins": {"steps": 200},
+    "implicit_bias/matrix": {"steps": 600, "complete_steps": 100},
+    "optimization/edge_of_stability": {"steps": 60, "momentum_steps": 60},
+    "optimizers/adaptive": {"stream": 1000, "steps": 1000},
+    "optimizers/edges": {"steps": 60},
+}
+"""Durations of studies that take thousands of steps: an operation costs ten times as much here."""
 
-def few(config: Config) -> Config:
-    """Two seeds, or as many as the study needs."""
+
+def shortened(key: str) -> Config:
+    """A study's settings at tiny, with two seeds, or as many as it needs."""
+    config = replace(load_study(key).scales[Scale.TINY], device="far", **SHORTER.get(key, {}))
     try:
         return replace(config, seeds=2)
     except ValueError:
@@ -32,12 +46,8 @@ def few(config: Config) -> Config:
 
 def studies(topic: str) -> dict[str, Callable[[], object]]:
     """Each study of a topic."""
-
-    def runner(key: str) -> Callable[[], object]:
-        study = load_study(key)
-        return lambda: study.execute(replace(few(study.scales[Scale.TINY]), device="far"))
-
-    return {key: runner(key) for key in find_studies()[0] if key.startswith(f"{topic}/")}
+    keys = [key for key in find_studies()[0] if key.startswith(f"{topic}/")]
+    return {key: partial(load_study(key).execute, shortened(key)) for key in keys}
 
 
 def measurements(model: str) -> dict[str, Callable[[], object]]:

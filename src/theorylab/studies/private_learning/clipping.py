@@ -161,7 +161,7 @@ def without_own_statistics(net: nn.Module, x: Tensor, y: Tensor, clip: float) ->
     """The sum of clipped gradients of the rows' losses in a network with batch normalization, as if they were the rows' own."""
     params = list(net.parameters())
     losses = ENTROPY(net(x), y, reduction="none")
-    total = torch.zeros(sum(p.numel() for p in params), dtype=x.dtype)
+    total = x.new_zeros(sum(p.numel() for p in params))
     for loss in losses:
         g = torch.cat([t.reshape(-1) for t in torch.autograd.grad(loss, params, retain_graph=True)])
         total += g * (clip / g.norm()).clamp(max=1.0)
@@ -181,7 +181,7 @@ def clipping(config: ClippingConfig) -> Iterator[Finding | Series | Stage]:
     yield Stage("ghost norms")
     yield from check_norms(config, x[: config.rows], y[: config.rows])
     yield Stage("sensitivity")
-    strange = torch.arange(len(x)) >= config.rows
+    strange = torch.arange(len(x), device=config.device) >= config.rows
     x = torch.where(strange[:, None], config.scale * x, x)
     y = torch.where(strange, (y + 1) % 10, y)
     yield from check_sensitivity(config, x, y)
