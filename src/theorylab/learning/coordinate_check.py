@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.batches import map_tensors
 from theorylab.core.estimate import Estimate
 from theorylab.models.seeded import seeded
 from theorylab.stats.fits import power_law
@@ -94,6 +95,7 @@ def coordinate_check(
     seeds: int | Sequence[int] = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> CoordinateCheck:
     r"""How the change of every activation in a few steps of training scales with width.
 
@@ -113,6 +115,7 @@ def coordinate_check(
         seeds: How many initial networks a width, at least 2; or which.
         seed: Added to the numbers of the seeds.
         dtype: Of the models.
+        device: Where they are trained; the batch is sent there. Initial values are those of the CPU.
 
     Raises:
         ValueError: an argument out of range, models whose modules differ by name, or an activation that is not finite.
@@ -134,12 +137,13 @@ def coordinate_check(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     widths = tuple(sorted(widths))
-    x, y = _random_batch(seeded(lambda: make_model(widths[0]), seed, dtype=dtype), seed) if data is None else data
+    batch = _random_batch(seeded(lambda: make_model(widths[0]), seed, dtype=dtype), seed) if data is None else data
+    x, y = map_tensors(lambda t: t.to(device), batch)
     rows: list[list[dict[str, float]]] = []
     for width in widths:
         rows.append([])
         for s in chosen:
-            model = seeded(lambda width=width: make_model(width), seed + s, dtype=dtype)
+            model = seeded(lambda width=width: make_model(width), seed + s, dtype=dtype).to(device)
             before, trained = _activations(model, x), optimizer(list(model.parameters()))
             for _ in range(steps):
                 trained.zero_grad(set_to_none=True)

@@ -170,6 +170,7 @@ def mup_study(config: MupConfig) -> Iterator[Finding | Series | Stage]:
             steps=config.check_steps,
             seeds=config.replica_seeds,
             dtype=config.torch_dtype,
+            device=config.device,
         )
     labels = ("hidden layer 1", "hidden layer 2", "outputs")
     for label, key in zip(labels, LINEAR, strict=True):
