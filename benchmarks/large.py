@@ -4,7 +4,8 @@ Each study runs in a process of its own, on one thread, within a limit of proces
 durations (steps, epochs) that `PARTS` names, it first runs with few of the ones and the others cut, everything else, widths, rows, data
 and depths, being those of the scale; then once more for every group of durations, with that group doubled. The cost of the whole is taken
 as affine in each group and proportional to the replicas, which is too much for a population trained at once. Then it is run whole, if that
-is expected to stay within the limit. Verdicts are those of whole runs; those of a part mean nothing.
+is expected to stay within the limit. Verdicts are those of whole runs; those of a part mean nothing. On another device than the CPU
+(``--device cuda``) the limits and the peak are still those of the process on the CPU, of which memory is not limited.
 
 Rows of studies that are not asked for stay as they were in the table.
 """
@@ -100,7 +101,8 @@ def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path)
     if not child:
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds)))
-            resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB), round(memory * GIB)))
+            if settings.get("device", "cpu") == "cpu":  # a driver maps more memory than there is
+                resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB), round(memory * GIB)))
             save(run_job(job, lambda stage: print(f"{key}: {stage}", file=sys.stderr, flush=True)), runs)
         finally:
             os._exit(0)
@@ -134,7 +136,7 @@ def expected(whole: Settings, base: Ran, longer: list[Ran], groups: tuple[Settin
     return share(replicas) * (base.seconds + sum(slopes))
 
 
-def measure(key: str, seconds: float, memory: float, runs: Path, parts: bool = True) -> dict[str, Any]:
+def measure(key: str, seconds: float, memory: float, runs: Path, *, parts: bool = True, device: str = "cpu") -> dict[str, Any]:
     """One row of the table: a part first, where there is one, then the whole if it is expected to fit; or the whole at once."""
     from theorylab.core.scale import Scale
     from theorylab.core.study import load_study
@@ -142,17 +144,19 @@ def measure(key: str, seconds: float, memory: float, runs: Path, parts: bool = T
     study = load_study(key)
     groups = PARTS.get(key, ()) if parts else ()
     row = {"study": key, "claims": len(study.claims), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cut": {}}
+    there = {} if device == "cpu" else {"device": device}
+    row |= there
     if groups:
         cut = {name: value for group in groups for name, value in group.items()}
-        base = run(key, cut, seconds, memory, runs)
-        longer = [] if base.error else [run(key, cut | doubled(group), seconds, memory, runs) for group in groups[1:]]
+        base = run(key, cut | there, seconds, memory, runs)
+        longer = [] if base.error else [run(key, cut | doubled(group) | there, seconds, memory, runs) for group in groups[1:]]
         row |= {"cut": cut, "seconds": base.seconds, "peak": base.peak, "error": base.error}
         if any(r.error for r in (base, *longer)):
             return row  # of unknown cost where a longer one did not end
         row["expected"] = expected(study.scales[Scale.LARGE].as_dict(), base, longer, groups)
         if row["expected"] > seconds:
             return row
-    whole = run(key, {}, seconds, memory, runs)
+    whole = run(key, there, seconds, memory, runs)
     if whole.error == over(seconds) and groups:
         return row  # it was expected to take less
     return row | {"cut": {}, "seconds": whole.seconds, "peak": whole.peak, "error": whole.error, "verdicts": whole.verdicts}
@@ -177,6 +181,7 @@ def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
     lines += ["|---|---:|---|---:|---:|---|---:|"]
     for r in rows:
         cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "whole"
+        cut += f", on {r['device']}" if "device" in r else ""
         hours = f"{r['expected'] / 3600:.2g}" if r["cut"] and "expected" in r else ""
         lines.append(f"| {r['study']} | {r['claims']} | {verdicts(r)} | {r['seconds']:.0f} | {r['peak'] / GIB:.1f} | {cut} | {hours} |")
     return "\n".join(lines) + "\n"
@@ -188,6 +193,8 @@ def into_costs(rows: list[dict[str, Any]]) -> None:
 
     table = load_costs()
     for row in rows:
+        if "device" in row:
+            continue  # the table is of the CPU's seconds
         config, whole = default_settings(row["study"], "large"), not row["cut"]
         at_scale = table["studies"].setdefault(row["study"], {})
         known = at_scale.get("large", {})
@@ -210,6 +217,7 @@ def main() -> None:
     parser.add_argument("globs", nargs="*", default=["*"], help="which studies (default: all of theorylab's own)")
     parser.add_argument("--seconds", type=float, default=150.0, help="processor seconds that one run may take (default: %(default)g)")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of data that one run may hold (default: %(default)g)")
+    parser.add_argument("--device", default="cpu", help="where the studies calculate; choose an --out of its own (default: %(default)s)")
     parser.add_argument("--whole", action="store_true", help="no part first: for a study whose cost is known")
     parser.add_argument("--runs", type=Path, default=Path("runs-large"), help="folder of the records (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: %(default)s)")
@@ -228,7 +236,7 @@ def main() -> None:
     data = args.out / "large.json"
     rows = {row["study"]: row for row in kept(data)}
     for key in chosen:
-        rows[key] = measure(key, args.seconds, args.memory, args.runs, parts=not args.whole)
+        rows[key] = measure(key, args.seconds, args.memory, args.runs, parts=not args.whole, device=args.device)
         print(json.dumps(rows[key]), flush=True)
         whole = {"about": machine(), "rows": [rows[k] for k in sorted(rows)]}
         data.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
