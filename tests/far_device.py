@@ -108,16 +108,26 @@ class Far(Tensor):
         return f"Far({self.raw})"
 
 
-MIXING = {
-    aten.copy_.default,
-    aten._to_copy.default,
+TRANSFERS = {aten.copy_.default, aten._to_copy.default}
+INDEXING = {
     aten.index.Tensor,
     aten._unsafe_index.Tensor,
     aten.index_put.default,
     aten.index_put_.default,
     aten._index_put_impl_.default,
 }
-"""Operations that a GPU takes with tensors of the CPU, too: transfers, and indexing."""
+JOINING = {aten.cat.default, aten.stack.default}
+"""Operations that take no number of the other device either."""
+
+
+def _forbidden(func: Any, args: Any, far: list[Far], near: list[Tensor]) -> bool:
+    """Whether a GPU would refuse these tensors together: all but numbers without a dimension, and the CPU's indices into a far tensor."""
+    if not far or not near or func in TRANSFERS:
+        return False
+    if func in INDEXING:
+        indexed, _, *values = args
+        return not isinstance(indexed, Far) or any(isinstance(v, Tensor) and not isinstance(v, Far) and v.ndim for v in values)
+    return func in JOINING or any(t.ndim for t in near)
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -132,12 +142,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return value.raw
         if kind is list or kind is tuple:
             return kind([numbers(v) for v in value])
-        if isinstance(value, Tensor) and value.ndim:
+        if isinstance(value, Tensor):
             near.append(value)
         return value
 
     taken, options = numbers(args), {k: numbers(v) for k, v in kwargs.items()}
-    if near and far and func not in MIXING:
+    if _forbidden(func, args, far, near):
         shapes = ", ".join(f"{t.device.type}{list(t.shape)}" for t in (*far, *near))
         raise RuntimeError(f"Expected all tensors to be on the same device, {func} got {shapes}")
     wanted = options.get("device")

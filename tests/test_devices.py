@@ -37,6 +37,9 @@ import far_device, numpy, torch
 x = torch.ones(3, device="far")
 for wrong in (
     lambda: x + torch.ones(3),
+    lambda: torch.ones(3)[torch.arange(2, device="far")],
+    lambda: x.index_put((torch.tensor([1]),), torch.ones(1)),
+    lambda: torch.stack([x.sum(), torch.tensor(1.0)]),
     lambda: x.gather(0, torch.zeros(1, dtype=torch.long)),
     lambda: numpy.asarray(x),
     lambda: torch.randn(3, device="far", generator=torch.Generator()),
