@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from theorylab.learning import fastest
+from theorylab.learning import fastest, group
 from theorylab.learning.minibatches import DataOrder, minibatches
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
@@ -331,6 +331,28 @@ def test_outputs_are_those_of_the_replicas_at_shared_rows_and_at_rows_of_their_o
         torch.testing.assert_close(own[k], net(rows[k].double()).detach(), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="x must hold the rows of each of the 4 replicas"):
         pop.outputs(rows[:2], per_replica=True)
+
+
+@pytest.mark.parametrize("kind", ["weights", "rows of their own", "running statistics"])
+def test_evaluated_in_parts_or_at_once(kind, monkeypatch):
+    """Few replicas at a time where their rows are many."""
+    x, y = (torch.stack(part) for part in zip(*(data(seed=s) for s in range(K)), strict=True))
+    options = {
+        "weights": {"row_weights": torch.rand(K, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)},
+        "rows of their own": {"data": (x, y), "data_per_replica": True},
+        "running statistics": {"make_model": lambda: nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, CLASSES))},
+    }
+    pop = population(mode="vmap", **options[kind])
+    pop.train(3)
+    at_once, buffers = (pop.losses(), pop.outputs(x[0]), pop.outputs(x, per_replica=True)), {k: t.clone() for k, t in pop.buffers.items()}
+    cuts, parts = group.Group._cuts, []
+    monkeypatch.setattr(group.Group, "_cuts", lambda *args: parts.append(len(c := cuts(*args))) or c)
+    for together, expected in ((1, 4), (3, 2)):
+        monkeypatch.setattr(group, "EVALUATED", together * N * D)
+        for whole, found in zip(at_once, (pop.losses(), pop.outputs(x[0]), pop.outputs(x, per_replica=True)), strict=True):
+            torch.testing.assert_close(found, whole, rtol=0, atol=1e-14)
+        assert parts[-3:] == [expected] * 3
+    assert all(torch.equal(t, buffers[k]) for k, t in pop.buffers.items())
 
 
 def test_a_loss_of_each_row_is_averaged():

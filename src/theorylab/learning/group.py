@@ -19,6 +19,9 @@ from theorylab.learning.traced import TracedGradient, trace
 
 TAKE = 128
 """Minibatches whose row numbers are drawn at a time."""
+EVALUATED = 2**22
+"""Numbers of input, over rows and replicas, that go through the networks at once where no gradient is taken: it bounds the memory, of which
+hidden layers take as many times more as they are wider than the input."""
 
 
 def tree_map(function: Any, tree: Any) -> Any:
@@ -196,13 +199,31 @@ class Group:
 
     def losses(self) -> Tensor:
         """Risks (replica,) over all rows; leaves buffers and random streams as they are."""
+        gradient = self.gradient()
         with self._at_rest() as (buffers, rows), torch.no_grad():
-            return self.gradient().losses(self.params, self.frozen, buffers, rows.x, rows.y, rows.weights, rows.shared)
+            found = []
+            for cut in self._cuts(rows.x, rows.shared):
+                x, y = (rows.x, rows.y) if rows.shared else (rows.x[cut], rows.y[cut])
+                weights = None if rows.weights is None else rows.weights[cut]
+                found.append(gradient.losses(*self._cut(buffers, cut), x, y, weights, rows.shared))
+            return torch.cat(found)
 
     def outputs(self, x: Tensor, shared: bool) -> Tensor:
         """Outputs (replica, m, ...) at other rows, (m, ...) where ``shared`` and else (replica, m, ...); leaves all else as it is."""
+        gradient = self.gradient()
         with self._at_rest() as (buffers, _), torch.no_grad():
-            return self.gradient().outputs(self.params, self.frozen, buffers, x.to(self.device), shared)
+            parts = ((cut, (x if shared else x[cut]).to(self.device)) for cut in self._cuts(x, shared))
+            return torch.cat([gradient.outputs(*self._cut(buffers, cut), rows, shared) for cut, rows in parts])
+
+    def _cuts(self, x: Tensor, shared: bool) -> list[slice]:
+        """The replicas in parts that are evaluated one after another: as many at once as `EVALUATED` allows."""
+        together = max(1, EVALUATED // max(1, x.numel() if shared else x[0].numel()))
+        return [slice(start, start + together) for start in range(0, self.size, together)]
+
+    def _cut(self, buffers: Params, cut: slice) -> tuple[Params, Params, Params]:
+        """Parameters, frozen ones and buffers of some of the replicas."""
+        first, second, third = ({k: t[cut] for k, t in tree.items()} for tree in (self.params, self.frozen, buffers))
+        return first, second, third
 
     def gradients(self) -> tuple[Tensor, Params]:
         """Risks (replica,) over all rows, and their gradients."""
