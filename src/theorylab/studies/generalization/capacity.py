@@ -217,6 +217,10 @@ def fitted(data: list[tuple[Tensor, Tensor]], seeds: list[int], config: Capacity
     return population, start
 
 
+TOGETHER = 500
+"""Points whose Jacobians are taken at once: each holds the gradients of all outputs in every layer."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Norms and margins of one trained network, and how fast it changes around its rows."""
@@ -235,7 +239,7 @@ class Measured:
 
 def slopes(net: nn.Module, points: Tensor) -> Tensor:
     """Spectral norm of the Jacobian of outputs in the input, at every point; (m,)."""
-    jacobians = vmap(jacrev(lambda p: net(p[None])[0]))(points)  # (m, k, d)
+    jacobians = vmap(jacrev(lambda p: net(p[None])[0]), chunk_size=TOGETHER)(points)  # (m, k, d)
     return torch.linalg.matrix_norm(jacobians.detach(), ord=2)
 
 
