@@ -41,15 +41,15 @@ def _is_default(record: Record) -> bool:
         return False
 
 
-def _kept(table: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _merged(table: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The new table, and of the old one the rows that it has none for and whose settings still are the study's, in its seconds."""
-    faster = new["calibration_seconds"] / table["calibration_seconds"]
+    slower = new["calibration_seconds"] / table["calibration_seconds"]
     studies = {key: dict(rows) for key, rows in new["studies"].items()}
     for key, rows in table["studies"].items():
         for scale, row in rows.items():
             with contextlib.suppress(StudyError):
                 if scale not in studies.get(key, {}) and default_settings(key, scale) == row["config"]:
-                    studies.setdefault(key, {})[scale] = row | {"seconds": round(faster * row["seconds"], 3)}
+                    studies.setdefault(key, {})[scale] = row | {"seconds": round(slower * row["seconds"], 3)}
     return new | {"studies": dict(sorted(studies.items()))}
 
 
@@ -61,7 +61,7 @@ def main(runs: Path, path: Path | None = None) -> None:
     for folder in sorted(stored(runs), key=lambda f: (f / "record.json").stat().st_mtime):
         with contextlib.suppress(RecordError):
             records.append(load(folder))
-    write_costs(_kept(load_costs(), table_of([r for r in records if _is_default(r)])), path)
+    write_costs(_merged(load_costs(), table_of([r for r in records if _is_default(r)])), path)
 
 
 if __name__ == "__main__":
