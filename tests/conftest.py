@@ -12,6 +12,8 @@ import torch
 
 torch.set_num_threads(1)
 
+collect_ignore = ["far_device.py", "on_far_device.py"]  # looking for doctests in them would put the device into this process
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
