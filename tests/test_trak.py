@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
+from theorylab.core.seeds import derived_seed
 from theorylab.instruments.attributed import token_losses
 from theorylab.instruments.attribution import influence
 from theorylab.instruments.trak import formed_trak, margin, pull, trak
@@ -88,6 +89,8 @@ def test_signs_are_of_the_right_law_and_depend_on_the_seed_alone() -> None:
         assert torch.equal(P(eye), Signs(p, 64, seed=1)(eye))
         assert torch.equal(P(eye).abs(), torch.full((5, 64), 0.125, dtype=torch.float64))
     assert not torch.equal(Signs(p, 64, seed=2)(eye), Signs(p, 64, seed=1)(eye))
+    members = [derived_seed(1, "member", k) for k in range(2)]
+    assert not torch.equal(Signs(p, 64, seed=members[0])(eye), Signs(p, 64, seed=members[1])(eye))
     gram = Signs(100, 40_000, seed=0)(torch.eye(100, dtype=torch.float64))
     assert float((gram @ gram.T - torch.eye(100)).abs().max()) < 5 / 200  # independent signs: an error of 1/√k off the diagonal
     # pinned, so that a stored score can be computed again on any machine

@@ -201,19 +201,16 @@ class Group:
         """Risks (replica,) over all rows; leaves buffers and random streams as they are."""
         gradient = self.gradient()
         with self._at_rest() as (buffers, rows), torch.no_grad():
-            found = []
-            for cut in self._cuts(rows.x, rows.shared):
-                x, y = (rows.x, rows.y) if rows.shared else (rows.x[cut], rows.y[cut])
-                weights = None if rows.weights is None else rows.weights[cut]
-                found.append(gradient.losses(*self._cut(buffers, cut), x, y, weights, rows.shared))
-            return torch.cat(found)
+            cuts = self._cuts(rows.x, rows.shared)
+            parts = ((self._cut(buffers, cut), rows.part(cut, self.device)) for cut in cuts)
+            return torch.cat([gradient.losses(*trees, own.x, own.y, own.weights, own.shared) for trees, own in parts])
 
     def outputs(self, x: Tensor, shared: bool) -> Tensor:
         """Outputs (replica, m, ...) at other rows, (m, ...) where ``shared`` and else (replica, m, ...); leaves all else as it is."""
         gradient = self.gradient()
         with self._at_rest() as (buffers, _), torch.no_grad():
-            parts = ((cut, (x if shared else x[cut]).to(self.device)) for cut in self._cuts(x, shared))
-            return torch.cat([gradient.outputs(*self._cut(buffers, cut), rows, shared) for cut, rows in parts])
+            x, cuts = x.to(self.device), self._cuts(x, shared)
+            return torch.cat([gradient.outputs(*self._cut(buffers, cut), x if shared else x[cut], shared) for cut in cuts])
 
     def _cuts(self, x: Tensor, shared: bool) -> list[slice]:
         """The replicas in parts that are evaluated one after another: as many at once as `EVALUATED` allows."""
