@@ -4,8 +4,10 @@ Each study runs in a process of its own, on one thread, within a limit of proces
 durations (steps, epochs) that `PARTS` names, it first runs with few of the ones and the others cut, everything else, widths, rows, data
 and depths, being those of the scale; then once more for every group of durations, with that group doubled. The cost of the whole is taken
 as affine in each group and proportional to the replicas, which is too much for a population trained at once. Then it is run whole, if that
-is expected to stay within the limit. Verdicts are those of whole runs; those of a part mean nothing. On another device than the CPU
-(``--device cuda``) the limits and the peak are still those of the process on the CPU, of which memory is not limited.
+is expected to stay within the limit. Of a study whose whole takes days ``--set seeds=8`` runs fewer replicas for the durations of the
+scale. The table gives verdicts of whole runs and of such, for that many replicas; those of a part with its durations cut mean nothing. On
+another device than the CPU (``--device cuda``) the limits and the peak are still those of the process on the CPU, of which memory is not
+limited.
 
 Rows of studies that are not asked for stay as they were in the table.
 """
@@ -24,6 +26,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from theorylab.core.config import Config
+from theorylab.core.scale import Scale
+from theorylab.core.study import find_studies, load_study
+from theorylab.runners.selection import UsageError, assignments, configure
 
 FOLDER = Path(__file__).parent / "results"
 GIB = 2**30
@@ -90,11 +97,9 @@ def text(value: Any) -> str:
 def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path) -> Ran:
     """One study with these settings, within processor seconds and GiB of data; its record is left under ``runs``."""
     from theorylab.core.record import folder_of, load, save
-    from theorylab.core.scale import Scale
-    from theorylab.core.study import find_studies, load_study
     from theorylab.runners.job import prepare, run_job
 
-    job = prepare(find_studies()[0][key], Scale.LARGE, replace(load_study(key).scales[Scale.LARGE], **settings))
+    job = prepare(find_studies()[0][key], Scale.LARGE, replace(large(key), **settings))
     folder = folder_of(runs, job.provenance)
     (folder / "record.json").unlink(missing_ok=True)
     child = os.fork()  # the modules are imported once, and what a study leaves behind goes with its process
@@ -136,16 +141,33 @@ def expected(whole: Settings, base: Ran, longer: list[Ran], groups: tuple[Settin
     return share(replicas) * (base.seconds + sum(slopes))
 
 
+def large(key: str) -> Config:
+    """A study's settings at the scale."""
+    return load_study(key).scales[Scale.LARGE]
+
+
+def config_of_fewer(key: str, fewer: dict[str, str]) -> Config:
+    """The settings of the scale with fewer replicas, as the command line gives them.
+
+    Raises:
+        UsageError: another setting than a number of replicas: verdicts would not be those of the scale.
+    """
+    counts = {"seeds", *PARTS.get(key, ({},))[0]}
+    if other := fewer.keys() - counts:
+        raise UsageError(f"study {key}: --set takes numbers of replicas ({', '.join(sorted(counts))}), got {', '.join(other)}.")
+    return configure(load_study(key), Scale.LARGE, {}, fewer)
+
+
+def empty_row(key: str, device: str) -> dict[str, Any]:
+    """What a row says before anything was run."""
+    there = {} if device == "cpu" else {"device": device}
+    return {"study": key, "claims": len(load_study(key).claims), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cut": {}} | there
+
+
 def measure(key: str, seconds: float, memory: float, runs: Path, *, parts: bool = True, device: str = "cpu") -> dict[str, Any]:
     """One row of the table: a part first, where there is one, then the whole if it is expected to fit; or the whole at once."""
-    from theorylab.core.scale import Scale
-    from theorylab.core.study import load_study
-
-    study = load_study(key)
+    row, there = empty_row(key, device), {"device": device}
     groups = PARTS.get(key, ()) if parts else ()
-    row = {"study": key, "claims": len(study.claims), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cut": {}}
-    there = {} if device == "cpu" else {"device": device}
-    row |= there
     if groups:
         cut = {name: value for group in groups for name, value in group.items()}
         base = run(key, cut | there, seconds, memory, runs)
@@ -153,7 +175,8 @@ def measure(key: str, seconds: float, memory: float, runs: Path, *, parts: bool 
         row |= {"cut": cut, "seconds": base.seconds, "peak": base.peak, "error": base.error}
         if any(r.error for r in (base, *longer)):
             return row  # of unknown cost where a longer one did not end
-        row["expected"] = expected(study.scales[Scale.LARGE].as_dict(), base, longer, groups)
+        row["expected"] = expected(large(key).as_dict(), base, longer, groups)
+        row |= {} if longer else {"verdicts": base.verdicts}
         if row["expected"] > seconds:
             return row
     whole = run(key, there, seconds, memory, runs)
@@ -162,11 +185,20 @@ def measure(key: str, seconds: float, memory: float, runs: Path, *, parts: bool 
     return row | {"cut": {}, "seconds": whole.seconds, "peak": whole.peak, "error": whole.error, "verdicts": whole.verdicts}
 
 
+def measure_fewer(key: str, fewer: dict[str, str], seconds: float, memory: float, runs: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """One row of the table, of fewer replicas for the durations of the scale."""
+    config = config_of_fewer(key, fewer)
+    cut = {name: getattr(config, name) for name in fewer}
+    ran = run(key, cut | {"device": device}, seconds, memory, runs)
+    row = empty_row(key, device) | {"cut": cut, "seconds": ran.seconds, "peak": ran.peak, "error": ran.error}
+    return row if ran.error else row | {"verdicts": ran.verdicts, "expected": expected(large(key).as_dict(), ran, [], (cut,))}
+
+
 def verdicts(row: dict[str, Any]) -> str:
-    """The verdicts of a whole run in words."""
+    """The verdicts of a run whose durations were whole in words."""
     if row["error"]:
         return row["error"].splitlines()[-1]
-    if row["cut"]:
+    if "verdicts" not in row:
         return ""
     claims, controls = row["verdicts"]["claim"], row["verdicts"]["control"]
     words = [f"{claims[name]} {name}" for name in ("holds", "inconclusive", "fails") if claims.get(name)]
@@ -177,7 +209,7 @@ def verdicts(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
     """The rows as Markdown."""
     lines = [", ".join(f"{k}: {v}" for k, v in about.items()), ""]
-    lines += ["| study | claims | checks of a whole run | processor seconds | peak GiB | run | whole, in core hours |"]
+    lines += ["| study | claims | checks at whole durations | processor seconds | peak GiB | run | whole, in core hours |"]
     lines += ["|---|---:|---|---:|---:|---|---:|"]
     for r in rows:
         cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "whole"
@@ -219,6 +251,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of data that one run may hold (default: %(default)g)")
     parser.add_argument("--device", default="cpu", help="where the studies calculate; choose an --out of its own (default: %(default)s)")
     parser.add_argument("--whole", action="store_true", help="no part first: for a study whose cost is known")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=N", help="no part first, and fewer replicas: --set seeds=8")
     parser.add_argument("--runs", type=Path, default=Path("runs-large"), help="folder of the records (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: %(default)s)")
     parser.add_argument("--costs", action="store_true", help="measure nothing; bring the table into the one behind theorylab plan")
@@ -231,12 +264,22 @@ def main() -> None:
     from benchmarks.studies import own_studies
 
     chosen = own_studies(parser, args.globs)
+    try:
+        fewer = assignments(args.set)
+        for key in chosen:
+            config_of_fewer(key, fewer)
+    except UsageError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     data = args.out / "large.json"
     rows = {row["study"]: row for row in kept(data)}
     for key in chosen:
-        rows[key] = measure(key, args.seconds, args.memory, args.runs, parts=not args.whole, device=args.device)
+        limits = (args.seconds, args.memory, args.runs)
+        if fewer:
+            rows[key] = measure_fewer(key, fewer, *limits, device=args.device)
+        else:
+            rows[key] = measure(key, *limits, parts=not args.whole, device=args.device)
         print(json.dumps(rows[key]), flush=True)
         whole = {"about": machine(), "rows": [rows[k] for k in sorted(rows)]}
         data.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
