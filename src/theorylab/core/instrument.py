@@ -85,14 +85,16 @@ def instrument(
 
         @functools.wraps(measure)
         def checked(problem: Any, *args: Any, **kwargs: Any) -> Any:
-            if of_problem:
-                from theorylab.core.problem import check_problem  # here, for the registry is read without torch
+            from theorylab.core.precision import full_float32  # here, for the registry is read without torch
+            from theorylab.core.problem import check_problem
 
+            if of_problem:
                 check_problem(name, problem)
             reason = entry.why_not(problem)
             if reason is not None:
                 raise Inapplicable(f"{name} does not apply: {reason}")
-            return measure(problem, *args, **kwargs)
+            with full_float32():
+                return measure(problem, *args, **kwargs)
 
         refusals = refuses if isinstance(refuses, tuple) else (refuses,)
         entry = Instrument(name, family or home.rpartition(".")[2], checked, oracle, source, refusals, row_axes, trains)

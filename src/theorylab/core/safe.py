@@ -12,6 +12,8 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from theorylab.core.precision import full_float32, is_shortened
+
 BATCH_COUPLED = (nn.modules.batchnorm._BatchNorm,)
 """Layers whose training-mode output of one row depends on the other rows."""
 _set = object.__setattr__
@@ -28,13 +30,14 @@ def needs_plain_kernels(modules: Iterable[nn.Module], train: bool) -> bool:
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    enabled = torch.backends.mkldnn.enabled  # `mkldnn.flags` would also set tf32, and warn where there is no Intel GPU
-    torch.backends.mkldnn.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
+def _without(backend: Any) -> Iterator[None]:
+    """A library of kernels switched off. The ``flags`` that come with it set the precision too, and fail where that is set by operation."""
+    enabled = backend.enabled
+    backend.enabled = False
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = enabled
+        backend.enabled = enabled
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -61,15 +64,16 @@ def kernels(*, plain: bool, device: torch.device) -> Iterator[None]:
         plain: What `needs_plain_kernels` says of the model.
         device: Where it runs.
     """
-    if not plain and not torch.is_autocast_enabled(device.type):
+    if not plain and not torch.is_autocast_enabled(device.type) and not is_shortened(device):
         yield  # the common case, within products of a millisecond
         return
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(full_float32(device))
         if plain:
-            stack.enter_context(_without_onednn())
+            stack.enter_context(_without(torch.backends.mkldnn))
             if device.type == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                stack.enter_context(_without(torch.backends.cudnn))
         yield
 
 
@@ -180,10 +184,10 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
     """Evaluate ``model`` with twice differentiable kernels and frozen random numbers; restore everything afterwards.
 
     Inside, attention runs the math kernel, attention and mixtures of experts of other packages run eagerly, the fast path of
-    `nn.MultiheadAttention` and autocasting are off, oneDNN and cuDNN are off where `needs_plain_kernels`, nothing is compiled or
-    checkpointed, weight normalization is not fused, gradients of embeddings are dense, all modules are in training or evaluation mode as
-    ``train`` says, gradients are enabled, and the random number generators are forked and seeded. All of it is undone on leaving, also by
-    an exception.
+    `nn.MultiheadAttention` and autocasting are off, float32 is not shortened (`full_float32`), oneDNN and cuDNN are off where
+    `needs_plain_kernels`, nothing is compiled or checkpointed, weight normalization is not fused, gradients of embeddings are dense, all
+    modules are in training or evaluation mode as ``train`` says, gradients are enabled, and the random number generators are forked and
+    seeded. All of it is undone on leaving, also by an exception.
     """
     modules = list(model.modules())
     flags = [m.training for m in modules]
