@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import labels, mlp, oscillator, places, vectors
 
 import theorylab as tl
+from theorylab.core import safe
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian
@@ -153,6 +154,16 @@ def test_an_awkward_model_is_measured_as_the_plain_one_also_away_from_its_point(
             assert torch.allclose(measure(one), measure(other), rtol=1e-10, atol=1e-13)
 
 
+def test_checkpointing_that_cannot_be_switched_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a PyTorch that has other names for its parts: silently, derivatives would be those at the model's own parameters."""
+    known = {name: part for name, part in safe._CHECKPOINTING.items() if name == "_checkpoint_hook"}
+    monkeypatch.setattr(safe, "_CHECKPOINTING", known)
+    awkward, plain, data = twins("checkpointed")
+    assert Problem(plain, F.cross_entropy, data).gradient().isfinite().all()
+    with pytest.raises(RuntimeError, match="checkpointing cannot be switched off in torch"):
+        Problem(awkward, F.cross_entropy, data).gradient()
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_an_awkward_model_and_its_data_are_left_as_they_were(name: str) -> None:
     model, _, (x, y) = twins(name)
@@ -287,7 +298,7 @@ def test_models_that_cannot_be_measured_are_refused(model: Callable[[], nn.Modul
 
 
 def test_torchscript_is_refused_wherever_it_is() -> None:
-    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match=r"torch\.jit\.trace"):
         part = torch.jit.trace(mlp(), vectors()[0])
     assert isinstance(part, nn.Module)
     for model, where in ((part, "model is a TorchScript"), (nn.Sequential(part), "its part '0' is a TorchScript")):

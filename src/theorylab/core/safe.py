@@ -153,20 +153,36 @@ def _nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
 
 
+def _refused_recomputation(*args: Any) -> Any:
+    """In place of what saves a checkpointed part for later: never reached where the ways to it are replaced."""
+    raise RuntimeError(f"checkpointing cannot be switched off in torch {torch.__version__}, and would spoil derivatives: measure without.")
+
+
+_CHECKPOINTING: dict[str, Any] = {
+    "CheckpointFunction": _NotRecomputed,
+    "_checkpoint_without_reentrant_generator": _nothing_around,
+    "_checkpoint_without_reentrant_generator_impl": _nothing_around,  # its name from torch 2.14
+    "_checkpoint_hook": _refused_recomputation,
+}
+"""What PyTorch's checkpointing looks up in its own module at every call, and what stands there instead in a measurement."""
+
+
 @contextmanager
 def _without_recomputation() -> Iterator[None]:
     """Checkpointed parts of a model keep their activations.
 
     Recomputed in a backward pass they would see the model's own parameters instead of the problem's, and lose the second derivative.
-    PyTorch has no switch for it, and the function that users import by name looks these two up in its own module at every call.
+    PyTorch has no switch for it, and the function that users import by name looks these up in its own module at every call.
     """
     module: Any = torch.utils.checkpoint
-    kept = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
-    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = _NotRecomputed, _nothing_around
+    kept = {name: getattr(module, name) for name in _CHECKPOINTING if hasattr(module, name)}
     try:
+        for name in kept:
+            setattr(module, name, _CHECKPOINTING[name])
         yield
     finally:
-        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = kept
+        for name, own in kept.items():
+            setattr(module, name, own)
 
 
 @contextmanager
