@@ -12,8 +12,7 @@ from torch import Tensor, nn
 import theorylab as tl
 from theorylab.core.precision import full_float32, is_shortened
 from theorylab.core.scale import Scale
-from theorylab.core.study import Study
-from theorylab.runners.job import prepare, run_job
+from theorylab.core.study import load_study
 
 OPERATIONS = [(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")]
 PLACES = [("generic", "all"), ("cuda", "all"), ("mkldnn", "all"), *OPERATIONS]
@@ -129,19 +128,14 @@ def test_instruments_and_operators_measure_in_full_precision() -> None:
     torch.set_float32_matmul_precision("medium")
     assert (tl.hessian(problem) @ torch.ones(problem.P)).isfinite().all()
     problem.gradient()
-    tl.equivariance(problem, "permutation", seed=0)
+    tl.equivariance(problem, "permutation")
     assert model.seen == {"highest"}
     assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_a_study_runs_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    from theorylab.core.study import find_studies, load_study
-
-    key, seen = "optimization/saddle", []
-    execute = Study.execute
-    monkeypatch.setattr(Study, "execute", lambda *given: (seen.append(torch.get_float32_matmul_precision()), execute(*given))[1])
+def test_a_study_runs_in_full_precision() -> None:
+    study, seen = load_study("optimization/saddle"), []
     torch.set_float32_matmul_precision("high")
-    record = run_job(prepare(find_studies()[0][key], Scale.TINY, load_study(key).scales[Scale.TINY]), lambda stage: None)
-    assert not record.error
-    assert seen == ["highest"]
+    study.execute(study.scales[Scale.TINY], lambda stage: seen.append(torch.get_float32_matmul_precision()))
+    assert set(seen) == {"highest"}
     assert torch.get_float32_matmul_precision() == "high"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 
@@ -35,6 +35,17 @@ def check_arguments(model: Any, loss: Any, *, dtype: Any, train: Any) -> None:
             raise ValueError(f"parameter {name} has no shape yet, because its layer is lazy: call the model on a batch once.")
         if p.is_meta:
             raise ValueError(f'parameter {name} is on the device "meta", where it holds no values: load them first.')
+
+
+def given(values: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor where it is; numbers, lists and arrays on the CPU. `torch.as_tensor` alone takes all to the user's default device.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     given([1, 2]).tolist()
+        [1, 2]
+    """
+    return torch.as_tensor(values, dtype=dtype, device=values.device if isinstance(values, Tensor) else "cpu")
 
 
 def _kind(value: Any) -> str:

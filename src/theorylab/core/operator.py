@@ -238,7 +238,7 @@ class Operator:
             matvec=through(lambda v: self @ v.reshape(-1)),
             rmatvec=adjoint,
             matmat=through(lambda v: self @ v),
-            dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
+            dtype=torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype,
         )
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -84,22 +85,37 @@ class Study:
         self.validate(config)
         declared = {c.key for c in self.claims}
         result = Result()
-        for item in self.run(config):
-            if isinstance(item, Stage):
-                on_stage(item.name)
-            elif isinstance(item, Series):
-                result.series.append(item)
-            elif isinstance(item, Finding):
-                if item.claim not in declared:
-                    raise StudyError(f"study {self.key} yields a finding of {item.claim}, which it does not declare.")
-                result.findings.append(item)
-            else:
-                raise StudyError(f"study {self.key} yields a {type(item).__name__}; a study yields Finding, Series and Stage.")
+        with _undisturbed():
+            for item in self.run(config):
+                if isinstance(item, Stage):
+                    on_stage(item.name)
+                elif isinstance(item, Series):
+                    result.series.append(item)
+                elif isinstance(item, Finding):
+                    if item.claim not in declared:
+                        raise StudyError(f"study {self.key} yields a finding of {item.claim}, which it does not declare.")
+                    result.findings.append(item)
+                else:
+                    raise StudyError(f"study {self.key} yields a {type(item).__name__}; a study yields Finding, Series and Stage.")
         for role in ("claim", "control"):
             missing = declared - {f.claim for f in result.findings if f.role == role}
             if missing:
                 raise StudyError(f"study {self.key} yields no {role} finding for {', '.join(sorted(missing))}.")
         return result
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What a user chose for models of his own does not reach a study: formats shorter than float32, a default device."""
+    if "torch" not in sys.modules:  # a study without torch runs without it
+        yield
+        return
+    import torch
+
+    from theorylab.core.precision import full_float32
+
+    with full_float32(), torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext():
+        yield
 
 
 _registry: dict[str, Study] = {}

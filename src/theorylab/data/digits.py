@@ -31,10 +31,10 @@ def digits(n: int | None = None, *, seed: int = 0, dtype: torch.dtype = torch.fl
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.as_tensor(pixels, dtype=torch.float64), torch.as_tensor(labels)
+    x, y = torch.from_numpy(pixels).double(), torch.from_numpy(labels)
     if n is not None and not 1 <= n <= len(y):
         raise ValueError(f"n must lie in 1 ... {len(y)}, got {n}.")
     spread = x.std(0)
     x = (x - x.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:n]
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed), device="cpu")[:n]
     return Dataset(x[rows].to(dtype), y[rows])

@@ -36,9 +36,9 @@ def mnist(*, dtype: torch.dtype = torch.float32) -> Split:
     Source: LeCun et al. 1998, doi:10.1109/5.726791.
     """
     with np.load(data_file("mnist_15k.npz"), allow_pickle=False) as file:
-        x = torch.as_tensor(file["x"]).view(-1, 1, 28, 28).to(dtype) / 255
-        y = torch.as_tensor(file["y"]).long()
-        source = torch.as_tensor(file["source"])
+        x = torch.from_numpy(file["x"]).view(-1, 1, 28, 28).to(dtype) / 255
+        y = torch.from_numpy(file["y"]).long()
+        source = torch.from_numpy(file["source"])
     return Split(*(Dataset(x[source == s], y[source == s]) for s in (0, 1)))
 
 
@@ -70,8 +70,8 @@ def cifar10(split: Literal["train", "test"] = "train", *, n: int | None = None, 
     ends = np.cumsum(lengths, dtype=np.int64)
     rows = np.random.default_rng(0).permutation(len(labels))[:n]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(packed[ends[i] - lengths[i] : ends[i]].tobytes()))) for i in rows])
-    x = torch.as_tensor(pixels).permute(0, 3, 1, 2).to(dtype) / 255
-    return Dataset(x.contiguous(), torch.as_tensor(labels[rows]).long())
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(dtype) / 255
+    return Dataset(x.contiguous(), torch.from_numpy(labels[rows]).long())
 
 
 def pixels(name: Literal["digits", "cifar10"], n: int, *, dtype: torch.dtype = torch.float32) -> Dataset:
@@ -132,7 +132,7 @@ def mnist1d(n: int = 5000, *, seed: int = 42, dtype: torch.dtype = torch.float32
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
         write_atomically(path, buffer.getvalue())
-    x, y, x_test, y_test = (torch.as_tensor(arrays[k]) for k in names)
+    x, y, x_test, y_test = (torch.from_numpy(arrays[k]) for k in names)
     return Split(Dataset(x.to(dtype), y.long()), Dataset(x_test.to(dtype), y_test.long()))
 
 

@@ -39,8 +39,8 @@ def corrupt(labels: Tensor, fraction: float, *, classes: int, seed: int) -> Tens
     if labels.ndim != 1 or labels.is_floating_point() or not bool(((labels >= 0) & (labels < classes)).all()):
         raise ValueError(f"labels must be integers in 0 ... {classes - 1}, (n,), got {labels.dtype} of shape {tuple(labels.shape)}.")
     generator = torch.Generator().manual_seed(seed)
-    replaced = torch.rand(labels.shape, generator=generator, dtype=torch.float64) < fraction
-    drawn = torch.randint(classes, labels.shape, generator=generator)
+    replaced = torch.rand(labels.shape, generator=generator, dtype=torch.float64, device="cpu") < fraction
+    drawn = torch.randint(classes, labels.shape, generator=generator, device="cpu")
     return torch.where(replaced.to(labels.device), drawn.to(labels), labels)
 
 
@@ -80,8 +80,8 @@ def flip_labels(y: Tensor, fraction: float, *, seed: int = 0) -> FlippedLabels:
     if len(present) < 2:
         raise ValueError(f"y must hold at least two classes, for one has no other to flip to, got {present.tolist()}.")
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(y), generator=generator)[: round(fraction * len(y))].sort().values.to(y.device)
-    shift = torch.randint(1, len(present), (len(rows),), generator=generator).to(y.device)
+    rows = torch.randperm(len(y), generator=generator, device="cpu")[: round(fraction * len(y))].sort().values.to(y.device)
+    shift = torch.randint(1, len(present), (len(rows),), generator=generator, device="cpu").to(y.device)
     flipped = y.clone()
     flipped[rows] = present[(index[rows] + shift) % len(present)]
     return FlippedLabels(flipped, rows)

@@ -38,8 +38,8 @@ def modular_addition(p: int, fraction: float = 0.5, *, seed: int = 0, dtype: tor
         raise ValueError(f"p must be at least 2, got {p}.")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie in (0, 1), got {fraction}.")
-    a, b = (table.flatten() for table in torch.meshgrid(torch.arange(p), torch.arange(p), indexing="ij"))
+    a, b = (table.flatten() for table in torch.meshgrid(torch.arange(p, device="cpu"), torch.arange(p, device="cpu"), indexing="ij"))
     x, y = torch.cat([one_hot(a, p), one_hot(b, p)], dim=1).to(dtype), (a + b) % p
-    order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed), device="cpu")
     shown = min(max(round(fraction * p * p), 1), p * p - 1)
     return Split(*(Dataset(x[rows], y[rows]) for rows in (order[:shown], order[shown:])))

@@ -11,7 +11,7 @@ from theorylab.data.dataset import Dataset
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
 
 
 def _positive(**sizes: int) -> None:
@@ -77,8 +77,8 @@ def gaussian_mixture(
         raise ValueError(f"distance must not be negative, got {distance}.")
     noise, directions = _normal(seed, n * d + d * classes).split([n * d, d * classes])
     means = torch.linalg.qr(directions.view(d, classes)).Q.T * distance / 2**0.5  # (class, d)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    y = (torch.arange(n) % classes)[order]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
+    y = (torch.arange(n, device="cpu") % classes)[order]
     return Dataset((means[y] + noise.view(n, d)).to(dtype), y)
 
 
@@ -149,9 +149,9 @@ def tensor_completion(
         truth = truth.unsqueeze(-2) * factor.view(-1, rank)  # (..., d, rank)
     truth = truth.sum(-1)
     truth = truth / truth.square().mean().sqrt()
-    order = torch.randperm(truth.numel(), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(truth.numel(), generator=torch.Generator().manual_seed(seed), device="cpu")
     chosen = order[: round(fraction * truth.numel())]
-    observed = torch.zeros(truth.numel(), dtype=torch.bool).index_fill_(0, chosen, True).view(shape)
+    observed = torch.zeros(truth.numel(), dtype=torch.bool, device="cpu").index_fill_(0, chosen, True).view(shape)
     return Completion(truth.to(dtype), observed)
 
 
@@ -177,8 +177,8 @@ def random_labels(n: int, d: int, *, seed: int = 0, dtype: torch.dtype = torch.f
     """
     _positive(n=n, d=d)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    y = torch.randint(2, (n,), generator=generator)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64, device="cpu")
+    y = torch.randint(2, (n,), generator=generator, device="cpu")
     return Dataset(x.to(dtype), y.to(dtype))
 
 

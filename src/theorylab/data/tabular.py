@@ -31,8 +31,8 @@ def breast_cancer(n: int | None = None, *, seed: int = 0, dtype: torch.dtype = t
     from sklearn.datasets import load_breast_cancer
 
     table, labels = load_breast_cancer(return_X_y=True)
-    x, y = torch.as_tensor(table, dtype=torch.float64), torch.as_tensor(labels)
+    x, y = torch.from_numpy(table).double(), torch.from_numpy(labels)
     if n is not None and not 1 <= n <= len(y):
         raise ValueError(f"n must lie in 1 ... {len(y)}, got {n}.")
-    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:n]
+    rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed), device="cpu")[:n]
     return Dataset(((x - x.mean(0)) / x.std(0))[rows].to(dtype), y[rows])

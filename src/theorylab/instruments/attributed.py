@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import given
 from theorylab.core.batches import Batch, as_batches, rows_of
 from theorylab.core.problem import Problem
 from theorylab.instruments.products import MEMORY_BUDGET
@@ -30,7 +31,7 @@ def parse_targets(problem: Problem, targets: Any, target: Target | None) -> tupl
     elif (isinstance(targets, Tensor) and not targets.is_floating_point()) or (
         isinstance(targets, list) and targets and all(isinstance(i, int) for i in targets)
     ):
-        rows = torch.as_tensor(targets).cpu().long()
+        rows = given(targets).cpu().long()
         if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.n:
             raise ValueError(f"targets, as row numbers, must be a list within 0..{problem.n - 1}, got {targets!r}.")
         moved = problem.on(problem.batches)
@@ -86,9 +87,9 @@ def target_gradients(moved: Problem, rows: Rows, axes: tuple[int, ...], memory: 
     if not axes:
         yield from gradient_blocks(moved, rows, memory)
         return
-    chosen = torch.arange(moved.n) if rows is None else torch.as_tensor(rows)
+    chosen = torch.arange(moved.n, device="cpu") if rows is None else given(rows)
     size = max(1, memory // (16 * moved.P))
-    edges = torch.tensor([batch.rows for batch in moved.batches]).cumsum(0)
+    edges = torch.tensor([batch.rows for batch in moved.batches], device="cpu").cumsum(0)
     function = moved.criterion
 
     def one(outputs: Tensor, y: tuple[Any, Tensor]) -> Tensor:
@@ -98,7 +99,7 @@ def target_gradients(moved: Problem, rows: Rows, axes: tuple[int, ...], memory: 
     for k, where in zip(*torch.unique_consecutive(owner, return_counts=True), strict=True):
         batch, start = moved.batches[int(k)], int(edges[k]) - moved.batches[int(k)].rows
         local, chosen = chosen[:where] - start, chosen[where:]
-        pairs = torch.cartesian_prod(local, torch.arange(math.prod(axes)))  # a copy of the row for each of its numbers
+        pairs = torch.cartesian_prod(local, torch.arange(math.prod(axes), device="cpu"))  # a copy of the row for each of its numbers
         for some in pairs.split(min(size, max(batch.rows, COPIES))):
             x, y = rows_of(batch.content, some[:, 0].to(moved.device), batch.rows)
             part = moved.on([Batch((x, (y, some[:, 1].to(moved.device))), len(some))])
@@ -122,7 +123,7 @@ def gradient_blocks(problem: Problem, rows: Rows = None, memory: int = MEMORY_BU
     size = max(1, memory // (16 * problem.P))
     small = _in_small_batches(problem, size)
     if rows is not None:
-        parts = list(torch.as_tensor(rows).split(size))
+        parts = list(given(rows).split(size))
     else:
         ends, start = [], 0
         for batch in small.batches:  # blocks end where batches do, so that none is passed through twice
@@ -131,7 +132,7 @@ def gradient_blocks(problem: Problem, rows: Rows = None, memory: int = MEMORY_BU
             else:
                 start = ends[-1] if ends else 0
                 ends.append(start + batch.rows)
-        parts = [part for whole in torch.arange(problem.n).tensor_split(ends[:-1]) for part in whole.split(size)]
+        parts = [part for whole in torch.arange(problem.n, device="cpu").tensor_split(ends[:-1]) for part in whole.split(size)]
     for part in parts:
         yield per_example_grads(small, rows=part)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import given
 from theorylab.core.estimate import Estimate
 from theorylab.learning.retraining import half_subsets
 from theorylab.stats.lds import jackknife, lds, noise_ceiling, spearman
@@ -103,15 +104,15 @@ def evaluate_attribution(
     scores = scores.detach().cpu().double()
     generator = torch.Generator().manual_seed(seed)
     halves = half_subsets(n, subsets, fraction=fraction, seed=seed)
-    alone = torch.randperm(n, generator=generator)[:left_out]
-    single = torch.ones(left_out, n, dtype=torch.bool)
-    single[torch.arange(left_out), alone] = False
-    cut = torch.ones(len(counts), shown + 1, n, dtype=torch.bool)  # the last of each is at random
+    alone = torch.randperm(n, generator=generator, device="cpu")[:left_out]
+    single = torch.ones(left_out, n, dtype=torch.bool, device="cpu")
+    single[torch.arange(left_out, device="cpu"), alone] = False
+    cut = torch.ones(len(counts), shown + 1, n, dtype=torch.bool, device="cpu")  # the last of each is at random
     for row, count in zip(cut, counts, strict=True):
         for j in range(shown):
             row[j, scores[:, j].argsort(descending=True, stable=True)[:count]] = False
-        row[shown, torch.randperm(n, generator=generator)[:count]] = False
-    masks = torch.cat([halves, single, cut.flatten(0, 1), torch.ones(1, n, dtype=torch.bool)])
+        row[shown, torch.randperm(n, generator=generator, device="cpu")[:count]] = False
+    masks = torch.cat([halves, single, cut.flatten(0, 1), torch.ones(1, n, dtype=torch.bool, device="cpu")])
     outcomes = train(masks)
     if outcomes.ndim != 3 or outcomes.shape[0] != len(masks) or outcomes.shape[2] != m or outcomes.shape[1] < 2:
         raise ValueError(f"train must return ({len(masks)}, seeds, {m}) with at least 2 seeds, got {tuple(outcomes.shape)}.")
@@ -121,14 +122,14 @@ def evaluate_attribution(
     predicted = -scores[alone]
 
     def correlation(kept: object) -> float:
-        return float(spearman(predicted[torch.as_tensor(kept)], change[torch.as_tensor(kept)]).mean())
+        return float(spearman(predicted[given(kept)], change[given(kept)]).mean())
 
     fall = (whole - removed).mean(1).view(len(counts), shown + 1, m)
     return AttributionQuality(
         lds(scores, halves, on_halves),
         noise_ceiling(on_halves),
         jackknife(left_out, correlation),
-        torch.tensor([count / n for count in counts]),
+        torch.tensor([count / n for count in counts], device="cpu"),
         fall[:, range(shown), range(shown)].mean(1),
         fall[:, shown, :shown].mean(1),
     )

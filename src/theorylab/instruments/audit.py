@@ -140,7 +140,7 @@ def rescaled(problem: Problem, *, seed: int = 0) -> Problem | None:
     pairs = [(i, o) for i, o in pairs if getattr(modules[i], "bias", None) is None or f"{i}.bias" in moved]
     for inner, outer in pairs:
         W = moved[f"{inner}.weight"]
-        c = (math.log(8) * (2 * torch.rand(len(W), generator=generator, dtype=torch.float64) - 1)).exp().to(W)
+        c = (math.log(8) * (2 * torch.rand(len(W), generator=generator, dtype=torch.float64, device="cpu") - 1)).exp().to(W)
         moved[f"{inner}.weight"] = c[:, None] * W
         if f"{inner}.bias" in moved:
             moved[f"{inner}.bias"] = c * moved[f"{inner}.bias"]

@@ -169,7 +169,7 @@ def certify_slowly(problem: Problem, **options: Any) -> Certificate:
     for i in range(mc):
         params = some.unflatten(fast.posterior.draw(draw_seed(seed, i)))
         with some.safe(), torch.no_grad():
-            one_by_one = [take_rows(some, r[None], fast.buffers) for r in torch.arange(some.n)] if some.n < 50 else [some]
+            one_by_one = [take_rows(some, r[None], fast.buffers) for r in torch.arange(some.n, device="cpu")] if some.n < 50 else [some]
             risks.append(
                 sum(float(row(p.outputs(k, params), b.content[1]).sum()) for p in one_by_one for k, b in enumerate(p.batches)) / some.n
             )

@@ -136,15 +136,16 @@ def class_wise_shapley(
             f"y_test must hold rows of every class of y, or the training rows of that class are worth nothing, got none of {missing}."
         )
     generator = torch.Generator().manual_seed(seed)
-    mean, stderr, asked, done = torch.zeros(len(y), dtype=torch.float64), torch.zeros(len(y), dtype=torch.float64), 0, 0
+    mean, stderr = torch.zeros(2, len(y), dtype=torch.float64, device="cpu")
+    asked = done = 0
     for label in labels:
         others, players = (y != label).cpu().nonzero()[:, 0], (y == label).cpu().nonzero()[:, 0]
         spend = max(2 + ORDERS * (len(players) - 1), 2) if budget is None else budget
         found = []
         for k in range(contexts):
-            context = torch.zeros(len(y), dtype=torch.bool)
+            context = torch.zeros(len(y), dtype=torch.bool, device="cpu")
             while not bool(context.any()):  # a model needs rows of another class
-                context[others] = torch.rand(len(others), generator=generator) < 0.5
+                context[others] = torch.rand(len(others), generator=generator, device="cpu") < 0.5
             game, _ = class_game(x, y, x_test, y_test, label=label, context=context, learner=learner, l2=l2)
             one = shapley(game, len(players), budget=spend, seed=seed + k)
             found.append(one.values)

@@ -70,7 +70,7 @@ def _formed_parts(problem: Problem, chunk: int | None) -> Iterator[RowsPart]:
     names = tuple(problem.params)
     for k, batch in enumerate(problem.batches):
         others = others_of(problem, k, list(names))
-        for part in torch.arange(batch.rows).split(chunk or max(1, AT_ONCE // problem.P)):
+        for part in torch.arange(batch.rows, device="cpu").split(chunk or max(1, AT_ONCE // problem.P)):
             yield RowsPart({}, names, others(part), len(part))
 
 

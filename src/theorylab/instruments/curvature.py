@@ -133,7 +133,8 @@ def ggn(problem: Problem, *, mc: int = 0, seed: int = 0, memory: int = MEMORY_BU
     if mc < 0:
         raise ValueError(f"mc must be at least 1 sample, or 0 for the exact matrix, got {mc}.")
     generator = torch.Generator().manual_seed(seed)
-    seeds = torch.randint(2**62, (len(problem.batches),), generator=generator).tolist()  # a batch's samples do not depend on the others
+    # a batch's samples do not depend on the others
+    seeds = torch.randint(2**62, (len(problem.batches),), generator=generator, device="cpu").tolist()
 
     def build(problem: Problem, batches: list[int]) -> Product:
         pieces = []

@@ -115,8 +115,8 @@ def data_oob(
     if replicas < 2:
         raise ValueError(f"replicas must be at least 2, got {replicas}.")
     n, generator = len(x), torch.Generator().manual_seed(seed)
-    draws = torch.stack([torch.randint(n, (n,), generator=generator) for _ in range(replicas)])
-    counts = torch.zeros(replicas, n, dtype=x.dtype).scatter_add_(1, draws, torch.ones(replicas, n, dtype=x.dtype)).to(x.device)
+    draws = torch.stack([torch.randint(n, (n,), generator=generator, device="cpu") for _ in range(replicas)])
+    counts = x.new_zeros(replicas, n).scatter_add_(1, draws.to(x.device), x.new_ones(replicas, n))
     right, left_out = (torch.zeros(n, dtype=torch.float64, device=x.device) for _ in range(2))
     targets = torch.nn.functional.one_hot(y.long()).to(x)
     for part in counts.split(64):

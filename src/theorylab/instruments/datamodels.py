@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import given
 from theorylab.core.estimate import Estimate
 
 
@@ -38,8 +39,8 @@ class Datamodels:
 
 
 def _arguments(masks: Any, outputs: Any, ridge: float | None) -> tuple[Tensor, Tensor]:
-    x, f = torch.as_tensor(masks), torch.as_tensor(outputs)
-    x, f = x.double(), f.double().to(x.device)
+    x = given(masks, torch.float64)
+    f = given(outputs, torch.float64).to(x.device)
     if x.ndim != 2 or len(x) < 3 or x.shape[1] == 0:
         raise ValueError(f"masks must be (subset, n), of at least 3 subsets and one row, got {tuple(x.shape)}.")
     f = f.mean(1) if f.ndim == 3 else f
@@ -161,8 +162,8 @@ def stability_masks(n: int, count: int, *, rho: float = 0.5, seed: int = 0) -> T
     if not 0 < rho < 1:
         raise ValueError(f"rho must lie between 0 and 1, got {rho}.")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(count, n, generator=generator, dtype=torch.float64) < 0.5
-    near = x ^ (torch.rand(count, n, generator=generator, dtype=torch.float64) >= (1 + rho) / 2)
+    x = torch.rand(count, n, generator=generator, dtype=torch.float64, device="cpu") < 0.5
+    near = x ^ (torch.rand(count, n, generator=generator, dtype=torch.float64, device="cpu") >= (1 + rho) / 2)
     return torch.stack([x, near, ~near, ~x])
 
 
@@ -194,7 +195,7 @@ def stability_residual(outputs: Any, *, rho: float = 0.5) -> Estimate:
     Source: Saunshi et al. 2023, arXiv:2210.01072, the section on the residual by noise stability, there by a polynomial fitted to S; noise
     rates that cancel other degrees: "Estimating Euclidean distance to linearity", doi:10.4230/LIPIcs.ITCS.2025.20, abstract.
     """
-    f = torch.as_tensor(outputs).double()
+    f = given(outputs, torch.float64)
     if f.ndim not in (2, 3) or len(f) != 4 or f.shape[1] < 2:
         raise ValueError(f"outputs must be (4, count) or (4, count, seed), of at least 2 subsets, got {tuple(f.shape)}.")
     if not bool(f.isfinite().all()):

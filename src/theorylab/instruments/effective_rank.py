@@ -79,12 +79,12 @@ def kernel_effective_rank(problem: Problem) -> Ranks:
         if isinstance(module, _ConvNd):  # on one patch of the size of the kernel, or for a transposed one on one pixel
             channels = module.in_channels
             patch = (1,) * len(module.kernel_size) if isinstance(module, _ConvTransposeNd) else module.kernel_size
-            basis = torch.eye(channels * int(np.prod(patch)), dtype=torch.float64).reshape(-1, channels, *patch)
+            basis = torch.eye(channels * int(np.prod(patch)), dtype=torch.float64, device="cpu").reshape(-1, channels, *patch)
             prefix = "conv_transpose" if isinstance(module, _ConvTransposeNd) else "conv"
             apply = getattr(nn.functional, f"{prefix}{len(module.kernel_size)}d")
             columns = apply(basis, weight, groups=module.groups).flatten(1).T
         else:
-            columns = torch.stack([weight @ e for e in torch.eye(weight.shape[1], dtype=torch.float64)], dim=1)
+            columns = torch.stack([weight @ e for e in torch.eye(weight.shape[1], dtype=torch.float64, device="cpu")], dim=1)
         s = np.linalg.svd(columns.numpy(), compute_uv=False)
         p = [float(v / s.sum()) for v in s if v > 0]
         effective = float(np.exp(-sum(q * np.log(q) for q in p))) if p else 0.0

@@ -141,7 +141,7 @@ def feature_game(
     parts = [[i] for i in range(d)] if groups is None else [list(g) for g in groups]
     if sorted(i for g in parts for i in g) != list(range(d)) or not all(parts):
         raise ValueError(f"groups must hold every feature 0 ... {d - 1} exactly once and none may be empty, got {parts}.")
-    owner = torch.empty(d, dtype=torch.long)
+    owner = torch.empty(d, dtype=torch.long, device="cpu")
     for player, members in enumerate(parts):
         owner[members] = player
     outputs = _one_output(predictor(model), x, output)

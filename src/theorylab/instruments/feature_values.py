@@ -106,5 +106,5 @@ def feature_shapley(
         found.append(shapley(game, n, method=method, budget=budget, seed=seed))
         if progress is not None:
             progress(len(found), len(games))
-    nobody = evaluate(games[0], torch.zeros(1, n, dtype=torch.bool))
+    nobody = evaluate(games[0], torch.zeros(1, n, dtype=torch.bool, device="cpu"))
     return FeatureValues(torch.stack([f.values for f in found]), torch.stack([f.stderr for f in found]), float(nobody), rows, law)

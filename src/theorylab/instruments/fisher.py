@@ -37,7 +37,7 @@ def enumerated_fisher(problem: Problem, *, mc: int = 0, seed: int = 0) -> Operat
                 count = len(predictions) if loss.options.get("reduction", "mean") == "mean" else len(rows)
                 for i in predictions:
                     p = rows[i].softmax(0)
-                    scores = (p - torch.eye(classes).to(p)) @ J[i]  # (label, p)
+                    scores = (p - torch.eye(classes, device="cpu").to(p)) @ J[i]  # (label, p)
                     total += w / count * scores.T @ (p[:, None] * scores)
                 continue
             J = J.reshape(-1, problem.P)

@@ -42,7 +42,7 @@ def _draws(problem: Problem, scale: Tensor, draws: int, seed: int) -> Iterator[T
     """Perturbations (p,) of unit size; each of a generator of its own, made anew at every pass, so that they are never all held."""
     for i in range(draws):
         generator = torch.Generator().manual_seed(seed + i)
-        yield scale * torch.randn(problem.P, generator=generator, dtype=torch.float64).to(scale)
+        yield scale * torch.randn(problem.P, generator=generator, dtype=torch.float64, device="cpu").to(scale)
 
 
 def _check(problem: Problem, drop: float, kind: str, risk: str, draws: int) -> None:

@@ -38,7 +38,7 @@ def evaluate(value: Worth, masks: Tensor) -> Tensor:
                 f"{' ' if who else ', '}({len(bad)} of {len(part)} are not). Give such coalitions a worth: a game has one for each."
             )
         found.append(worth.detach().to("cpu", torch.float64))
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 def coalitions(n: int) -> Tensor:
@@ -49,7 +49,7 @@ def coalitions(n: int) -> Tensor:
     """
     if not 1 <= n <= MOST:
         raise ValueError(f"n must lie in 1 ... {MOST} to visit all 2^n coalitions, got {n}. Sample, or merge players into groups.")
-    return (torch.arange(2**n)[:, None] >> torch.arange(n)) & 1 == 1
+    return (torch.arange(2**n, device="cpu")[:, None] >> torch.arange(n, device="cpu")) & 1 == 1
 
 
 def table(value: Worth, n: int) -> Tensor:
@@ -64,7 +64,7 @@ def table(value: Worth, n: int) -> Tensor:
 
 def ends(value: Worth, n: int) -> Tensor:
     """Worths of nobody and of all n players, (2,)."""
-    return evaluate(value, torch.tensor([False, True])[:, None].expand(2, n))
+    return evaluate(value, torch.tensor([False, True], device="cpu")[:, None].expand(2, n))
 
 
 def from_table(worths: Tensor) -> Worth:
@@ -80,7 +80,7 @@ def from_table(worths: Tensor) -> Worth:
     n = worths.numel().bit_length() - 1
     if worths.ndim != 1 or len(worths) != 2**n:
         raise ValueError(f"worths must list 2^n coalitions, got shape {tuple(worths.shape)}.")
-    places = torch.tensor([1 << i for i in range(n)])
+    places = torch.tensor([1 << i for i in range(n)], device="cpu")
     return lambda masks: worths[masks.long() @ places]
 
 
@@ -130,4 +130,4 @@ class Game:
             self.evaluations += len(part)
             if self.progress is not None:
                 self.progress(done, len(missing))
-        return torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
+        return torch.tensor([self._known[key] for key in keys], dtype=torch.float64, device="cpu")

@@ -109,11 +109,11 @@ def _gradient_of(problem: Problem, k: int) -> Tensor:
 def _gradients(problem: Problem, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Gradients of the minibatches that `_minibatches` makes (some, p) and their rows (some,), as many at once as fit."""
     if size == 1:
-        for rows in torch.arange(problem.n).split(max(1, ENTRIES // problem.P)):
-            yield per_example_grads(problem, rows=rows), torch.ones(len(rows), dtype=torch.float64)
+        for rows in torch.arange(problem.n, device="cpu").split(max(1, ENTRIES // problem.P)):
+            yield per_example_grads(problem, rows=rows), torch.ones(len(rows), dtype=torch.float64, device="cpu")
     else:
         for k, batch in enumerate(problem.batches):
-            yield _gradient_of(problem, k)[None], torch.tensor([batch.rows], dtype=torch.float64)
+            yield _gradient_of(problem, k)[None], torch.tensor([batch.rows], dtype=torch.float64, device="cpu")
 
 
 def _check(problem: Problem, size: int) -> None:
@@ -131,11 +131,11 @@ def _check(problem: Problem, size: int) -> None:
 def dense_gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNoise:
     """Every minibatch's gradient at once, and every estimate without one of them computed anew: the oracle of `gradient_noise`."""
     if batch_size == 1:
-        g, rows = looped_grads(problem).double(), torch.ones(problem.n, dtype=torch.float64)
+        g, rows = looped_grads(problem).double(), torch.ones(problem.n, dtype=torch.float64, device="cpu")
     else:
         parts = _minibatches(problem, batch_size)
         g = torch.stack([_gradient_of(parts, k) for k in range(len(parts.batches))]).double()
-        rows = torch.tensor([float(batch.rows) for batch in parts.batches], dtype=torch.float64)
+        rows = torch.tensor([float(batch.rows) for batch in parts.batches], dtype=torch.float64, device="cpu")
 
     def estimate(chosen: Tensor) -> tuple[Tensor, Tensor]:
         own, b = g[chosen], rows[chosen, None]
@@ -144,8 +144,8 @@ def dense_gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNo
         return trace, mean.square().sum() - trace / b.sum()
 
     count = len(g)
-    every = torch.arange(count)
-    left_out = torch.tensor([estimate(every[every != i]) for i in range(count)], dtype=torch.float64)
+    every = torch.arange(count, device="cpu")
+    left_out = torch.tensor([estimate(every[every != i]) for i in range(count)], dtype=torch.float64, device="cpu")
     error = torch.cov(left_out.T) * (count - 1) ** 2 / count
     (T, S), (tt, ss, ts) = estimate(every), (float(error[i, j]) for i, j in ((0, 0), (1, 1), (0, 1)))
     return GradientNoise(Estimate(float(T), tt**0.5, count), Estimate(float(S), ss**0.5, count), ts)

@@ -105,7 +105,7 @@ def actions(group: str, axes: tuple[int, ...], sizes: tuple[int, ...], *, stride
         every = math.factorial(total) - 1 if total < 20 else math.inf
         found: dict[tuple[int, ...], None] = {}
         while len(found) < count < every:
-            order = torch.randperm(total, generator=generator).tolist()
+            order = torch.randperm(total, generator=generator, device="cpu").tolist()
             if order != sorted(order):
                 found[tuple(order)] = None
         elements = list(found) if count < every else list(permutations(range(total)))[1:]
@@ -114,7 +114,7 @@ def actions(group: str, axes: tuple[int, ...], sizes: tuple[int, ...], *, stride
     if not elements:
         raise ValueError(f"{group} along axes {axes}, of {sizes} places, leaves everything where it is: there is nothing to measure.")
     if len(elements) > count:
-        elements = [elements[i] for i in sorted(torch.randperm(len(elements), generator=generator)[:count].tolist())]
+        elements = [elements[i] for i in sorted(torch.randperm(len(elements), generator=generator, device="cpu")[:count].tolist())]
     return [Action(group, element, axes, sizes) for element in elements]
 
 

@@ -130,18 +130,18 @@ def interactions(table: Tensor, order: int = 2, index: Index = "sii") -> Interac
     if index not in ("sii", "stii", "banzhaf"):
         raise ValueError(f'index must be "sii", "stii" or "banzhaf", got {index!r}.')
     a = mobius(table).cpu()
-    sizes = torch.zeros(1, dtype=torch.long)
+    sizes = torch.zeros(1, dtype=torch.long, device="cpu")
     for _ in range(n):
         sizes = torch.cat([sizes, sizes + 1])
     sets, found = [], []
     for s in range(1, order + 1):
         here = list(itertools.combinations(range(n), s))
-        places = torch.tensor([sum(1 << i for i in S) for S in here])
+        places = torch.tensor([sum(1 << i for i in S) for S in here], device="cpu")
         sets += here
         if index == "stii" and s < order:
             found.append(a[places])
             continue
-        by_size = torch.tensor([_weight(index, t, s) if t >= s else 0.0 for t in range(n + 1)], dtype=a.dtype)
+        by_size = torch.tensor([_weight(index, t, s) if t >= s else 0.0 for t in range(n + 1)], dtype=a.dtype, device="cpu")
         above = a * by_size[sizes]
         for i in range(n):
             halves = above.view(-1, 2, 2**i)

@@ -27,7 +27,7 @@ STRIPS = 4  # of a symmetric product, each from the diagonal on: five eighths of
 def on_inputs(problem: Problem, X: Any) -> Problem:
     """The problem with inputs ``X`` in place of its data; the targets are never read."""
     rows = next((len(t) for t in tensors_of(X) if t.ndim), 0)
-    data = (X, torch.zeros(rows))
+    data = (X, torch.zeros(rows, device="cpu"))
     return problem.on(as_batches(data, dtype=problem.dtype, device=problem.device, seed=problem.seed, batch_size=None))
 
 

@@ -113,7 +113,7 @@ def _dense_factors(problem: Problem, approx: Approx) -> list[tuple[Tensor, Tenso
     factors = []
     for layer in layers(problem):
         index = _index(problem, layer)
-        outer, inner = (torch.zeros(size, size, dtype=problem.dtype) for size in index.shape)
+        outer, inner = (torch.zeros(size, size, dtype=problem.dtype, device="cpu") for size in index.shape)
         for k, w in enumerate(problem.weights):
             leaves, node, outputs = _called_once(problem, k, layer)
             z, f = layer.outputs(node), outputs.reshape(len(outputs), -1)
@@ -136,7 +136,7 @@ def _dense_factors(problem: Problem, approx: Approx) -> list[tuple[Tensor, Tenso
 
 
 def _dense(problem: Problem, parts: list[tuple[Tensor, Tensor]], name: str) -> Operator:
-    matrix = torch.zeros(problem.P, problem.P, dtype=problem.dtype)
+    matrix = torch.zeros(problem.P, problem.P, dtype=problem.dtype, device="cpu")
     for block, index in parts:
         where = index.reshape(-1)
         matrix[where[:, None], where] = block

@@ -99,7 +99,8 @@ def filter_directions(problem: Problem, count: int, seed: int) -> Tensor:
     for _ in range(count):
         parts = {}
         for name, p in problem.params.items():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p).reshape(len(p) if p.ndim > 1 else 1, -1)
+            drawn = torch.randn(p.shape, generator=generator, dtype=torch.float64, device="cpu")
+            noise = drawn.to(p).reshape(len(p) if p.ndim > 1 else 1, -1)
             lengths = p.reshape(noise.shape).norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
             parts[name] = noise * lengths if p.ndim > 1 or only_vectors else torch.zeros_like(noise)
         directions.append(problem.flatten(parts))
@@ -147,7 +148,7 @@ def looped_landscape(
     coordinates = torch.linspace(-span, span, points, dtype=problem.dtype, device=problem.device)
     theta, shape = problem.flatten(problem.params), (points,) * vectors.shape[1]
     losses = torch.empty(shape, dtype=problem.dtype, device=problem.device)
-    for place in torch.cartesian_prod(*[torch.arange(points)] * len(shape)).reshape(-1, len(shape)).tolist():
+    for place in torch.cartesian_prod(*[torch.arange(points, device="cpu")] * len(shape)).reshape(-1, len(shape)).tolist():
         losses[tuple(place)] = problem.loss(problem.unflatten(theta + vectors @ coordinates[place]))
     return Landscape(coordinates, losses, vectors)
 

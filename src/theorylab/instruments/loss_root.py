@@ -52,14 +52,14 @@ def loss_root(problem: Problem, k: int, outputs: Tensor, *, mc: int = 0, generat
         for unit in _units(head.detach()):
             yield root(unit)
     for _ in range(mc):
-        signs = torch.randint(0, 2, head.shape, generator=generator).mul_(2).sub_(1)
+        signs = torch.randint(0, 2, head.shape, generator=generator, device="cpu").mul_(2).sub_(1)
         yield root(signs.to(head.device, head.dtype)) / mc**0.5
 
 
 def _root(f: Tensor, curve: Map) -> Map:
     """A map R of each row with R Rᵀ the curvature at outputs ``f``."""
     generator = torch.Generator().manual_seed(0)
-    probe, test = (torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) for _ in range(2))
+    probe, test = (torch.randn(f.shape, generator=generator, dtype=torch.float64, device="cpu").to(f) for _ in range(2))
     truth = curve(test)
     weight = curve(torch.ones_like(f))
     if _equal(weight * test, truth):

@@ -194,7 +194,7 @@ def _check(done: Pass, which: list[Layer]) -> None:
     """The slopes of the first row lie in the first row of every layer, and with the inputs they make up the parameters' gradient."""
     cotangent = torch.zeros_like(done.outputs)
     generator = torch.Generator().manual_seed(0)
-    cotangent[0] = torch.randn(cotangent[0].shape, generator=generator, dtype=torch.float64).to(cotangent)
+    cotangent[0] = torch.randn(cotangent[0].shape, generator=generator, dtype=torch.float64, device="cpu").to(cotangent)
     if not done.outputs.requires_grad:
         return  # no layer matters
     slopes = done.slopes(cotangent)

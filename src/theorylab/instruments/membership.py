@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import given
 from theorylab.core.estimate import LEVEL, Estimate, as_samples
 from theorylab.stats.binomial import clopper_pearson
 
@@ -71,7 +72,7 @@ def logit_confidence(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _models(scores: Any, membership: Any, least: int) -> tuple[Tensor, Tensor]:
     """Scores and membership as float64 and bool (model, row), with ``least`` other models on either side of every row."""
-    values, inside = torch.as_tensor(scores).double(), torch.as_tensor(membership).bool()
+    values, inside = given(scores, torch.float64), given(membership).bool()
     if values.ndim != 2 or values.shape != inside.shape:
         raise ValueError(f"scores and membership must both be (models, rows), got {tuple(values.shape)} and {tuple(inside.shape)}.")
     if not bool(values.isfinite().all()):
@@ -157,7 +158,7 @@ def rmia(probabilities: Any, membership: Any, reference: Any, *, gamma: float = 
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}.")
     p, inside = _models(probabilities, membership, 1)
-    z = torch.as_tensor(reference).double()
+    z = given(reference, torch.float64)
     if z.ndim != 2 or len(z) != len(p) or z.shape[1] == 0:
         raise ValueError(f"reference must be ({len(p)}, reference rows), got {tuple(z.shape)}.")
     for name, t in (("probabilities", p), ("reference", z)):

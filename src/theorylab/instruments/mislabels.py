@@ -36,12 +36,12 @@ class MislabelDetection:
     def inspected(self) -> Tensor:
         """Part of the rows inspected, k/n, (n,): also what a random order finds on average."""
         n = len(self.found)
-        return torch.arange(1, n + 1, dtype=torch.float64) / n
+        return torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / n
 
     @property
     def random_spread(self) -> Tensor:
         """Standard deviation of the part that a random order finds (hypergeometric law), (n,)."""
-        n, k = len(self.found), torch.arange(1, len(self.found) + 1, dtype=torch.float64)
+        n, k = len(self.found), torch.arange(1, len(self.found) + 1, dtype=torch.float64, device="cpu")
         share = self.wrong / n
         return (k * share * (1 - share) * (n - k) / (n - 1)).sqrt() / self.wrong
 
@@ -81,11 +81,12 @@ def mislabel_detection(values: Values | Tensor, wrong: Tensor) -> MislabelDetect
         raise ValueError(f"wrong must mark at least two rows, and leave at least two, got {total} of {len(scores)}.")
     ordered, order = scores.sort()
     _, group, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
-    share = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, group, wrong[order].double()) / counts  # wrong among equals
+    # wrong among equals
+    share = torch.zeros(len(counts), dtype=torch.float64, device="cpu").index_add_(0, group, wrong[order].double()) / counts
     hits = share[group].cumsum(0)
     return MislabelDetection(
         found=hits / total,
-        precision=hits / torch.arange(1, len(scores) + 1, dtype=torch.float64),
+        precision=hits / torch.arange(1, len(scores) + 1, dtype=torch.float64, device="cpu"),
         auc=auc(-scores[wrong], -scores[~wrong]),
         wrong=total,
     )

@@ -111,9 +111,9 @@ def mode_connectivity(
     bend = ((a + b) / 2).clone().requires_grad_()
     adam = torch.optim.Adam([bend], lr=lr)
     generator = torch.Generator().manual_seed(seed)
-    strata = torch.randperm(max(steps, 1), generator=generator).double()
+    strata = torch.randperm(max(steps, 1), generator=generator, device="cpu").double()
     for stratum in strata[:steps]:
-        s = float((stratum + torch.rand((), generator=generator)) / steps)
+        s = float((stratum + torch.rand((), generator=generator, device="cpu")) / steps)
         point = (1 - s) ** 2 * a + 2 * s * (1 - s) * bend.detach() + s**2 * b
         bend.grad = 2 * s * (1 - s) * problem.gradient(problem.unflatten(point))
         adam.step()

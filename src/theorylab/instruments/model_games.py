@@ -79,7 +79,7 @@ def linear_game(
     targets, x_test = nn.functional.one_hot(y.long(), k).to(x) if classify else y.to(x), x_test.to(x)
 
     def value(masks: Tensor) -> Tensor:
-        worths = torch.full((len(masks),), float(empty), dtype=torch.float64)
+        worths = torch.full((len(masks),), float(empty), dtype=torch.float64, device="cpu")
         if not bool(masks.any()):
             return worths
         some = masks.any(1)
@@ -171,7 +171,7 @@ def retraining_game(
     training = Training(make_model, loss, data, optimizer, steps, read, None, dtype, "cpu", "vmap")
 
     def value(masks: Tensor) -> Tensor:
-        worths = torch.empty(len(masks), dtype=torch.float64)
+        worths = torch.empty(len(masks), dtype=torch.float64, device="cpu")
         some = masks.any(1)
         everybody = torch.ones_like(masks, dtype=dtype)
         for who, what, weights in ((some, training, masks.to(dtype)), (~some, replace(training, steps=0), everybody)):

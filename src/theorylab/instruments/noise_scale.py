@@ -94,8 +94,8 @@ def _sample(problem: Problem, rows: int, seed: int) -> Tensor:
     if rows < 3:
         raise ValueError(f"rows must be at least 3 to give an error, got {rows}.")
     if rows >= problem.n:
-        return torch.arange(problem.n)
-    return torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed))[:rows].sort().values
+        return torch.arange(problem.n, device="cpu")
+    return torch.randperm(problem.n, generator=torch.Generator().manual_seed(seed), device="cpu")[:rows].sort().values
 
 
 def dense_noise_scale(problem: Problem, *, rows: int = ROWS, seed: int = 0, memory: int = 0) -> NoiseScale:
@@ -161,7 +161,7 @@ def noise_scale(problem: Problem, *, rows: int = ROWS, seed: int = 0, memory: in
     H, mean = hessian(problem, memory=memory), problem.gradient()
     push = H @ mean
     slopes, sizes = [], []
-    for part in torch.arange(problem.n).split(max(1, ENTRIES // problem.P)):
+    for part in torch.arange(problem.n, device="cpu").split(max(1, ENTRIES // problem.P)):
         apart = per_example_grads(problem, rows=part) - mean
         slopes.append((apart @ push).double())
         sizes.append(apart.square().sum(1).double())

@@ -111,14 +111,14 @@ def slow_occam(
         for k, w in weights.items():
             base = torch.zeros_like(w) if start is None else start[k].to(w)
             flat = (w - base).double().reshape(-1).tolist()
-            scale = float(torch.tensor(width * math.sqrt(math.fsum(v * v for v in flat) / len(flat)), dtype=torch.bfloat16))
+            scale = float(torch.tensor(width * math.sqrt(math.fsum(v * v for v in flat) / len(flat)), dtype=torch.bfloat16, device="cpu"))
             m, counts, values = (L - 1) // 2, [0.5] * L, []
             for v in flat:
                 symbol = max(-m, min(m, round(v / scale))) if scale else 0
                 bits -= math.log2(counts[symbol + m] / sum(counts))
                 counts[symbol + m] += 1
                 values.append(scale * symbol)
-            coded[k] = base + torch.tensor(values, dtype=torch.float64).reshape(w.shape).to(w)
+            coded[k] = base + torch.tensor(values, dtype=torch.float64, device="cpu").reshape(w.shape).to(w)
             bits += 16 + 2
         return coded, bits
 

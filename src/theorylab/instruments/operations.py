@@ -79,7 +79,7 @@ def _taps(
     after the last stands for the padding, the one after that for the ``ones`` appended to every patch.
     """
     numel = math.prod(shape)
-    entries = F.pad(torch.arange(numel).view(shape), [v for pair in reversed(sides) for v in pair], value=numel)
+    entries = F.pad(torch.arange(numel, device="cpu").view(shape), [v for pair in reversed(sides) for v in pair], value=numel)
     c, *spatial = entries.stride()
     steps = [s * v for s, v in zip(spatial, stride, strict=True)]
     taps = [s * v for s, v in zip(spatial, dilation, strict=True)]

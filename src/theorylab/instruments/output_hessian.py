@@ -138,14 +138,14 @@ def sampled_output_hessian(problem: Problem, k: int, outputs: Tensor, mc: int, g
         if loss is None:
             with torch.enable_grad():
                 roots = _roots(_twice_differentiated(problem, k, outputs), outputs)
-            signs = torch.randint(0, 2, (mc, *outputs.shape), generator=generator).mul_(2).sub_(1).to(outputs)
+            signs = torch.randint(0, 2, (mc, *outputs.shape), generator=generator, device="cpu").mul_(2).sub_(1).to(outputs)
             samples = torch.einsum("nij,snj->sni", roots, signs.reshape(mc, len(outputs), -1)).reshape(mc, *outputs.shape)
         elif loss.name == "squared":
-            noise = torch.randn((mc, *outputs.shape), generator=generator, dtype=torch.float64)
+            noise = torch.randn((mc, *outputs.shape), generator=generator, dtype=torch.float64, device="cpu")
             samples = noise.to(outputs) * (2 / outputs.numel()) ** 0.5
         elif loss.name == "binary":
             p = outputs.sigmoid()
-            drawn = torch.rand((mc, *outputs.shape), generator=generator, dtype=torch.float64).to(outputs.device) < p
+            drawn = torch.rand((mc, *outputs.shape), generator=generator, dtype=torch.float64, device="cpu").to(outputs.device) < p
             samples = (p - drawn.to(p)) / outputs.numel() ** 0.5
         else:
             axes = (1 - outputs.ndim,)  # one block a prediction, along its classes
@@ -163,7 +163,7 @@ def sampled_output_hessian(problem: Problem, k: int, outputs: Tensor, mc: int, g
 def _label_scores(p: Tensor, mc: int, generator: torch.Generator) -> Tensor:
     """The scores p − e_y at labels y drawn from probabilities p (n, c, ...), (mc, n, c, ...)."""
     cumulative = p.movedim(1, -1).double().cumsum(-1)
-    uniform = torch.rand((mc, *cumulative.shape[:-1], 1), generator=generator, dtype=torch.float64).to(p.device)
+    uniform = torch.rand((mc, *cumulative.shape[:-1], 1), generator=generator, dtype=torch.float64, device="cpu").to(p.device)
     labels = torch.stack([torch.searchsorted(cumulative, u * cumulative[..., -1:]) for u in uniform]).clamp(max=p.shape[1] - 1)
     return p - torch.zeros_like(p).expand(mc, *p.shape).scatter(2, labels.movedim(-1, 2), 1.0)
 

@@ -141,7 +141,7 @@ def dp_sgd(
         noisy = (total + on_sum * norm * gaussian(problem.P, generator, total)) / size
         params, state = optimizer.update(problem.unflatten(noisy), state, params)
         if adaptive:
-            extra = float(torch.randn((), generator=generator, dtype=torch.float64)) * on_count
+            extra = float(torch.randn((), generator=generator, dtype=torch.float64, device="cpu")) * on_count
             norm = adaptive.next(norm, within, len(rows), size, extra)
     return PrivateRun(problem.at(params), batches.ledger(sigma, steps), tuple(clips))
 

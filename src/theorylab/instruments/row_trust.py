@@ -88,7 +88,7 @@ def _separate(uses: Sequence[Use], outputs: Any, rows: int) -> set[int]:
     if not first:
         return set(range(len(uses)))
     generator = torch.Generator().manual_seed(0)
-    cotangents = [torch.randn(t.shape, generator=generator).to(t) for t in first]
+    cotangents = [torch.randn(t.shape, generator=generator, device="cpu").to(t) for t in first]
     grads = torch.autograd.grad(first, [use.edge for use in uses], cotangents, retain_graph=True, allow_unused=True)
     return {i for i, g in enumerate(grads) if g is None or not bool(g[len(g) // rows :].any())}
 

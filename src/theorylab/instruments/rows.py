@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import given
 from theorylab.core.batches import rows_of
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite
@@ -177,7 +178,7 @@ def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int |
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     if rows is None:
         return None
-    chosen = torch.as_tensor(rows).cpu()
+    chosen = given(rows).cpu()
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"rows must be a list of at least one row number, got {rows!r}.")
     if not 0 <= int(chosen.min()) <= int(chosen.max()) < problem.n:
@@ -202,7 +203,7 @@ def _joined(rows: Tensor) -> Rows:
 
 
 def _numbers(rows: Rows) -> Tensor:
-    return rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop)
+    return rows if isinstance(rows, Tensor) else torch.arange(rows.start, rows.stop, device="cpu")
 
 
 def _count(rows: Rows) -> int:
@@ -266,7 +267,7 @@ def looped_grads(problem: Problem, rows: Sequence[int] | Tensor | None = None, c
     chosen, names, parts = _checked(problem, rows, chunk), list(problem.params), []
     with problem.safe():
         for k, batch in enumerate(problem.batches):
-            every = torch.arange(batch.rows)
+            every = torch.arange(batch.rows, device="cpu")
             parts.append(through_batch(problem, k, names, every) if batch.is_pair else looped(problem, batch, names, every)[1])
     gradients = torch.cat(parts)
     return gradients if chosen is None else gradients[chosen]

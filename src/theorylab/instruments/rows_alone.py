@@ -120,7 +120,7 @@ def _needing_others() -> Iterator[None]:
 
 def _way_alone(problem: Problem, k: int, names: list[str]) -> Alone:
     """By vmap where it works and agrees with the loop on the first row; refuses a batch whose loss is not its rows' mean."""
-    batch, every = problem.batches[k], torch.arange(problem.batches[k].rows)
+    batch, every = problem.batches[k], torch.arange(problem.batches[k].rows, device="cpu")
     alone: Alone = looped
     with _needing_others():
         first = looped(problem, batch, names, every[:1])

@@ -74,15 +74,15 @@ def split_rows(n: int, prior: str, prior_rows: Tensor | float | None, bound_rows
     if prior == "data_free":
         if prior_rows is not None:
             raise ValueError("prior_rows must be left out for a prior that is free of data.")
-        return torch.empty(0, dtype=torch.long), torch.arange(n) if bound_rows is None else bound_rows
+        return torch.empty(0, dtype=torch.long, device="cpu"), torch.arange(n, device="cpu") if bound_rows is None else bound_rows
     if isinstance(prior_rows, Tensor):
         chosen = prior_rows.long()
     else:
         share = 0.5 if prior_rows is None else prior_rows
         if not 1 <= round(share * n) < n:
             raise ValueError(f"prior_rows must leave rows to the prior and to the bound, got the share {share} of {n}.")
-        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: round(share * n)]
-    rest = torch.ones(n, dtype=torch.bool)
+        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")[: round(share * n)]
+    rest = torch.ones(n, dtype=torch.bool, device="cpu")
     rest[chosen] = False
     rows = rest.nonzero()[:, 0] if bound_rows is None else bound_rows.long()
     shared = set(rows.tolist()) & set(chosen.tolist())

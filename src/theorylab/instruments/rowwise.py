@@ -109,7 +109,7 @@ class Block:
     def cotangent(self) -> Tensor:
         """Random numbers (n, c), always the same."""
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(self.n, self.c, generator=generator, dtype=torch.float64).to(self.outputs)
+        return torch.randn(self.n, self.c, generator=generator, dtype=torch.float64, device="cpu").to(self.outputs)
 
     @cached_property
     def exact(self) -> Params:

@@ -81,7 +81,7 @@ def replica_sharpness(
             found = sharpness(problem, tol=tol, start=vectors.get(k), precondition=diagonal)
             vectors[k] = found.vector
             values.append(found.value)
-        return {"sharpness": torch.tensor(values, dtype=torch.float64), "loss": population.losses().double()}
+        return {"sharpness": torch.tensor(values, dtype=torch.float64, device="cpu"), "loss": population.losses().double()}
 
     return measure
 
@@ -169,10 +169,10 @@ def sharpness_along(
             for name, g in here.unflatten(here.gradient()).items():
                 leaves[name].grad = g.reshape(leaves[name].shape)
             chosen.step()
-    when, path = torch.tensor(at), torch.tensor(values, dtype=torch.float64)
+    when, path = torch.tensor(at, device="cpu"), torch.tensor(values, dtype=torch.float64, device="cpu")
     tail = path[when >= (1 - late) * steps] / threshold
     blocks = tail.tensor_split(min(BLOCKS, len(tail)))
     ratio = Estimate.over([float(b.mean()) for b in blocks]) if len(blocks) > 1 else Estimate(float(tail.mean()), 0.0, 1)
     return SharpnessPath(
-        when, path, torch.tensor(losses, dtype=torch.float64), threshold, ratio, {k: p.detach() for k, p in leaves.items()}
+        when, path, torch.tensor(losses, dtype=torch.float64, device="cpu"), threshold, ratio, {k: p.detach() for k, p in leaves.items()}
     )

@@ -84,7 +84,7 @@ class SignalProfile:
 
     def figures(self) -> tuple[Series, ...]:
         """Squared lengths and gradients over the activations, in their order."""
-        at = torch.arange(1, len(self.names) + 1)
+        at = torch.arange(1, len(self.names) + 1, device="cpu")
         made = []
         for key, values in (("length", self.length), ("gradient", self.gradient)):
             scale = "log" if bool((values > 0).all()) else "linear"
@@ -188,9 +188,9 @@ def _summary(
         return modules is not None or any(p.ndim > 1 for p in owners[name].parameters(recurse=False))
 
     def tensor(values: dict[Key, float]) -> Tensor:
-        return torch.tensor([values[key] for key in lengths], dtype=torch.float64)
+        return torch.tensor([values[key] for key in lengths], dtype=torch.float64, device="cpu")
 
-    layer = torch.tensor([counts(name) for name, _ in lengths])
+    layer = torch.tensor([counts(name) for name, _ in lengths], device="cpu")
     length, correlation, gradient = map(tensor, (lengths, cosines, gradients))
     below_one = 1 - correlation[layer]
     visible = below_one > 100 * torch.finfo(problem.dtype).eps  # what is left of 1 − c is not rounding

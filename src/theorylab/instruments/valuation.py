@@ -28,7 +28,7 @@ ShapleyMethod = Literal["auto", "exact", "permutation", "kernel", "owen", "strat
 def exact_values(worths: Tensor, weights: Tensor) -> Tensor:
     """Semivalues (n,) of a table of all worths (2^n,), with the weight of a marginal contribution to each number of others, (n,)."""
     n = len(weights)
-    sizes = torch.zeros(1, dtype=torch.long)
+    sizes = torch.zeros(1, dtype=torch.long, device="cpu")
     for _ in range(n - 1):
         sizes = torch.cat([sizes, sizes + 1])  # of the coalitions of the others
     each = weights[sizes]
@@ -132,7 +132,7 @@ def shapley(
         raise ValueError(f"method must be auto, exact, permutation, kernel, owen or stratified, got {method!r}.")
     if tol and method in ("kernel", "owen"):
         raise ValueError(f'tol stops method="permutation" only, got {method!r}.')
-    law = torch.full((n,), 1 / n, dtype=torch.float64)
+    law = torch.full((n,), 1 / n, dtype=torch.float64, device="cpu")
     spend = 200 * n if budget is None else budget
     if method == "kernel":
         return _values(sampling.regression(value, n, spend, seed), "shapley, kernel")
@@ -183,14 +183,14 @@ def banzhaf(
     name = "banzhaf" if p == 0.5 else f"banzhaf(p = {p:g})"
     if method == "msr" or (method == "auto" and not _affordable(n, budget)):
         return _values(sampling.reuse(value, n, p, 200 * n if budget is None else budget, seed), f"{name}, msr")
-    s = torch.arange(n, dtype=torch.float64)
+    s = torch.arange(n, dtype=torch.float64, device="cpu")
     log_law = _log_binomial(n) + s * math.log(p) + (n - 1 - s) * math.log1p(-p)
     return _semivalue(name, value, n, log_law.exp(), method, budget, seed)
 
 
 def _log_binomial(n: int) -> Tensor:
-    s = torch.arange(n, dtype=torch.float64)
-    return torch.lgamma(torch.tensor(float(n), dtype=torch.float64)) - torch.lgamma(s + 1) - torch.lgamma(n - s)
+    s = torch.arange(n, dtype=torch.float64, device="cpu")
+    return torch.lgamma(torch.tensor(float(n), dtype=torch.float64, device="cpu")) - torch.lgamma(s + 1) - torch.lgamma(n - s)
 
 
 def beta_shapley(
@@ -230,8 +230,8 @@ def beta_shapley(
     _check(n, budget)
     if not (0 < alpha < math.inf and 0 < beta < math.inf):
         raise ValueError(f"alpha and beta must be positive and finite, got {alpha} and {beta}.")
-    s = torch.arange(n, dtype=torch.float64)
-    a, b = torch.tensor(float(alpha), dtype=torch.float64), torch.tensor(float(beta), dtype=torch.float64)
+    s = torch.arange(n, dtype=torch.float64, device="cpu")
+    a, b = torch.tensor(float(alpha), dtype=torch.float64, device="cpu"), torch.tensor(float(beta), dtype=torch.float64, device="cpu")
     top = torch.lgamma(s + b) + torch.lgamma(n - 1 - s + a) - torch.lgamma(n - 1 + a + b)
     law = (_log_binomial(n) + top - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(a + b)).exp()
     return _semivalue(f"beta({alpha:g}, {beta:g})-shapley", value, n, law, method, budget, seed)
@@ -322,15 +322,15 @@ def least_core(value: Worth, n: int, *, budget: int | None = None, seed: int = 0
         masks = coalitions(n)[1:-1]
     else:
         generator = torch.Generator().manual_seed(seed)
-        masks = torch.stack([torch.rand(n, generator=generator) < 0.5 for _ in range(budget)])
+        masks = torch.stack([torch.rand(n, generator=generator, device="cpu") < 0.5 for _ in range(budget)])
         masks = masks[masks.any(1) & ~masks.all(1)]
     empty, full = ends(value, n).tolist()
     demands, total = (evaluate(value, masks) - empty).numpy(), full - empty
     if n == 1:
-        return LeastCore(torch.tensor([total], dtype=torch.float64), 0.0, 2)
+        return LeastCore(torch.tensor([total], dtype=torch.float64, device="cpu"), 0.0, 2)
     rows = -np.column_stack([masks.numpy().astype(float), np.ones(len(masks))])
     equality = np.append(np.ones(n), 0.0)[None]
     found = linprog(np.append(np.zeros(n), 1.0), rows, -demands, equality, [total], bounds=[(None, None)] * (n + 1), method="highs")
     if found.status != 0:
         raise ArithmeticError(f"the linear program of the least core was not solved: {found.message} Raise budget.")
-    return LeastCore(torch.as_tensor(found.x[:n]), float(found.x[n]), len(masks) + 2)
+    return LeastCore(torch.from_numpy(found.x[:n]), float(found.x[n]), len(masks) + 2)

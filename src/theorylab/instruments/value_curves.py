@@ -167,7 +167,7 @@ def _curve(
         raise ValueError(f'order must be "highest" or "lowest", got {order!r}.')
     first = torch.sort(scores, descending=order == "highest", stable=True).indices
     every_order = torch.cat([first[None], orders(n, baseline, torch.Generator().manual_seed(seed))])
-    moved = torch.tensor([*range(0, most, every), most])
+    moved = torch.tensor([*range(0, most, every), most], device="cpu")
     has_moved = every_order.argsort(1)[:, None, :] < moved[:, None]  # (1 + baseline, m, n)
     masks = has_moved if direction == "added" else ~has_moved
     worths = Game(value, n)(masks.flatten(0, 1)).view(len(masks), -1)  # a game that remembers: all orders begin with one coalition

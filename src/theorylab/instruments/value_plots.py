@@ -85,7 +85,7 @@ def beeswarm(values: Tensor, features: Tensor, ax: Axes | None = None, *, names:
     for k, i in enumerate(first):
         v = values[:, i]
         bins = ((v - v.min()) / width * 60).round().long()
-        place, seen = torch.zeros(len(v)), {}
+        place, seen = torch.zeros(len(v), device="cpu"), {}
         for row, b in enumerate(bins.tolist()):  # points of one bin stack up, in turn above and below
             c = seen[b] = seen.get(b, -1) + 1
             place[row] = (c + 1) // 2 * (1 if c % 2 else -1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from theorylab.instruments.games import BLOCK, MOST, Worth, coalitions, ends, evaluate
 
@@ -38,13 +39,14 @@ def _enough(count: int, budget: int, cost: int, fixed: int) -> None:
 
 def orders(n: int, count: int, generator: torch.Generator) -> Tensor:
     """Random orders of the players, (count, n), drawn one at a time."""
-    return torch.stack([torch.randperm(n, generator=generator) for _ in range(count)]) if count else torch.empty(0, n, dtype=torch.long)
+    orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(count)]
+    return torch.stack(orders) if count else torch.empty(0, n, dtype=torch.long, device="cpu")
 
 
 def prefixes(order: Tensor) -> Tensor:
     """Coalitions of the first 1 ... n − 1 players of each order, bool (M, n − 1, n)."""
     n = order.shape[1]
-    return order.argsort(1)[:, None, :] < torch.arange(1, n)[:, None]
+    return order.argsort(1)[:, None, :] < torch.arange(1, n, device="cpu")[:, None]
 
 
 def permutations(value: Worth, n: int, law: Tensor, budget: int, seed: int, *, truncation: float = 0.0, tol: float = 0.0) -> Sampled:
@@ -75,7 +77,8 @@ def _walk(value: Worth, order: Tensor, limits: Tensor, truncation: float) -> tup
     if not truncation or n == 1:
         inner = evaluate(value, prefixes(order).flatten(0, 1)).view(M, n - 1)
         return torch.cat([limits[0].expand(M, 1), inner, limits[1].expand(M, 1)], 1), M * (n - 1)
-    worths, masks, live, asked = limits[1].expand(M, n + 1).clone(), torch.zeros(M, n, dtype=torch.bool), torch.arange(M), 0
+    worths, masks = limits[1].expand(M, n + 1).clone(), torch.zeros(M, n, dtype=torch.bool, device="cpu")
+    live, asked = torch.arange(M, device="cpu"), 0
     worths[:, 0] = limits[0]
     for k in range(1, n):  # orders side by side, so that each step asks for one block
         live = live[(worths[live, k - 1] - limits[1]).abs() > truncation]
@@ -98,11 +101,11 @@ def windows(value: Worth, n: int, law: Tensor, budget: int, seed: int) -> Sample
     cost = n * (n - 1)
     count, found = (budget - 2) // max(cost, 1), []
     if n == 1:
-        return Sampled(limits[1:] - limits[:1], torch.zeros(1, dtype=torch.float64), 1, 2)
+        return Sampled(limits[1:] - limits[:1], torch.zeros(1, dtype=torch.float64, device="cpu"), 1, 2)
     _enough(count, budget, cost, 2)
-    place, start = torch.arange(n), torch.arange(n)[:, None]
+    place, start = torch.arange(n, device="cpu"), torch.arange(n, device="cpu")[:, None]
     circle = torch.stack([(place - start) % n < size for size in range(1, n)])  # (n - 1, n windows, n places)
-    sizes = torch.arange(1, n, dtype=torch.float64)[:, None]
+    sizes = torch.arange(1, n, dtype=torch.float64, device="cpu")[:, None]
     for order in orders(n, count, generator):
         masks = circle[:, :, order.argsort()]
         worths = evaluate(value, masks.flatten(0, 1)).view(n - 1, n, 1)
@@ -122,10 +125,10 @@ def multilinear(value: Worth, n: int, budget: int, seed: int) -> Sampled:
     generator = torch.Generator().manual_seed(seed)
     count = budget // (n + 1)
     _enough(count, budget, n + 1, 0)
-    draws = torch.stack([torch.rand(n + 1, generator=generator, dtype=torch.float64) for _ in range(count)])
-    t = (torch.arange(count) + draws[:, n]) / count
+    draws = torch.stack([torch.rand(n + 1, generator=generator, dtype=torch.float64, device="cpu") for _ in range(count)])
+    t = (torch.arange(count, device="cpu") + draws[:, n]) / count
     base = draws[:, :n] < t[:, None]  # (M, n)
-    masks = torch.cat([base[:, None], base[:, None] ^ torch.eye(n, dtype=torch.bool)], 1)
+    masks = torch.cat([base[:, None], base[:, None] ^ torch.eye(n, dtype=torch.bool, device="cpu")], 1)
     worths = evaluate(value, masks.flatten(0, 1)).view(count, n + 1)
     change = worths[:, 1:] - worths[:, :1]
     return _mean(torch.where(base, -change, change), count * (n + 1))
@@ -140,7 +143,7 @@ def reuse(value: Worth, n: int, p: float, budget: int, seed: int) -> Sampled:
     if budget < 4:
         raise ValueError(f"budget must be at least 4 coalitions, two with and two without a player, got {budget}: raise budget.")
     generator = torch.Generator().manual_seed(seed)
-    masks = torch.stack([torch.rand(n, generator=generator) < p for _ in range(budget)])
+    masks = torch.stack([torch.rand(n, generator=generator, device="cpu") < p for _ in range(budget)])
     worths, inside = evaluate(value, masks), masks.double()
     worths = worths - worths.mean()  # changes no difference, and keeps the variances from cancelling
     counts = torch.stack([inside.sum(0), (1 - inside).sum(0)])
@@ -163,7 +166,8 @@ def regression(value: Worth, n: int, budget: int, seed: int) -> Sampled:
     """
     empty, full = ends(value, n).tolist()
     if n == 1:
-        return Sampled(torch.tensor([full - empty], dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1, 2)
+        alone = torch.tensor([full - empty], dtype=torch.float64, device="cpu")
+        return Sampled(alone, torch.zeros_like(alone), 1, 2)
     everything = n <= MOST and budget >= 2**n
     if everything:
         masks = coalitions(n)[1:-1]
@@ -173,15 +177,15 @@ def regression(value: Worth, n: int, budget: int, seed: int) -> Sampled:
         pairs = (budget - 2) // 2
         if pairs < 2 * n:
             raise ValueError(f"budget must be at least {4 * n + 2}, two pairs of coalitions a player, for a regression, got {budget}.")
-        sizes = torch.arange(1, n, dtype=torch.float64)
+        sizes = torch.arange(1, n, dtype=torch.float64, device="cpu")
         law = 1 / (sizes * (n - sizes))
         half = []
         for _ in range(pairs):
             size = 1 + int(torch.multinomial(law, 1, generator=generator))
-            half.append(torch.randperm(n, generator=generator) < size)
+            half.append(torch.randperm(n, generator=generator, device="cpu") < size)
         masks = torch.stack(half)
         masks = torch.cat([masks, ~masks])
-        weights = torch.ones(len(masks), dtype=torch.float64)
+        weights = torch.ones(len(masks), dtype=torch.float64, device="cpu")
     z, worths = masks.double(), evaluate(value, masks) - empty
     values, basis, factor = constrained_least_squares(z, worths, weights, full - empty)
     if everything:
@@ -195,17 +199,18 @@ def regression(value: Worth, n: int, budget: int, seed: int) -> Sampled:
 
 def kernel_weights(n: int) -> Tensor:
     """Of coalitions of each size 0 ... n, (n + 1,): (n − 1) / (C(n, s) s (n − s)), and 0 at the ends, which are imposed."""
-    s = torch.arange(1, n, dtype=torch.float64)
-    log_binomial = torch.lgamma(torch.tensor(n + 1.0).double()) - torch.lgamma(s + 1) - torch.lgamma(n - s + 1)
+    s = torch.arange(1, n, dtype=torch.float64, device="cpu")
+    log_binomial = torch.lgamma(torch.tensor(n + 1.0, dtype=torch.float64, device="cpu")) - torch.lgamma(s + 1) - torch.lgamma(n - s + 1)
     inner = (n - 1) * torch.exp(-log_binomial) / (s * (n - s))
-    return torch.cat([torch.zeros(1).double(), inner, torch.zeros(1).double()])
+    return F.pad(inner, (1, 1))
 
 
 def constrained_least_squares(z: Tensor, worths: Tensor, weights: Tensor, total: float) -> tuple[Tensor, Tensor, Tensor]:
     """Min Σ w (v − zφ)² subject to Σφ = total: φ, an orthonormal basis (n, n − 1) of sum zero, and the Cholesky factor there."""
     n = z.shape[1]
-    basis = torch.linalg.qr(torch.cat([torch.ones(n, 1).double(), torch.eye(n, n - 1).double()], 1)).Q[:, 1:]
-    even = torch.full((n,), total / n, dtype=torch.float64)
+    ones, units = torch.ones(n, 1, dtype=torch.float64, device="cpu"), torch.eye(n, n - 1, dtype=torch.float64, device="cpu")
+    basis = torch.linalg.qr(torch.cat([ones, units], 1)).Q[:, 1:]
+    even = torch.full((n,), total / n, dtype=torch.float64, device="cpu")
     design = z @ basis
     factor, info = torch.linalg.cholesky_ex(design.T @ (weights[:, None] * design))
     if int(info):

@@ -59,7 +59,7 @@ def adaptive_code_bits(symbols: Tensor, levels: int) -> float:
     Source: Krichevsky and Trofimov 1981, doi:10.1109/TIT.1981.1056331.
     """
     counts = torch.bincount(symbols.reshape(-1) + (levels - 1) // 2, minlength=levels).double()
-    half = torch.tensor(0.5, dtype=torch.float64)
+    half = torch.tensor(0.5, dtype=torch.float64, device="cpu")
     log = torch.lgamma(counts + 0.5).sum() - levels * torch.lgamma(half)
     log += torch.lgamma(levels * half) - torch.lgamma(counts.sum() + levels * half)
     return -float(log) / math.log(2)

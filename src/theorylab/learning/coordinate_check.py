@@ -78,10 +78,10 @@ def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if not isinstance(first, nn.Linear):
         raise ValueError(f"data must be given: one batch (x, y); the model's first layer is {type(first).__name__}, not nn.Linear.")
-    x = torch.randn(256, first.in_features, generator=generator, dtype=torch.float64).to(first.weight.dtype)
+    x = torch.randn(256, first.in_features, generator=generator, dtype=torch.float64, device="cpu").to(first.weight.dtype)
     with torch.no_grad():
         outputs = model(x)
-    return x, torch.randint(max(2, outputs.shape[-1]), (len(x),), generator=generator)
+    return x, torch.randint(max(2, outputs.shape[-1]), (len(x),), generator=generator, device="cpu")
 
 
 def coordinate_check(
@@ -154,7 +154,7 @@ def coordinate_check(
     names = list(rows[0][0])
     if any(list(r) != names for row in rows for r in row):
         raise ValueError("make_model must give the same modules at every width, got different names.")
-    changes = {k: torch.tensor([[r[k] for r in row] for row in rows], dtype=torch.float64) for k in names}
+    changes = {k: torch.tensor([[r[k] for r in row] for row in rows], dtype=torch.float64, device="cpu") for k in names}
     bad = [k for k, change in changes.items() if not bool(change.isfinite().all())]
     if bad:
         raise ValueError(f"the change of activation {bad[0]} is not finite: lower the step size.")

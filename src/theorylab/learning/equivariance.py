@@ -123,7 +123,7 @@ def _moved(x: Tensor, transform: Tensor | Callable[[Tensor], Tensor], replicas: 
     if transform.shape not in ((d, d), (replicas, d, d)):
         raise ValueError(f"transform must be ({d}, {d}) or ({replicas}, {d}, {d}), got {tuple(transform.shape)}.")
     R = transform.to(x)
-    if float((R @ R.mT - torch.eye(d).to(R)).abs().max()) > 1e-10:
+    if float((R @ R.mT - torch.eye(d, device="cpu").to(R)).abs().max()) > 1e-10:
         raise ValueError("transform must be orthogonal: of other matrices, pass the map x → x @ T.T, and carry=.")
     if R.ndim == 3:
         R = R.reshape(replicas, *(1,) * (x.ndim - (3 if data_per_replica else 2)), d, d)
@@ -138,4 +138,4 @@ def _outputs_along(population: Population, x: Tensor, own: bool, steps: int, eve
         seen.append(now.outputs(x, per_replica=own).flatten(1))
         return now.losses()
 
-    return torch.as_tensor(population.train(steps, every=every, measure=keep).steps), torch.stack(seen)
+    return population.train(steps, every=every, measure=keep).steps, torch.stack(seen)

@@ -85,7 +85,7 @@ class Rows:
             return
         device, size = self.x.device, len(self.orders)
         alone = size == 1 and self.shared
-        offset = None if self.shared else torch.arange(size)[None, :, None] * self.x.shape[1]
+        offset = None if self.shared else torch.arange(size, device="cpu")[None, :, None] * self.x.shape[1]
         x, y = (self.x, self.y) if self.shared else (self.x.flatten(0, 1), self.y.flatten(0, 1))
         for start in range(0, steps, TAKE):
             index = torch.stack([order.take(min(TAKE, steps - start)) for order in self.orders], 1)  # (step, replica, row)

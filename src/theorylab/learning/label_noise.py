@@ -45,7 +45,9 @@ class LabelNoise:
     def take(self, like: Tensor) -> Tensor:
         """The noise of the next step, (replica, *like.shape), for labels of one replica shaped, typed and placed as ``like``."""
         if self.left is None or len(self.left) == 0:
-            drawn = [torch.randn(BLOCK, *like.shape, generator=generator, dtype=torch.float64) for generator in self.generators]
+            drawn = [
+                torch.randn(BLOCK, *like.shape, generator=generator, dtype=torch.float64, device="cpu") for generator in self.generators
+            ]
             self.left = (torch.stack(drawn, 1) * self.scale.reshape(-1, *[1] * like.ndim)).to(like)
         now, self.left = self.left[0], self.left[1:]
         return now.to(like)

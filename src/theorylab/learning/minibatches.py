@@ -25,13 +25,13 @@ class DataOrder:
         self.rows = rows.cpu()
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
-        self.left = torch.empty(0, batch_size, dtype=torch.int64)  # batches of the current epoch not yet taken
+        self.left = torch.empty(0, batch_size, dtype=torch.int64, device="cpu")  # batches of the current epoch not yet taken
 
     def take(self, count: int) -> Tensor:
         """The next ``count`` batches, (count, batch_size)."""
         parts, have = [self.left], len(self.left)
         while have < count:
-            shuffled = self.rows[torch.randperm(len(self.rows), generator=self.generator)]
+            shuffled = self.rows[torch.randperm(len(self.rows), generator=self.generator, device="cpu")]
             batches = len(shuffled) // self.batch_size
             parts.append(shuffled[: batches * self.batch_size].view(batches, self.batch_size))
             have += batches
@@ -54,5 +54,5 @@ def minibatches(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size must be in 1..{n} (the number of rows), got {batch_size}.")
-    order = DataOrder(torch.arange(n), batch_size, seed)
+    order = DataOrder(torch.arange(n, device="cpu"), batch_size, seed)
     return (order.take(1)[0] for _ in iter(int, 1))

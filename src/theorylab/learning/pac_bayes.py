@@ -32,7 +32,7 @@ class Gaussian:
     def draw(self, seed: int) -> Tensor:
         """One sample (p,): noise of its own generator, drawn in float64, so that it depends on nothing but the seed."""
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float64, device="cpu")
         return self.mean + self.std * noise.to(self.mean)
 
     def kl(self, prior: Gaussian) -> Tensor:
@@ -148,7 +148,7 @@ def fit_gaussian(
     for step in range(steps):
         leaves = [mean["x"].requires_grad_(), log_std["x"].requires_grad_(learn_std)]
         current = Gaussian(leaves[0][0], leaves[1][0].exp())
-        noise = torch.randn(start.mean.shape, generator=generator, dtype=torch.float64).to(start.mean)
+        noise = torch.randn(start.mean.shape, generator=generator, dtype=torch.float64, device="cpu").to(start.mean)
         value = objective(current.mean + current.std * noise, current, step)
         if not bool(torch.isfinite(value.detach())):
             raise FloatingPointError(f"the objective is {value.item()} in step {step}: lower lr, got {lr}.")

@@ -90,4 +90,4 @@ def noise_generator(seed: int) -> torch.Generator:
 
 def gaussian(size: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """Standard normal numbers (size,) in the dtype and on the device of ``like``; drawn in float64, so that dtypes see the same."""
-    return torch.randn(size, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu").to(like)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import given
 from theorylab.core.privacy_ledger import Adjacency, PrivacyLedger, Sampling
 from theorylab.learning.minibatches import DataOrder
 
@@ -94,7 +95,7 @@ def poisson_batches(n: int, q: float, seed: int) -> PrivateBatches:
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Tensor:
-        return (torch.rand(n, generator=generator, dtype=torch.float64) < q).nonzero().flatten()
+        return (torch.rand(n, generator=generator, dtype=torch.float64, device="cpu") < q).nonzero().flatten()
 
     return PrivateBatches(n, q, "poisson", "add_remove", draw)
 
@@ -114,7 +115,7 @@ def fixed_size_batches(n: int, size: int, seed: int) -> PrivateBatches:
     """
     _checked(n, size, "size")
     generator = torch.Generator().manual_seed(seed)
-    return PrivateBatches(n, size / n, "fixed_size", "replace_one", lambda: torch.randperm(n, generator=generator)[:size])
+    return PrivateBatches(n, size / n, "fixed_size", "replace_one", lambda: torch.randperm(n, generator=generator, device="cpu")[:size])
 
 
 def shuffled_batches(n: int, size: int, seed: int) -> PrivateBatches:
@@ -126,7 +127,7 @@ def shuffled_batches(n: int, size: int, seed: int) -> PrivateBatches:
         ValueError: ``size`` does not divide n: the rows of a remainder would be left out.
     """
     _divides(n, size)
-    order = DataOrder(torch.arange(n), size, seed)
+    order = DataOrder(torch.arange(n, device="cpu"), size, seed)
     return PrivateBatches(n, size / n, "shuffled", "add_remove", lambda: order.take(1)[0])
 
 
@@ -145,7 +146,7 @@ def cyclic_batches(n: int, size: int, seed: int) -> PrivateBatches:
         (True, 3)
     """
     _divides(n, size)
-    order = itertools.cycle(DataOrder(torch.arange(n), size, seed).take(n // size))
+    order = itertools.cycle(DataOrder(torch.arange(n, device="cpu"), size, seed).take(n // size))
     return PrivateBatches(n, size / n, "shuffled", "add_remove", lambda: next(order), separation=n // size)
 
 
@@ -162,7 +163,7 @@ def unamplified_batches(n: int, batches: Iterable[Tensor]) -> PrivateBatches:
     source = iter(batches)
 
     def draw() -> Tensor:
-        rows = torch.as_tensor(next(source)).long()
+        rows = given(next(source)).long()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < n:
             raise ValueError(f"batches must hold row numbers in 0..{n - 1}, got {int(rows.min())}..{int(rows.max())}.")
         if len(rows.unique()) != len(rows):

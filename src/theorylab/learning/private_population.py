@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from theorylab.core.arguments import given
 from theorylab.core.privacy_ledger import PrivacyLedger
 from theorylab.core.safe import BATCH_COUPLED
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
@@ -37,7 +38,7 @@ class PrivateReplicas:
 
 
 def _each(hyper: Hyper, name: str, size: int) -> list[float]:
-    values = torch.as_tensor(hyper, dtype=torch.float64)
+    values = given(hyper, torch.float64)
     if values.shape not in ((), (size,)):
         raise ValueError(f"{name} must be a number or one a replica ({size},), got shape {tuple(values.shape)}.")
     return values.expand(size).tolist()
@@ -99,7 +100,7 @@ def dp_sgd_population(
     x = data[0].to(dtype) if data[0].is_floating_point() else data[0]
     y = data[1].to(dtype) if data[1].is_floating_point() else data[1]
     n = len(x)
-    members = torch.ones(size, n, dtype=torch.bool) if members is None else members.bool().cpu()
+    members = torch.ones(size, n, dtype=torch.bool, device="cpu") if members is None else members.bool().cpu()
     if members.shape != (size, n) or not bool(members.any(1).all()):
         raise ValueError(f"members must be boolean ({size}, {n}) with a member in every replica, got shape {tuple(members.shape)}.")
     module, params, buffers, _ = initialize(make_model, seeds, dtype, device)
@@ -119,8 +120,8 @@ def dp_sgd_population(
     for _ in range(steps):
         drawn = [rows[own[rows]] for rows, own in zip((next(b) for b in batches), members, strict=True)]
         longest = max(1, *map(len, drawn))
-        index = torch.zeros(size, longest, dtype=torch.int64)  # padded by row 0, which then weighs nothing
-        weight = torch.zeros(size, longest, dtype=dtype)
+        index = torch.zeros(size, longest, dtype=torch.int64, device="cpu")  # padded by row 0, which then weighs nothing
+        weight = torch.zeros(size, longest, dtype=dtype, device="cpu")
         for k, rows in enumerate(drawn):
             index[k, : len(rows)], weight[k, : len(rows)] = rows, 1.0
         index, weight = index.to(device), weight.to(device)

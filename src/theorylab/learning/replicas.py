@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.arguments import given
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
@@ -79,7 +80,7 @@ def make_rows(
         raise ValueError(f"data_per_replica needs one data set for each of the {size} seeds, got {len(x)}.")
     n = x.shape[lead - 1]
     weights = batch_weights = None
-    available = [torch.arange(n)] * size
+    available = [torch.arange(n, device="cpu")] * size
     if row_weights is not None:
         w = row_weights.detach().to(device=device, dtype=dtype)
         if w.shape != (size, n):
@@ -101,7 +102,7 @@ def make_rows(
 
 
 def _label_noise(scale: Hyper, y: Tensor, seeds: Sequence[int]) -> LabelNoise | None:
-    each = torch.as_tensor(scale, dtype=torch.float64)
+    each = given(scale, torch.float64)
     if each.shape not in ((), (len(seeds),)) or not bool((each.isfinite() & (each >= 0)).all()):
         raise ValueError(f"label_noise must be a number or one a replica ({len(seeds)},), finite and at least 0, got {scale}.")
     if not bool(each.any()):

@@ -49,9 +49,9 @@ def half_subsets(n: int, count: int, *, fraction: float = 0.5, seed: int = 0) ->
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}.")
     generator = torch.Generator().manual_seed(seed)
-    masks = torch.zeros(count, n, dtype=torch.bool)
+    masks = torch.zeros(count, n, dtype=torch.bool, device="cpu")
     for mask in masks:
-        mask[torch.randperm(n, generator=generator)[:size]] = True
+        mask[torch.randperm(n, generator=generator, device="cpu")[:size]] = True
     return masks
 
 

@@ -42,7 +42,7 @@ def random_halves(models: int, rows: int, seed: int) -> Tensor:
     if models < 2 or models % 2:
         raise ValueError(f"models must be even and at least 2, so that every row is in half of them, got {models}.")
     generator = torch.Generator().manual_seed(derived_seed(seed, "halves"))
-    return torch.rand(models, rows, generator=generator, dtype=torch.float64).argsort(0) < models // 2
+    return torch.rand(models, rows, generator=generator, dtype=torch.float64, device="cpu").argsort(0) < models // 2
 
 
 def shadow_models(

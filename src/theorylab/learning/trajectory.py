@@ -56,4 +56,5 @@ class Recorder:
     def trajectory(self) -> Trajectory:
         """All that was recorded."""
         names = self.rows[0] if self.rows else {}
-        return Trajectory(torch.tensor(self.steps, dtype=torch.int64), {k: torch.stack([row[k] for row in self.rows]) for k in names})
+        steps = torch.tensor(self.steps, dtype=torch.int64, device="cpu")
+        return Trajectory(steps, {k: torch.stack([row[k] for row in self.rows]) for k in names})

@@ -91,6 +91,6 @@ def neumann_solve(parts: Sequence[Operator], b: Tensor, depth: int, damping: flo
     columns = _check(parts[0], b, damping)
     scale = 1.05 * max(float(eigs(A, k=1, which="LA", tol=1e-2, seed=seed).values[0]) for A in parts) + damping
     generator, x = torch.Generator().manual_seed(seed), columns
-    for i in torch.randint(len(parts), (depth,), generator=generator).tolist():
+    for i in torch.randint(len(parts), (depth,), generator=generator, device="cpu").tolist():
         x = columns + x - (parts[i] @ x + damping * x) / scale
     return (x / scale).reshape(b.shape)

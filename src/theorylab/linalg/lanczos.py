@@ -84,7 +84,7 @@ class Krylov:
         self.A, self.generator, self.reorthogonalize = A, generator, reorthogonalize
         self.most = A.shape[0] if most is None else most
         self.products = 0
-        self.coupling = torch.zeros(0, dtype=torch.float64)  # of the Ritz vectors kept by a restart to the vector after them
+        self.coupling = torch.zeros(0, dtype=torch.float64, device="cpu")  # of the Ritz vectors kept by a restart to the vector after them
         self.alpha: list[float] = []
         self.beta: list[float] = []
         self.blocks = [0]  # where each invariant space begins
@@ -174,7 +174,7 @@ class Krylov:
     def tridiagonal(self) -> Tridiagonal:
         """What has been built so far, without a restart."""
         m = len(self)
-        alpha, beta = (torch.tensor(c, dtype=torch.float64) for c in (self.alpha, self.beta))
+        alpha, beta = (torch.tensor(c, dtype=torch.float64, device="cpu") for c in (self.alpha, self.beta))
         return Tridiagonal(alpha, beta, self._basis[:m].T)
 
     @property
@@ -204,7 +204,7 @@ def length(w: Tensor) -> float:
 
 def random_vector(A: Operator, generator: torch.Generator) -> Tensor:
     """A Gaussian vector that ``A`` can multiply; drawn on the CPU in float64, so the same on every device and in every precision."""
-    return torch.randn(A.shape[1], generator=generator, dtype=torch.float64).to(A.device, A.dtype)
+    return torch.randn(A.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(A.device, A.dtype)
 
 
 def lanczos(A: Operator, start: Tensor, steps: int, *, seed: int = 0, reorthogonalize: bool = True) -> Tridiagonal:
@@ -318,7 +318,7 @@ def eigs(
         raise ValueError(f'which must be "LM", "LA" or "SA", got {which!r}.')
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}.")
-    most = min(p, max(k + SPARE, memory // (p * torch.empty(0, dtype=A.dtype).element_size())))
+    most = min(p, max(k + SPARE, memory // (p * A.dtype.itemsize)))
     limit = 300 + 4 * k if max_matvecs is None else max_matvecs
     limit = min(limit, p) if most == p else limit  # a restarted basis forgets, and may take more products than there are dimensions
     if limit < k:
@@ -333,7 +333,7 @@ def eigs(
             first = guess / guess.norm() + 0.1 * first / first.norm()
 
     krylov = Krylov(A, first, generator, most=most)
-    values = residuals = order = coefficients = torch.empty(0)
+    values = residuals = order = coefficients = torch.empty(0, device="cpu")
     done = False
     m, earlier = min(limit, k + k // 2), None  # k pairs do not converge in hardly more products
     while True:

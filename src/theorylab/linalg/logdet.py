@@ -62,11 +62,11 @@ def logdet(A: Operator, shift: float = 0.0, n: int = 10, *, steps: int = 50, low
         upper_sums.append(float(weights @ (nodes + rounding + shift).log()))
         gaps = (nodes - lower).clamp(min=max(rounding, torch.finfo(torch.float64).tiny))
         end = lower + float((krylov.beta[-1] ** 2 * last.square() / gaps).sum())  # makes ``lower`` an eigenvalue of the extended matrix
-        extended = torch.block_diag(T, torch.tensor([[end]], dtype=torch.float64))
+        extended = torch.block_diag(T, torch.tensor([[end]], dtype=torch.float64, device="cpu"))
         extended[-1, -2] = extended[-2, -1] = krylov.beta[-1]
         nodes, weights, _ = _rule(extended)
         lower_sums.append(float(weights @ ((nodes - rounding).clamp(min=lower) + shift).log()))
-    above, below = (A.shape[0] * torch.tensor(sums, dtype=torch.float64) for sums in (upper_sums, lower_sums))
+    above, below = (A.shape[0] * torch.tensor(sums, dtype=torch.float64, device="cpu") for sums in (upper_sums, lower_sums))
     middle = Estimate.over((above + below) / 2)
     return Estimate(middle.value, middle.stderr + float((above - below).clamp(min=0).mean()) / 2, n)
 

@@ -62,7 +62,7 @@ def max_margin(rows: Tensor, p: float) -> tuple[float, Tensor]:
     margin = float((z @ w).min()) / size if size > 0 else 0.0
     if margin <= 1e-9:
         return 0.0, torch.zeros_like(rows[0])
-    return margin * scale, torch.as_tensor(w / size).to(rows)
+    return margin * scale, torch.from_numpy(w / size).to(rows)
 
 
 def _solved(result: object) -> np.ndarray:

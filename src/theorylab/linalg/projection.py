@@ -45,7 +45,7 @@ class Signs:
             return self._kept[index]
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "signs", index))
         rows = min(BLOCK, self.p - index * BLOCK)
-        drawn = torch.randint(0, 2, (rows, self.k), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        drawn = torch.randint(0, 2, (rows, self.k), generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
         if self._keep:
             self._kept[index] = drawn
         return drawn

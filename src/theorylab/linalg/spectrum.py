@@ -90,7 +90,7 @@ def spectrum(A: Operator, probes: int = 4, steps: int = 50, seed: int = 0) -> Sp
             raise ValueError(f"{name} must be at least 1, got {value}.")
     p = A.shape[0]
     steps = min(steps, p)
-    nodes, weights = torch.zeros(probes, steps, dtype=torch.float64), torch.zeros(probes, steps, dtype=torch.float64)
+    nodes, weights = torch.zeros(2, probes, steps, dtype=torch.float64, device="cpu")
     low, high, products = math.inf, -math.inf, 0
     for k in range(probes):
         generator = torch.Generator().manual_seed(seed + k)  # one a probe: more probes leave the first ones as they were

@@ -35,7 +35,7 @@ def signs(A: Operator, n: int, seed: int) -> Tensor:
 
 
 def _signs(A: Operator, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, (n, A.shape[1]), generator=generator).mul_(2).sub_(1).T.to(A.device, A.dtype)
+    return torch.randint(0, 2, (n, A.shape[1]), generator=generator, device="cpu").mul_(2).sub_(1).T.to(A.device, A.dtype)
 
 
 def _hutchinson(A: Operator, n: int, seed: int) -> Estimate:
@@ -70,7 +70,7 @@ def _xtrace(A: Operator, n: int, seed: int) -> Estimate:
         raise ValueError(f'n must be at least 4 for method="xtrace", two products for each of two vectors, got {n}.')
     if n >= p:
         return _exact(A)  # as many products give the trace itself
-    omega = torch.randn(p, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(A.device, A.dtype)
+    omega = torch.randn(p, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu").to(A.device, A.dtype)
     Y = A @ omega
     if not float(Y.abs().max()) > 0:
         return Estimate(0.0, 0.0, m)  # A is zero on m Gaussian vectors, so it is zero
@@ -78,7 +78,8 @@ def _xtrace(A: Operator, n: int, seed: int) -> Estimate:
     eps, size = torch.finfo(Y.dtype).eps, R.diagonal().abs()
     if float(size.min()) < 10 * eps * float(size.max()) * p**0.5:
         # Range of lower dimension than m: fill it up with directions of rounding size, so that leaving one vector out is defined.
-        noise = torch.randn(p, m, generator=torch.Generator().manual_seed(derived_seed(seed, "noise")), dtype=torch.float64).to(Y)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "noise"))
+        noise = torch.randn(p, m, generator=generator, dtype=torch.float64, device="cpu").to(Y)
         Q, R = torch.linalg.qr(Y + 100 * eps * Y.norm() / p**0.5 * noise)
     Z = A @ Q
     H = Q.T @ Z  # (m, m)

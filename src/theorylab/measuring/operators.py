@@ -135,7 +135,7 @@ def density(of: str, found: Spectrum) -> Series:
     """The eigenvalue density as a curve, on a logarithmic axis; the band is the range over probes."""
     low, high = found.interval
     width = (high - low) / 100 or abs(high) / 100 or 1.0
-    x = torch.linspace(low - 3 * width, high + 3 * width, 400, dtype=torch.float64)
+    x = torch.linspace(low - 3 * width, high + 3 * width, 400, dtype=torch.float64, device="cpu")
     each = []
     for nodes, weights in zip(found.nodes, found.weights, strict=True):
         one = Spectrum(nodes[None], weights[None], found.interval, found.p, 0)

@@ -94,12 +94,12 @@ def balanced(dims: Sequence[int], scale: float, generator: torch.Generator, dtyp
     if scale < 0:
         raise ValueError(f"scale must be at least 0, got {scale}.")
     rank = min(dims)
-    a = scale * torch.randn(dims[-1], dims[0], generator=generator, dtype=dtype)
+    a = scale * torch.randn(dims[-1], dims[0], generator=generator, dtype=dtype, device="cpu")
     u, s, vh = torch.linalg.svd(a, full_matrices=False)
     root = s[:rank] ** (1 / (len(dims) - 1))
     weights = []
     for i, (d, k) in enumerate(pairwise(dims)):
-        w = torch.zeros(k, d, dtype=dtype)
+        w = torch.zeros(k, d, dtype=dtype, device="cpu")
         w[:rank, :rank] = root.diag()
         if i == 0:
             w = w[:, :rank] @ vh[:rank]

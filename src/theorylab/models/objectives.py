@@ -73,7 +73,7 @@ def huber(threshold: float, smoothness: float = 1.0) -> Objective:
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return smoothness * x * (threshold / r.clamp(min=threshold))
 
-    return Objective(f"Huber, τ = {threshold:.3g}", value, gradient, 0.0, torch.zeros(1, dtype=torch.float64), smoothness)
+    return Objective(f"Huber, τ = {threshold:.3g}", value, gradient, 0.0, torch.zeros(1, dtype=torch.float64, device="cpu"), smoothness)
 
 
 def quadratic(eigenvalues: Tensor) -> Objective:
@@ -135,7 +135,7 @@ def resisting_maximum(dimension: int, radius: float = 1.0, lipschitz: float = 1.
         unit = torch.zeros_like(x).scatter(-1, x.argmax(-1, keepdim=True), 1.0)
         return lipschitz * torch.where(r - (radius + side) > x.amax(-1, keepdim=True), x / r.clamp(min=1e-300), unit)
 
-    minimizer = torch.full((dimension,), -side, dtype=torch.float64)
+    minimizer = torch.full((dimension,), -side, dtype=torch.float64, device="cpu")
     return Objective("resisting maximum", value, gradient, -lipschitz * side, minimizer)
 
 
@@ -169,7 +169,7 @@ def tridiagonal(dimension: int, smoothness: float = 1.0) -> Objective:
         g = 2 * x - padded[..., :-2] - padded[..., 2:]
         return smoothness / 4 * torch.cat([g[..., :1] - 1, g[..., 1:]], -1)
 
-    minimizer = 1 - torch.arange(1, dimension + 1, dtype=torch.float64) / (dimension + 1)
+    minimizer = 1 - torch.arange(1, dimension + 1, dtype=torch.float64, device="cpu") / (dimension + 1)
     return Objective("tridiagonal quadratic", value, gradient, smoothness / 8 * (-1 + 1 / (dimension + 1)), minimizer, smoothness)
 
 
@@ -192,7 +192,7 @@ def lessard() -> Objective:
     def gradient(x: Tensor) -> Tensor:
         return torch.where(x < 1, 25 * x, torch.where(x < 2, x + 24, 25 * x - 24))
 
-    return Objective("Lessard's function", value, gradient, 0.0, torch.zeros(1, dtype=torch.float64), 25.0, 1.0)
+    return Objective("Lessard's function", value, gradient, 0.0, torch.zeros(1, dtype=torch.float64, device="cpu"), 25.0, 1.0)
 
 
 def pl_least_squares(rows: int, columns: int, *, condition: float = 15.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Objective:
@@ -223,11 +223,11 @@ def pl_least_squares(rows: int, columns: int, *, condition: float = 15.0, seed: 
     if not condition > 1:
         raise ValueError(f"condition must exceed 1, got {condition}.")
     generator = torch.Generator().manual_seed(seed)
-    left = torch.linalg.qr(torch.randn(rows, rows, generator=generator, dtype=dtype))[0]
-    right = torch.linalg.qr(torch.randn(columns, rows, generator=generator, dtype=dtype))[0]
-    singular = torch.linspace(1.0, condition, rows, dtype=dtype).sqrt()
+    left = torch.linalg.qr(torch.randn(rows, rows, generator=generator, dtype=dtype, device="cpu"))[0]
+    right = torch.linalg.qr(torch.randn(columns, rows, generator=generator, dtype=dtype, device="cpu"))[0]
+    singular = torch.linspace(1.0, condition, rows, dtype=dtype, device="cpu").sqrt()
     a = left * singular @ right.T
-    b = torch.randn(rows, generator=generator, dtype=dtype)
+    b = torch.randn(rows, generator=generator, dtype=dtype, device="cpu")
     minimizer = right @ ((left.T @ b) / singular)
     return Objective(
         "least squares",
@@ -247,7 +247,7 @@ def quartic() -> Objective:
         >>> quartic().gradient(torch.tensor([2.0])).tolist()
         [32.0]
     """
-    return Objective("x⁴", lambda x: (x**4).sum(-1), lambda x: 4 * x**3, 0.0, torch.zeros(1, dtype=torch.float64))
+    return Objective("x⁴", lambda x: (x**4).sum(-1), lambda x: 4 * x**3, 0.0, torch.zeros(1, dtype=torch.float64, device="cpu"))
 
 
 def cosine_sum() -> Objective:
@@ -257,7 +257,7 @@ def cosine_sum() -> Objective:
         >>> round(cosine_sum().value(torch.tensor([math.pi, 0.0])).item(), 6)
         2.0
     """
-    return Objective("Σ 1 − cos x", lambda x: (1 - x.cos()).sum(-1), torch.sin, 0.0, torch.zeros(1, dtype=torch.float64), 1.0)
+    return Objective("Σ 1 − cos x", lambda x: (1 - x.cos()).sum(-1), torch.sin, 0.0, torch.zeros(1, dtype=torch.float64, device="cpu"), 1.0)
 
 
 def saturating_sum() -> Objective:
@@ -272,7 +272,7 @@ def saturating_sum() -> Objective:
         lambda x: (x**2 / (1 + x**2)).sum(-1),
         lambda x: 2 * x / (1 + x**2) ** 2,
         0.0,
-        torch.zeros(1, dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64, device="cpu"),
         2.0,
     )
 
@@ -289,5 +289,5 @@ def scalar_factorization() -> Objective:
         lambda w: (w[..., 0] * w[..., 1] - 1) ** 2 / 2,
         lambda w: (w[..., :1] * w[..., 1:] - 1) * w.flip(-1),
         0.0,
-        torch.ones(2, dtype=torch.float64),
+        torch.ones(2, dtype=torch.float64, device="cpu"),
     )

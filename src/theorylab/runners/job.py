@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -81,18 +80,13 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Record:
         config = type(study.scales[job.scale])(**job.settings)
     except Exception:
         return empty_record(job, traceback.format_exc())
-    precision = nullcontext()
     if "torch" in sys.modules:
-        from theorylab.core.precision import full_float32  # here, for a study without torch runs without it
-
-        precision = full_float32()
         sys.modules["torch"].set_num_threads(1)  # parallel over processes: two threads each on a shared machine is several times slower
     reset_peak()
     record = empty_record(job)
     start = time.perf_counter()
     try:
-        with precision:
-            result = study.execute(config, on_stage)
+        result = study.execute(config, on_stage)
         record.findings, record.series = result.findings, result.series
     except Exception:
         record.error = traceback.format_exc()

@@ -26,7 +26,7 @@ def sign_vectors(n: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """
     if not 1 <= n <= MOST_ROWS:
         raise ValueError(f"n must be in 1 ... {MOST_ROWS} for all signs to be enumerated, got {n}: draw some at random.")
-    bits = torch.arange(2**n)[:, None] >> torch.arange(n) & 1
+    bits = torch.arange(2**n, device="cpu")[:, None] >> torch.arange(n, device="cpu") & 1
     return (1 - 2 * bits).to(dtype)
 
 

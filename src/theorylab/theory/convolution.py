@@ -37,7 +37,7 @@ def circulant_singular_values(kernel: Tensor, sizes: tuple[int, ...]) -> Tensor:
         raise ValueError(f"a kernel of {tuple(taps)} taps must not be longer than the circle of {sizes} places.")
     transform = kernel.to(torch.complex128 if kernel.dtype == torch.float64 else torch.complex64)
     for axis, (t, n) in enumerate(zip(taps, sizes, strict=True), start=2):
-        turns = torch.outer(torch.arange(t, dtype=torch.float64), torch.arange(n, dtype=torch.float64)) / n
+        turns = torch.outer(torch.arange(t, dtype=torch.float64, device="cpu"), torch.arange(n, dtype=torch.float64, device="cpu")) / n
         waves = torch.exp(-2j * math.pi * turns).to(transform)  # (tap, frequency)
         transform = torch.tensordot(transform.movedim(axis, -1), waves, dims=1).movedim(-1, axis)
     matrices = transform.flatten(2).permute(2, 0, 1)  # (frequency, out, in)

@@ -75,7 +75,7 @@ def minimum_l1_solution(x: Tensor, y: Tensor) -> Tensor:
     found = linprog(np.ones(2 * d), A_eq=np.hstack([rows, -rows]), b_eq=y.double().cpu().numpy())  # w = u − v with u, v ≥ 0
     if not found.success:
         raise ValueError(f"x and y must have an interpolant, and the linear program found none: {found.message}")
-    return torch.as_tensor(found.x[:d] - found.x[d:]).to(x)
+    return torch.from_numpy(found.x[:d] - found.x[d:]).to(x)
 
 
 def norm_growth_slope(margin: float) -> float:

@@ -226,8 +226,8 @@ def batch_norm_gradient_growth(activation: str = "relu", batch: int | None = Non
     if batch is not None and (batch < 4 or activation not in ("relu", "identity")):
         raise ValueError(f"batch must be at least 4, and the activation relu or identity, got {batch} with {activation!r}.")
     rho = 0.0 if batch is None else -1 / (batch - 1)  # of two entries of a normalized batch, whose sum is zero
-    one = torch.ones(2, dtype=torch.float64)
-    values, slopes = (t.tolist() for t in DUALS[activation](torch.tensor([1.0, rho], dtype=torch.float64), one, one))
+    one = torch.ones(2, dtype=torch.float64, device="cpu")
+    values, slopes = (t.tolist() for t in DUALS[activation](torch.tensor([1.0, rho], dtype=torch.float64, device="cpu"), one, one))
     variance = values[0] - values[1]  # E φ(y_i)² − E φ(y_i)φ(y_j): what is left after centring
     if batch is None:
         return slopes[0] / variance
@@ -287,7 +287,7 @@ def summed_second_moment(placement: Placement, layers: int, tokens: int) -> floa
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if placement == "post":
         return 1.5
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     moment, shared = 1.0, 0.0  # of one token's coordinate, and of two tokens' product
     for _ in range(layers):
         attention = (1 + (tokens - 1) * shared / moment) / tokens

@@ -22,7 +22,7 @@ def _expectations(activation: str, q: float, c: float = 1.0) -> tuple[float, flo
     """E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of normal u, v of variance q and correlation c."""
     if activation not in DUALS:
         raise ValueError(f"activation must be one of {', '.join(sorted(DUALS))}, got {activation!r}.")
-    variance = torch.tensor([q], dtype=torch.float64)
+    variance = torch.tensor([q], dtype=torch.float64, device="cpu")
     values, slopes = DUALS[activation](c * variance, variance, variance)
     return float(values), float(slopes)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from theorylab.core.arguments import given
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
@@ -39,7 +40,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
 
     Source: Li, Malladi and Arora 2021, arXiv:2102.12470, Equation 5 (the algorithm) and Theorem 4.3 (its limit).
     """
-    least = torch.as_tensor(amplification).min()
+    least = given(amplification).min()
     if not least >= 1:
         raise ValueError(f"amplification must be at least 1, where SVAG is SGD, got {float(least):g}.")
     root = (2 * amplification - 1) ** 0.5
