@@ -7,8 +7,9 @@ gradients grow by π/(π − 1) a layer, a factor of ten every six layers. Netwo
 whose branches dilute the factor.
 
 The constant is of infinite width and large batches. A batch of B rows gives more (the figure of batches), and a width of few times the
-batch less; at the sizes here both are within the region and nearly cancel. Without ReLU the factor is (B − 2)/(B − 3) where the inputs are
-many more than the rows; of fewer inputs a linear network keeps the rank.
+batch less; at the sizes here, widths of two to eight times the batch, both are within the region and nearly cancel. Larger batches alone
+lead away from the limit: 512 rows in a hundred layers of 1000 units gave 1.441, 256 rows 1.450, and 128 rows 1.466. Without ReLU the factor
+is (B − 2)/(B − 3) where the inputs are many more than the rows; of fewer inputs a linear network keeps the rank.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def inner(values: Tensor) -> Tensor:
     claims=[BN_EXPLOSION, HE_VARIANCE],
     tiny=DepthConfig(seeds=6, width=120, layers=20, batch=64, plain=12, curve=2),
     small=DepthConfig(seeds=16),
-    large=DepthConfig(seeds=32, width=1000, layers=100, batch=512, plain=128, curve=16),
+    large=DepthConfig(seeds=32, width=1500, layers=100, batch=192, plain=128, curve=16),
 )
 def depth(config: DepthConfig) -> Iterator[Finding | Series | Stage]:
     """Send a batch through networks with and without BatchNorm, and its gradients back."""
