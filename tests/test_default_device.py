@@ -1,4 +1,4 @@
-"""A default device that a user chose for his models is no one else's: tensors of ours name theirs.
+"""A default device that users chose for their models is for these alone: tensors of ours name theirs.
 
 ``meta`` stands for it here: a tensor without values that went where it should not is found wherever one is needed.
 """
@@ -68,7 +68,7 @@ def test_an_instrument_says_the_same(tool: Instrument, name: str) -> None:
 
 
 def near(make: Callable[[], Any]) -> Any:
-    """Made on the CPU whatever the default device, as a user's own model and data are on the device of his choice."""
+    """Made on the CPU whatever the default device, as the model and data of users are on a device of their choice."""
     with torch.device("cpu"):
         return make()
 

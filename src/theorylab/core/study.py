@@ -106,7 +106,7 @@ class Study:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """What a user chose for models of his own does not reach a study: formats shorter than float32, a default device."""
+    """What users chose for models of their own does not reach a study: formats shorter than float32, a default device."""
     if "torch" not in sys.modules:  # a study without torch runs without it
         yield
         return
