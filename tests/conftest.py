@@ -20,6 +20,12 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["THEORYLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws does not depend on the tests before it, which are others in every run on several processes."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def data_folder() -> Path:
     """The folder of real data files; tests that need it skip where it is absent."""

@@ -6,6 +6,7 @@ does, so that verdicts would say nothing more.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -80,4 +81,6 @@ def main(kind: str, which: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    status = main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)  # at once: the thread of derivatives on a device of Python's is not always joined in time, which aborts

@@ -37,7 +37,7 @@ def test_studies_run_on_another_device(topic: str) -> None:
 def test_a_tensor_left_behind_is_found() -> None:
     """The check itself: what a GPU would refuse, the pretended device refuses."""
     ask = """
-import far_device, numpy, torch
+import far_device, numpy, os, sys, torch
 x = torch.ones(3, device="far")
 for wrong in (
     lambda: x + torch.ones(3),
@@ -57,6 +57,8 @@ for wrong in (
 y = (x.requires_grad_() * 2 + torch.tensor(1.0))[torch.tensor([0, 2])].sum()
 y.backward()
 assert x.grad.tolist() == [2, 0, 2] and x.grad.device == far_device.FAR
+sys.stdout.flush()
+os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", ask], cwd=SCRIPT.parent, capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("", 0), done.stderr
