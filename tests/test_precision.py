@@ -68,8 +68,7 @@ CHOICES: dict[str, Callable[[], None]] = {
 
 @pytest.fixture(autouse=True)
 def put_back() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield
+    yield
     for place in PLACES if by_operation else ():
         switch(place, "none")
     torch.set_float32_matmul_precision("highest")
