@@ -9,7 +9,8 @@ scale. The table gives verdicts of whole runs and of such, for that many replica
 another device than the CPU (``--device cuda``) the limits and the peak are still those of the process on the CPU, of which memory is not
 limited.
 
-Rows of studies that are not asked for stay as they were in the table.
+A run of whole durations that reaches its limit leaves the state of its training under ``--runs``, and the same command goes on from there;
+its row has the processor seconds of all its pieces. Rows of studies that are not asked for stay as they were in the table.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from theorylab.runners.selection import UsageError, assignments, configure
 
 FOLDER = Path(__file__).parent / "results"
 GIB = 2**30
+SPENT = "seconds.txt"
+"""Beside the states of a run that was stopped: what it has taken so far."""
 Settings = dict[str, Any]
 
 PARTS: dict[str, tuple[Settings, ...]] = {
@@ -94,27 +97,36 @@ def text(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path) -> Ran:
-    """One study with these settings, within processor seconds and GiB of data; its record is left under ``runs``."""
-    from theorylab.core.record import folder_of, load, save
+def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path, *, resume: bool = False) -> Ran:
+    """One study with these settings, within processor seconds and GiB of data; its record is left under ``runs``.
+
+    Where it may ``resume``, long training goes on from the state that an earlier run left, and ``seconds`` are those of both.
+    """
+    from theorylab.core.checkpoints import discard
+    from theorylab.core.record import folder_of, load, save, training_folder
     from theorylab.runners.job import prepare, run_job
 
     job = prepare(find_studies()[0][key], Scale.LARGE, replace(large(key), **settings))
-    folder = folder_of(runs, job.provenance)
+    folder, training = folder_of(runs, job.provenance), training_folder(runs, job.provenance)
     (folder / "record.json").unlink(missing_ok=True)
+    if not resume:
+        discard(training)
+    before = float((training / SPENT).read_text()) if (training / SPENT).exists() else 0.0
     child = os.fork()  # the modules are imported once, and what a study leaves behind goes with its process
     if not child:
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds)))
             if settings.get("device", "cpu") == "cpu":  # a driver maps more memory than there is
                 resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB), round(memory * GIB)))
-            save(run_job(job, lambda stage: print(f"{key}: {stage}", file=sys.stderr, flush=True)), runs)
+            save(run_job(job, lambda stage: print(f"{key}: {stage}", file=sys.stderr, flush=True), runs), runs)
         finally:
             os._exit(0)
     status, used = os.wait4(child, 0)[1:]
-    spent, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    spent, peak = before + used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    if training.exists():  # it did not end
+        (training / SPENT).write_text(str(spent))
     if not (folder / "record.json").exists():
-        return Ran(spent, peak, {}, over(seconds) if spent > seconds - 2 else f"it ended without a record (status {status})")
+        return Ran(spent, peak, {}, over(seconds) if spent - before > seconds - 2 else f"it ended without a record (status {status})")
     record = load(folder, series=False)
     found = {role: Counter(str(f.verdict) for f in record.findings if f.role == role) for role in ("claim", "control")}
     return Ran(spent, peak, {role: dict(count) for role, count in found.items()}, record.error.strip())
@@ -179,7 +191,7 @@ def measure(key: str, seconds: float, memory: float, runs: Path, *, parts: bool 
         row |= {} if longer else {"verdicts": base.verdicts}
         if row["expected"] > seconds:
             return row
-    whole = run(key, there, seconds, memory, runs)
+    whole = run(key, there, seconds, memory, runs, resume=True)
     if whole.error == over(seconds) and groups:
         return row  # it was expected to take less
     return row | {"cut": {}, "seconds": whole.seconds, "peak": whole.peak, "error": whole.error, "verdicts": whole.verdicts}
@@ -189,7 +201,7 @@ def measure_fewer(key: str, fewer: dict[str, str], seconds: float, memory: float
     """One row of the table, of fewer replicas for the durations of the scale."""
     config = config_of_fewer(key, fewer)
     cut = {name: getattr(config, name) for name in fewer}
-    ran = run(key, cut | {"device": device}, seconds, memory, runs)
+    ran = run(key, cut | {"device": device}, seconds, memory, runs, resume=True)
     row = empty_row(key, device) | {"cut": cut, "seconds": ran.seconds, "peak": ran.peak, "error": ran.error}
     return row if ran.error else row | {"verdicts": ran.verdicts, "expected": expected(large(key).as_dict(), ran, [], (cut,))}
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import theorylab.learning.optimizers as package
+from theorylab.core.checkpoints import checkpoints
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Hyper, Optimizer, take
@@ -333,3 +334,28 @@ def test_sam_takes_a_schedule_inside_and_outside() -> None:
     assert all(torch.equal(p, theirs[k]) for k, p in ours.items())
     plain = run(scheduled(sgd, LR, cosine(10)), start(0), 8)
     assert not torch.allclose(plain["w"], ours["w"])
+
+
+@every_factory
+def test_training_by_every_optimizer_goes_on_where_it_was_stopped(factory, tmp_path):
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def trained(stop: int | None = None) -> Population:
+        def measure(now: Population) -> torch.Tensor:
+            if now.step_count == stop:
+                raise KeyboardInterrupt
+            return now.losses()
+
+        optimizer = factory(**per_replica(factory))
+        population = Population(lambda: nn.Linear(5, 2), nn.functional.mse_loss, (x, x[:, :2]), optimizer=optimizer, seeds=range(K))
+        population.params = {name: p.abs() + 0.1 for name, p in population.params.items()}  # some stay in the positive orthant
+        population.train(8, every=2, measure=measure)
+        return population
+
+    undisturbed = trained()
+    with checkpoints(tmp_path, every=0), pytest.raises(KeyboardInterrupt):
+        trained(stop=6)
+    with checkpoints(tmp_path, every=0):
+        again = trained()
+    pairs = zip([*tensors(again.params), *tensors(again.state)], [*tensors(undisturbed.params), *tensors(undisturbed.state)], strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in pairs)  # the way of training is timed anew, and with it rounding

@@ -57,7 +57,7 @@ def jobs(*keys: str, scale: Scale = Scale.TINY, **settings: object) -> list[Job]
 
 def compute(todo: list[Job], runs: Path, *, processes: int = 1, **options: object) -> tuple[RunResult, Watcher]:
     watcher = Watcher()
-    with closing(LocalWorkers(processes, watcher.stage, watcher.output)) as workers:
+    with closing(LocalWorkers(processes, watcher.stage, watcher.output, runs)) as workers:
         return run(todo, workers, runs, watcher, **options), watcher  # type: ignore[arg-type]
 
 

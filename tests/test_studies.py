@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import tempfile
 
 import numpy as np
 import pytest
 import torch
 
+from theorylab.core.checkpoints import checkpoints
 from theorylab.core.claim import Claim, Verdict
 from theorylab.core.scale import Scale
 from theorylab.core.study import Result, StudyError, find_studies, load_study
@@ -21,19 +24,35 @@ CARDS, PROBLEMS = find_studies()
 EVERY = pytest.mark.parametrize("key", CARDS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a study, whether it left torch's and numpy's global generators alone, and a second that finds all training done."""
+
+    result: Result
+    alone: bool
+    again: Result | None
+
+
 @functools.lru_cache
-def run_tiny(key: str) -> tuple[Result, bool]:
-    """One run a study and process, and whether it left torch's and numpy's global generators alone."""
+def run_tiny(key: str) -> Run:
+    """One a study and process."""
     study = load_study(key)
+    config = study.scales[Scale.TINY]
     before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
-    result = study.execute(study.scales[Scale.TINY])
-    same = torch.equal(before, torch.get_rng_state()) and np.array_equal(before_numpy, np.random.get_state()[1])  # type: ignore[index]
-    return result, same
+    with tempfile.TemporaryDirectory() as folder:
+        with checkpoints(folder, every=0):
+            result = study.execute(config)
+        alone = torch.equal(before, torch.get_rng_state()) and np.array_equal(before_numpy, np.random.get_state()[1])  # type: ignore[index]
+        again = None
+        if os.listdir(folder):
+            with checkpoints(folder, every=0):
+                again = study.execute(config)
+    return Run(result, alone, again)
 
 
 def tiny(key: str) -> Result:
     """The result that all tests of a study read."""
-    return run_tiny(key)[0]
+    return run_tiny(key).result
 
 
 def test_all_studies_are_readable() -> None:
@@ -57,6 +76,13 @@ def test_tiny_yields_its_claims_and_each_control_fails(key: str) -> None:
             assert finding.verdict is Verdict.FAILS, f"the control of {finding.claim} ({finding.setting}) must fail: {finding}"
         else:  # few replicas may leave a law open, but a scale that refutes what holds at small is no test
             assert finding.verdict is not Verdict.FAILS, finding
+
+
+@EVERY
+def test_what_goes_on_after_its_training_finds_the_same(key: str) -> None:
+    """What a study wants to know of its training it must not keep where a later process does not find it."""
+    run = run_tiny(key)
+    assert run.again is None or run.again.findings == run.result.findings  # None where nothing was trained
 
 
 @EVERY
@@ -86,7 +112,7 @@ def test_every_claim_can_be_looked_up_and_shown(key: str) -> None:
 
 @EVERY
 def test_a_study_leaves_the_global_generators_alone(key: str) -> None:
-    assert run_tiny(key)[1]
+    assert run_tiny(key).alone
 
 
 @EVERY

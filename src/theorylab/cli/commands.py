@@ -88,7 +88,7 @@ def run(options: Run) -> int:
     workers = (
         ClusterWorkers(options.cluster, progress.stage)
         if options.cluster
-        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output)
+        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output, options.out)
     )
     with contextlib.closing(workers), progress:
         result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())

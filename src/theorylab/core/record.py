@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from theorylab.core.checkpoints import discard
 from theorylab.core.claim import Claim, Finding, Verdict
 from theorylab.core.series import Line, Series
 
@@ -206,8 +207,16 @@ def folder_of(runs: Path, provenance: Provenance) -> Path:
     return runs / provenance.study / provenance.key
 
 
+def training_folder(runs: Path, provenance: Provenance) -> Path:
+    """Where training that takes long leaves its state until the record is there, see `theorylab.core.checkpoints`."""
+    return folder_of(runs, provenance) / "training"
+
+
 def save(record: Record, runs: Path) -> Path:
-    """Write a record: ``series.npz`` first, then ``record.json``, which holds its checksum and so makes it valid."""
+    """Write a record: ``series.npz`` first, then ``record.json``, which holds its checksum and so makes it valid.
+
+    Of a finished run the checkpoints are removed.
+    """
     import numpy as np
 
     folder = folder_of(runs, record.provenance)
@@ -236,6 +245,8 @@ def save(record: Record, runs: Path) -> Path:
     )
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "record.json", text.encode())
+    if not record.error:
+        discard(training_folder(runs, record.provenance))
     return folder
 
 

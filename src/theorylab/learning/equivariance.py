@@ -132,10 +132,9 @@ def _moved(x: Tensor, transform: Tensor | Callable[[Tensor], Tensor], replicas: 
 
 def _outputs_along(population: Population, x: Tensor, own: bool, steps: int, every: int) -> tuple[Tensor, Tensor]:
     """Steps (t,), and outputs of every replica on the inputs that it trains on, (t, replica, entries)."""
-    seen: list[Tensor] = []
-
-    def keep(now: Population) -> Tensor:
-        seen.append(now.outputs(x, per_replica=own).flatten(1))
-        return now.losses()
-
-    return population.train(steps, every=every, measure=keep).steps, torch.stack(seen)
+    at, seen = [0], [population.outputs(x, per_replica=own).flatten(1)]
+    while at[-1] < steps:
+        population.train(min(every, steps - at[-1]))
+        at.append(population.step_count)
+        seen.append(population.outputs(x, per_replica=own).flatten(1))
+    return torch.tensor(at, device="cpu"), torch.stack(seen)

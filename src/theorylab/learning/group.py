@@ -153,6 +153,28 @@ class Group:
             copied.rows.label_noise = LabelNoise(self.rows.label_noise.scale, [0] * self.size)
         return copied
 
+    def snapshot(self) -> dict[str, Any]:
+        """All that steps change, as nested dictionaries and lists of tensors."""
+        orders, noise = self.rows.orders, self.rows.label_noise
+        return {
+            "params": self.params,
+            "buffers": self.buffers,
+            "state": self.state,
+            "noise": self.noise,
+            "orders": None if orders is None else [order.state() for order in orders],
+            "label_noise": None if noise is None else noise.state(),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on from a `snapshot` of the same replicas."""
+        for name in ("params", "buffers", "state"):
+            setattr(self, name, tree_map(lambda t: t.to(self.device), snapshot[name]))
+        self.noise = snapshot["noise"]
+        for order, state in zip(self.rows.orders or [], snapshot["orders"] or [], strict=True):
+            order.restore(state)
+        if self.rows.label_noise is not None:
+            self.rows.label_noise.restore(snapshot["label_noise"])
+
     def recorded(self) -> TracedGradient | None:
         """The gradient of a step recorded for the shapes of this group, or None where that cannot be."""
         copied = self.trial()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,3 +52,13 @@ class LabelNoise:
             self.left = (torch.stack(drawn, 1) * self.scale.reshape(-1, *[1] * like.ndim)).to(like)
         now, self.left = self.left[0], self.left[1:]
         return now.to(like)
+
+    def state(self) -> dict[str, Any]:
+        """Where the generators are, and what is drawn already."""
+        return {"generators": [generator.get_state() for generator in self.generators], "left": self.left}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of the same replicas."""
+        for generator, now in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(now)
+        self.left = state["left"]

@@ -39,6 +39,15 @@ class DataOrder:
         self.left = ready[count:]
         return ready[:count]
 
+    def state(self) -> dict[str, Tensor]:
+        """Where the sequence is."""
+        return {"generator": self.generator.get_state(), "left": self.left}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state` of the same sequence."""
+        self.generator.set_state(state["generator"])
+        self.left = state["left"]
+
 
 def minibatches(n: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """The minibatches that a replica of this seed trains on: an endless iterator of row numbers (batch_size,).

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.checkpoints import Checkpoint, next_checkpoint
 from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
 from theorylab.learning.group import Group, tree_cat
 from theorylab.learning.label_noise import LabelNoise
@@ -275,6 +277,8 @@ class Population:
             ValueError: ``steps`` or ``every`` out of range, or a measurement that is not (replica,).
             FloatingPointError: a loss or parameter is not finite; names the replica and the step. Looked for at measurements, every
                 thousand steps and at the end, so the population may have trained on.
+
+        Inside `theorylab.core.checkpoints.checkpoints` a long call leaves its state on disk, and goes on from there in a later process.
         """
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}.")
@@ -283,26 +287,62 @@ class Population:
         if every is not None and measure is None:
             measure = Population._loss_row
         record = (self.step_count + steps) * self.size >= RECORD_FROM
-        if steps:
-            self._settle(record)
-        if steps and record:
-            self._record()
         recorder = Recorder(self.size)
-        if measure is not None:
+        checkpoint = next_checkpoint(self._call(steps, every))
+        done = self._resume(checkpoint, recorder)
+        if done < steps:
+            self._settle(record)
+        if done < steps and record:
+            self._record()
+        if measure is not None and not recorder.steps:
             recorder.add(self.step_count, measure(self))
-        done = 0
+        at_once = 1 if checkpoint else CHECK_EVERY
         while done < steps:
-            count = min(every or CHECK_EVERY, steps - done)
+            count = min(at_once, CHECK_EVERY, steps - done, steps if every is None else every - done % every)
             self._advance(count, check)
             done += count
-            if measure is not None and (every is not None or done == steps):
+            if measure is not None and (done == steps or (every is not None and done % every == 0)):
                 recorder.add(self.step_count, measure(self))
+            if checkpoint:  # about as many steps at once as fit between two states
+                saved = checkpoint.offer(partial(self._state, done, recorder), ended=done == steps)
+                at_once = max(1, at_once // 2) if saved else 2 * at_once
         if check and steps:
             for name, p in self.params.items():
                 if not bool(p.isfinite().all()):
                     k = int((~p.isfinite().reshape(self.size, -1).all(1)).nonzero()[0])
                     raise FloatingPointError(self._diverged(k, self.step_count, f"parameter {name} is not finite"))
         return recorder.trajectory()
+
+    def _call(self, steps: int, every: int | None) -> dict[str, Any]:
+        """What tells one training from another."""
+        asked = {"steps": steps, "every": every, "first": self.step_count, "optimizer": self.optimizer.name, "seeds": list(self.seeds)}
+        shapes = {name: list(p.shape[1:]) for name, p in self._groups[0].params.items()}
+        return asked | {"shapes": shapes, "devices": self._devices()}
+
+    def _devices(self) -> list[str]:
+        return sorted({str(group.device) for group in self._groups})
+
+    def _state(self, done: int, recorder: Recorder) -> dict[str, Any]:
+        """All that a training has changed and seen."""
+        chunk = max(group.size for group in self._groups) if self.mode == "vmap" else 0
+        groups = [group.snapshot() for group in self._groups]
+        seen = {"steps": recorder.steps, "rows": recorder.rows}
+        return {"done": done, "step_count": self.step_count, "mode": self.mode, "chunk": chunk, "groups": groups, "seen": seen}
+
+    def _resume(self, checkpoint: Checkpoint | None, recorder: Recorder) -> int:
+        """Go on from a checkpoint, where there is one of this training; returns the steps that it had taken."""
+        state = checkpoint.load() if checkpoint else None
+        if state is None:
+            return 0
+        if len(self._devices()) == 1:  # what `_settle` finds now may differ from what it found then
+            self.mode = state["mode"]
+            self._regroup([self._groups[0].device], state["chunk"])
+        for group, snapshot in zip(self._groups, state["groups"], strict=True):
+            group.restore(snapshot)
+        self.step_count = state["step_count"]
+        recorder.steps, recorder.rows = state["seen"]["steps"], state["seen"]["rows"]
+        log.info("population: training goes on from step %d.", self.step_count)
+        return state["done"]
 
     def _loss_row(self) -> dict[str, Tensor]:
         return {"loss": self.losses()}

@@ -8,12 +8,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from theorylab.core.checkpoints import checkpoints
 from theorylab.core.config import Config
-from theorylab.core.record import Provenance, Record, claim_dict, machine, source_digest, versions
+from theorylab.core.record import Provenance, Record, claim_dict, machine, source_digest, training_folder, versions
 from theorylab.core.scale import Scale
 from theorylab.core.study import StudyCard, StudyError, load_study
 from theorylab.runners.memory import peak_bytes, reset_peak
@@ -62,8 +65,10 @@ def empty_record(job: Job, error: str = "") -> Record:
     return dataclasses.replace(record, error=error, started=started, machine=machine())
 
 
-def run_job(job: Job, on_stage: Callable[[str], None]) -> Record:
+def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None) -> Record:
     """Run the study in this process; whatever it raises becomes the record's ``error``.
+
+    Where ``runs`` is given, the folder of the records, long training leaves its state there and goes on from what an earlier run left.
 
     ``seconds`` is the wall time of the study itself, without imports. ``peak_bytes`` is the peak resident size of this process during
     it (see `theorylab.runners.memory`), imports included, since a study needs those too.
@@ -86,7 +91,8 @@ def run_job(job: Job, on_stage: Callable[[str], None]) -> Record:
     record = empty_record(job)
     start = time.perf_counter()
     try:
-        result = study.execute(config, on_stage)
+        with nullcontext() if runs is None else checkpoints(training_folder(runs, job.provenance)):
+            result = study.execute(config, on_stage)
         record.findings, record.series = result.findings, result.series
     except Exception:
         record.error = traceback.format_exc()

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 from theorylab.core.record import Record
@@ -37,12 +38,15 @@ class LocalWorkers:
         jobs: Processes at a time, at least 1.
         on_stage: Told (study, stage) as it happens, in a thread of its own.
         on_output: Told (study, line) of what a study prints or warns, which would tear a live table if it went to the terminal.
+        runs: Folder of the records, where long training leaves its state; None for none.
     """
 
-    def __init__(self, jobs: int, on_stage: Callable[[str, str], None], on_output: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, jobs: int, on_stage: Callable[[str, str], None], on_output: Callable[[str, str], None], runs: Path | None = None
+    ) -> None:
         self._workers = Workers(
             jobs,
-            run_job,
+            partial(run_job, runs=runs),
             on_stage=lambda job, stage: on_stage(job.study, stage),
             on_output=lambda job, line: on_output(job.study, line),
             reuse=reset_peak(),

@@ -8,7 +8,8 @@ from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
-from theorylab.core.record import Record, RecordError, folder_of, load, save, try_writing
+from theorylab.core.checkpoints import discard
+from theorylab.core.record import Record, RecordError, folder_of, load, save, training_folder, try_writing
 from theorylab.core.scale import Scale
 from theorylab.core.study import StudyCard, StudyError, load_study
 from theorylab.core.workers import WorkerDied
@@ -86,7 +87,7 @@ def run(
         runs: Folder of the records; it can be written (`check_folder`).
         progress: Told what happens.
         broken: Studies that could not be imported; their records, which hold the error, are kept with the others.
-        force: Compute studies that have a valid record too.
+        force: Compute studies that have a valid record too, and all from the start.
         costs: Table of expected costs, for the order.
     """
     decisions = [decide(job, runs, force=force) for job in jobs]
@@ -99,6 +100,8 @@ def run(
         if outcome.record is not None:
             problems += _keep(outcome.record, runs)
             progress.finished(outcome.study, outcome.record)
+    for decision in waiting.values() if force else ():
+        discard(training_folder(runs, decision.job.provenance))  # of an earlier run that was stopped
     order = longest_first({key: expect(d.job, runs, costs or {}) for key, d in waiting.items()})
     futures = {workers.submit(waiting[key].job): waiting[key] for key in order}
 

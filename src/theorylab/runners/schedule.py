@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from theorylab.core.record import Record, RecordError, folder_of, load
+from theorylab.core.record import Record, RecordError, folder_of, load, training_folder
 from theorylab.runners.job import Job
 
 
@@ -24,16 +24,19 @@ def decide(job: Job, runs: Path, *, force: bool) -> Decision:
     folder = folder_of(runs, job.provenance)
     if force:
         return Decision(job, "--force", None)
+    going_on = "; its training goes on where it stopped" if training_folder(runs, job.provenance).is_dir() else ""
     if folder.is_dir():
         try:
             record = load(folder)
         except RecordError as error:
             if (folder / "record.json").exists():
                 return Decision(job, f"record damaged: {error}", None)
+            if going_on:
+                return Decision(job, f"stopped{going_on}", None)
             return Decision(job, f"record half-written: {folder} holds no record.json (the run was stopped)", None)
         if record.provenance != job.provenance:
             return Decision(job, f"record damaged: {folder} holds the record of another run", None)
-        return Decision(job, "failed last time", None) if record.error else Decision(job, "", record)
+        return Decision(job, f"failed last time{going_on}", None) if record.error else Decision(job, "", record)
     last = next((r for r in history(job.study, runs) if r.scale == job.scale), None)
     if last is None:
         return Decision(job, "no record", None)

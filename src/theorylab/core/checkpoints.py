@@ -1,0 +1,163 @@
+"""Where long training leaves its state on the way, so that a program that is stopped goes on from there when it is run again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_SHARE = 0.02
+"""Of the time, that saving may take."""
+_ROOM = 0.1
+"""Of the free disk, that one state may take."""
+
+
+@dataclass
+class _Place:
+    """A folder, and how many trainings have begun that may leave something in it."""
+
+    folder: Path
+    every: float
+    count: int = 0
+
+
+_here: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
+
+
+@contextmanager
+def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Iterator[None]:
+    """Whatever `Population.train` does inside leaves its state in a folder, and goes on from what it finds there.
+
+    Trainings are told apart by their order, so the program must be the same as the one that was stopped: the same calls in the same
+    order with the same settings. Steps, seeds, shapes and the optimizer's name are compared, and a state that does not fit is not used;
+    data, loss and step sizes are not, so change the folder with them. Only a call that lasts leaves anything; what comes between calls is
+    computed again. A replica ends where it would have without interruption, to the last bit. Of a measure only what it returned is there: a
+    search that starts at its last result begins afresh, and a list to which a measure appends lacks what an earlier process appended.
+
+    Args:
+        folder: Made where it does not exist; of one program. Remove it (`discard`) when the program has ended.
+        every: Seconds between states, at least 0. Longer where saving would take more than a fiftieth of the time; and nothing is saved
+            that would fill a tenth of the free disk.
+
+    Raises:
+        ValueError: ``every`` is negative.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from theorylab.learning.optimizers.sgd import sgd
+        >>> from theorylab.learning.population import Population
+        >>> def trained(steps):
+        ...     data = torch.ones(4, 1), torch.zeros(4, 1)
+        ...     population = Population(lambda: torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, data, optimizer=sgd(0.1), seeds=[0])
+        ...     return population.train(steps).steps, population.step_count
+        >>> folder = tempfile.mkdtemp()
+        >>> for attempt in ("the first", "the second takes no step"):
+        ...     with checkpoints(folder, every=0):
+        ...         trained(20)[1]
+        20
+        20
+        >>> discard(folder)
+    """
+    if not every >= 0:
+        raise ValueError(f"every must be at least 0 seconds, got {every}.")
+    token = _here.set(_Place(Path(folder), every))
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def next_checkpoint(call: dict[str, Any]) -> Checkpoint | None:
+    """The place of the state of the training that begins now; None outside `checkpoints`.
+
+    Args:
+        call: What must be the same for a state to be used, in numbers, strings, lists and dictionaries of them.
+    """
+    place = _here.get()
+    if place is None:
+        return None
+    place.count += 1
+    return Checkpoint(place.folder / f"{place.count:04d}.pt", call, place.every)
+
+
+def discard(folder: str | os.PathLike[str]) -> None:
+    """Remove a folder of checkpoints, where there is one."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Checkpoint:
+    """The state of one training on disk, as nested dictionaries and lists of tensors, numbers and strings."""
+
+    def __init__(self, path: Path, call: dict[str, Any], every: float) -> None:
+        self.path, self.call, self.every = path, call, every
+        self._left = False
+        self._due = time.monotonic() + every
+
+    def load(self) -> Any:
+        """What was saved by the same training in an earlier process; None where there is nothing that can be used."""
+        import torch
+
+        if not self.path.exists():
+            return None
+        try:
+            stored = torch.load(self.path, weights_only=True)
+        except Exception as error:  # damaged, or of a device that is not here
+            log.warning("checkpoint %s cannot be read (%s); this training starts anew.", self.path, str(error).split("\n")[0])
+            return None
+        if stored["call"] != self.call:
+            log.warning("checkpoint %s is of another training; this one starts anew.", self.path)
+            return None
+        self._left = True
+        return stored["state"]
+
+    def offer(self, state: Callable[[], Any], *, ended: bool) -> bool:
+        """Save a state if the last one is old, or if it is the last of a training that left others; returns whether that was so."""
+        due = time.monotonic() >= self._due or (ended and self._left)
+        if due:
+            self._save(state())
+        return due
+
+    def _save(self, state: Any) -> None:
+        """Replace the state on disk, whole or not at all. A disk that is full is told of, and stops nothing."""
+        import torch
+
+        begun = time.monotonic()
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size, free = _bytes(state), shutil.disk_usage(self.path.parent).free
+            if size > _ROOM * free:
+                raise OSError(f"it would take {size / 2**30:.1f} of {free / 2**30:.1f} free GiB")
+            with temporary.open("wb") as file:
+                torch.save({"call": self.call, "state": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            log.warning("checkpoint %s could not be written (%s); training goes on without.", self.path, error)
+            self._left, self._due = False, float("inf")
+            return
+        now = time.monotonic()
+        self._left, self._due = True, now + max(self.every, (now - begun) / _SHARE)
+
+
+def _bytes(state: Any) -> int:
+    """What the tensors of a state hold."""
+    import torch
+
+    if isinstance(state, dict):
+        return sum(map(_bytes, state.values()))
+    if isinstance(state, list):
+        return sum(map(_bytes, state))
+    return state.nbytes if isinstance(state, torch.Tensor) else 0
