@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import zipfile
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def mnist1d(n: int = 5000, *, seed: int = 42, dtype: torch.dtype = torch.float32
 def _generate_mnist1d(n: int, seed: int) -> dict[str, np.ndarray]:
     from mnist1d.data import get_dataset_args, make_dataset
 
-    options = get_dataset_args()
+    options: Any = get_dataset_args()
     options.num_samples, options.seed = n, seed
     python_state, numpy_state = random.getstate(), np.random.get_state()  # the package seeds the global generators
     try:

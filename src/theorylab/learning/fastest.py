@@ -38,9 +38,8 @@ class Stopwatch:
     def take(self, steps: int) -> float:
         """Seconds of some steps."""
         start = self.clock()
-        for _ in range(steps):
-            last = next(self.running)
-        last.sum().item()  # waits for a device that works ahead
+        losses = [next(self.running) for _ in range(steps)]
+        losses[-1].sum().item()  # waits for a device that works ahead
         return self.clock() - start
 
     def round(self) -> None:

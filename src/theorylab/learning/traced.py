@@ -48,8 +48,8 @@ def trace(
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         given = iter(tensors)
-        new = [{k: next(given) for k in tree} for tree in (params, frozen, buffers)]
-        losses, grads = gradient(*new, next(given), next(given), None if weights is None else next(given), shared)
+        first, second, third = ({k: next(given) for k in tree} for tree in (params, frozen, buffers))
+        losses, grads = gradient(first, second, third, next(given), next(given), None if weights is None else next(given), shared)
         return [losses, *grads.values()]
 
     try:

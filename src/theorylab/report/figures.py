@@ -110,7 +110,7 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
         axis: scale == "log" and any((getattr(line, axis) > 0).any() for line in series.lines)
         for axis, scale in (("x", series.x_scale), ("y", series.y_scale))
     }
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": series.key,
         "text.parse_math": False,  # labels are plain text: a dollar sign is a dollar sign

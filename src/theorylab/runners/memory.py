@@ -19,8 +19,9 @@ def reset_peak() -> bool:
     that only a process of its own gives a study an honest peak.
     """
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None) if sys.platform != "win32" else None, "malloc_trim"):
-        libc.malloc_trim(0)  # else memory that the last study freed would be counted for this one
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform != "win32" else None
+    if trim is not None:
+        trim(0)  # else memory that the last study freed would be counted for this one
     try:
         _CLEAR.write_text("5")
     except OSError:
