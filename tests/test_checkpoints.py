@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from test_runner import compute, jobs
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from theorylab.core.checkpoints import checkpoints, discard
+from theorylab.core.checkpoints import checkpoints, discard, once
 from theorylab.core.record import folder_of, training_folder
 from theorylab.learning import population as population_module
 from theorylab.learning.optimizers.adam import adam
@@ -216,6 +217,52 @@ def test_nothing_is_left_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     population().train(STEPS)
     assert not list(tmp_path.iterdir())
     discard(tmp_path / "states")  # where there is none
+
+
+def test_a_part_is_computed_once(tmp_path: Path) -> None:
+    asked = []
+
+    def part(name: str) -> list[dict[str, object]]:
+        asked.append(name)
+        pop = population(mode="vmap")
+        pop.train(STEPS)
+        return [{"name": name, "losses": pop.losses(), "numbers": [1, 2.5]}]
+
+    def program(stop: bool) -> list[list[dict[str, object]]]:
+        first = once(partial(part, "first"))
+        population(mode="vmap").train(STEPS)
+        if stop:
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["0001.pt", "0002.pt"]  # nothing of the training inside the part
+            raise Stopped
+        return [first, once(partial(part, "second"))]
+
+    undisturbed = program(stop=False)
+    asked.clear()
+    with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
+        program(stop=True)
+    with checkpoints(tmp_path, every=0):
+        again = program(stop=False)
+    assert asked == ["first", "second"]
+    assert [p[0]["name"] for p in again] == ["first", "second"]
+    for mine, other in zip(again, undisturbed, strict=True):
+        assert torch.equal(mine[0]["losses"], other[0]["losses"])  # type: ignore[arg-type]
+        assert mine[0]["numbers"] == other[0]["numbers"]
+
+
+def test_training_inside_a_part_goes_on(tmp_path: Path) -> None:
+    undisturbed = population(batch_size=8, mode="vmap")
+    path = undisturbed.train(STEPS, every=EVERY, measure=losses)
+
+    def part(measure: Callable[[Population], dict[str, Tensor]]) -> dict[str, Tensor]:
+        pop = population(batch_size=8, mode="vmap")
+        return pop.train(STEPS, every=EVERY, measure=measure).values
+
+    with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
+        once(lambda: part(stopped_at(9)))
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.pt")] == ["0001/0001.pt"]
+    with checkpoints(tmp_path, every=0):
+        found = once(lambda: part(losses))
+    assert all(torch.equal(found[name], path[name]) for name in path.values)
 
 
 def test_a_negative_interval_is_refused(tmp_path: Path) -> None:

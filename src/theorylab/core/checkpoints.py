@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+State = TypeVar("State")
 log = logging.getLogger(__name__)
 
 _SHARE = 0.02
@@ -23,11 +24,15 @@ _ROOM = 0.1
 
 @dataclass
 class _Place:
-    """A folder, and how many trainings have begun that may leave something in it."""
+    """A folder, and how many computations have begun that may leave something in it."""
 
     folder: Path
     every: float
     count: int = 0
+
+    def next(self, call: dict[str, Any]) -> Checkpoint:
+        self.count += 1
+        return Checkpoint(self.folder / f"{self.count:04d}.pt", call, self.every)
 
 
 _here: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
@@ -83,10 +88,33 @@ def next_checkpoint(call: dict[str, Any]) -> Checkpoint | None:
         call: What must be the same for a state to be used, in numbers, strings, lists and dictionaries of them.
     """
     place = _here.get()
+    return None if place is None else place.next(call)
+
+
+def once(compute: Callable[[], State]) -> State:
+    """What ``compute`` returns; where that took long, a program that was stopped afterwards finds it in the folder of `checkpoints`.
+
+    For parts of a program that do more than train. What is trained inside leaves its state, too, until the part has ended.
+
+    Args:
+        compute: Returns numbers, strings and tensors in nested lists and dictionaries.
+
+    Example:
+        >>> once(lambda: [1.0, 2.0])
+        [1.0, 2.0]
+    """
+    place = _here.get()
     if place is None:
-        return None
-    place.count += 1
-    return Checkpoint(place.folder / f"{place.count:04d}.pt", call, place.every)
+        return compute()
+    checkpoint = place.next({"part": True})
+    known = checkpoint.load()
+    if known is None:
+        inside = checkpoint.path.with_suffix("")
+        with checkpoints(inside, every=place.every):
+            known = compute()
+        checkpoint.offer(lambda: known, ended=True)
+        discard(inside)
+    return known
 
 
 def discard(folder: str | os.PathLike[str]) -> None:

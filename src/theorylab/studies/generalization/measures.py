@@ -25,15 +25,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from theorylab.core.checkpoints import once
 from theorylab.core.claim import AtLeast, AtMost, Claim, Finding
 from theorylab.core.config import Config, setting
 from theorylab.core.estimate import mean_interval
@@ -174,9 +176,11 @@ def train_grid(config: MeasuresConfig) -> Iterator[Trained]:
 
     data, unseen, unseen_too = rows(slice(config.rows)), rows(slice(config.rows, cut)), rows(slice(cut, None))
     data = data[0], torch.stack([redrawn(labels, config.noise, s) for labels, s in zip(data[1], seeds, strict=True)])
-    for width, depth, batch in product(config.widths, config.depths, config.batches):
+
+    def cell(width: int, depth: int, batch: int) -> list[dict[str, Any]]:
+        """What there is to know of every network of one population."""
         population = Population(
-            lambda width=width, depth=depth: mlp([64, *[width] * depth, 10], activation="relu").eval(),
+            lambda: mlp([64, *[width] * depth, 10], activation="relu").eval(),
             cross_entropy,
             data,
             optimizer=sgd(
@@ -194,17 +198,22 @@ def train_grid(config: MeasuresConfig) -> Iterator[Trained]:
         limit = config.epochs * epoch
         arrived = train_to_loss(population, config.loss, every=2 * epoch, limit=limit).tolist()
 
-        def errors(part: tuple[Tensor, Tensor], population: Population = population) -> Tensor:
+        def errors(part: tuple[Tensor, Tensor]) -> Tensor:
             return (population.outputs(part[0], per_replica=True).argmax(2) != part[1]).double().mean(1)
 
         fitted, others = errors(data), [errors(part) for part in (unseen, unseen_too)]
         # what new rows would show with labels redrawn like those of training, in expectation
         gaps = [(1 - config.noise) * wrong + config.noise * (1 - 1 / CLASSES) - fitted for wrong in others]
+        nets = []
         for k, (seed, lr, decay) in enumerate(replicas):
             settings: dict[str, Hashable] = {"width": width, "depth": depth, "step size": lr, "batch": batch, "decay": decay}
             late, steps = arrived[k] < 0, arrived[k] if arrived[k] >= 0 else limit
             found = measures(population.problem(k), {name: p[k] for name, p in start.items()}, steps, config)
-            yield Trained(seed, settings, found, float(gaps[0][k]), float(gaps[1][k]), not late)
+            nets.append(Trained(seed, settings, found, float(gaps[0][k]), float(gaps[1][k]), not late))
+        return [asdict(net) for net in nets]
+
+    for width, depth, batch in product(config.widths, config.depths, config.batches):
+        yield from (Trained(**net) for net in once(partial(cell, width, depth, batch)))
 
 
 # ---- what the measures are worth ---------------------------------------------------------------------------------------------------------
