@@ -107,7 +107,7 @@ def test_chunks_are_the_same_population(chunk):
         population(batch_size=8, mode="vmap", optimizer=adam(LR / 10)),
         population(batch_size=8, mode="vmap", optimizer=adam(LR / 10)),
     )
-    cut._regroup([cut.device], chunk)
+    cut._groups.cut([cut.device], chunk)
     whole.train(10)
     cut.train(10)
     for name, p in whole.params.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, zip_longest
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from theorylab.core.checkpoints import Checkpoint, next_checkpoint
 from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
 from theorylab.learning.group import Group, tree_cat
-from theorylab.learning.label_noise import LabelNoise
+from theorylab.learning.groups import Groups
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.replicas import check_batch, initialize, make_rows
 from theorylab.learning.risk import Loss, row_risk
@@ -122,10 +121,10 @@ class Population:
             optimizer.update({k: torch.zeros_like(p) for k, p in trained.items()}, group.state, trained)
         except ValueError as error:
             raise ValueError(f"optimizer {optimizer.name} does not fit {self.size} replicas: {error}") from error
-        self._groups = [group]
+        self._groups = Groups(group, optimizer)
         self._recorded: dict[tuple[int, torch.device], TracedGradient | None] = {}
         if self.mode == "loop":
-            self._regroup([self.device], chunk=0)
+            self._groups.cut([self.device], chunk=0)
 
     @property
     def size(self) -> int:
@@ -135,86 +134,37 @@ class Population:
     def __len__(self) -> int:
         return self.size
 
-    def _whole(self, name: str) -> Any:
-        return tree_cat([getattr(group, name) for group in self._groups])
-
     @property
     def params(self) -> Params:
         """Trained parameters by name, each (replica, ...). Assign a dictionary of the same shapes to replace them."""
-        return self._whole("params")
+        return self._groups.whole("params")
 
     @params.setter
     def params(self, new: Params) -> None:
-        self._assign("params", new)
+        self._groups.assign("params", new)
 
     @property
     def frozen(self) -> Params:
         """Parameters that are not trained, each (replica, ...); assignable like `params`."""
-        return self._whole("frozen")
+        return self._groups.whole("frozen")
 
     @frozen.setter
     def frozen(self, new: Params) -> None:
-        self._assign("frozen", new)
+        self._groups.assign("frozen", new)
 
     @property
     def buffers(self) -> Params:
         """Buffers by name, each (replica, ...); assignable like `params`."""
-        return self._whole("buffers")
+        return self._groups.whole("buffers")
 
     @buffers.setter
     def buffers(self, new: Params) -> None:
-        self._assign("buffers", new)
+        self._groups.assign("buffers", new)
 
     @property
     def state(self) -> Any:
         """The optimizer's state."""
-        return self._whole("state")
-
-    def _assign(self, attribute: str, new: Params) -> None:
-        old = getattr(self, attribute)
-        if new.keys() != old.keys():
-            raise ValueError(f"{attribute} must have the names {sorted(old)}, got {sorted(new)}.")
-        for k, p in new.items():
-            if p.shape != old[k].shape:
-                raise ValueError(f"{attribute}[{k!r}] must have shape {tuple(old[k].shape)}, got {tuple(p.shape)}.")
-        start = 0
-        for group in self._groups:
-            part = slice(start, start + group.size)
-            setattr(group, attribute, {k: p.detach()[part].to(old[k]).to(group.device, copy=True) for k, p in new.items()})
-            start = part.stop
-
-    def _regroup(self, devices: Sequence[torch.device], chunk: int) -> None:
-        """Cut the replicas into groups of at most ``chunk``, or of one each trained by the loop where it is 0, over the devices."""
-        whole = self._groups[0] if len(self._groups) == 1 else self._merged()
-        select = self.optimizer.select
-        stacked = chunk > 0
-        if select is None:  # only all replicas together can be updated
-            self._groups = [whole.part(slice(0, self.size), self.optimizer, stacked, devices[0])]
-            return
-        groups = []
-        for device, share in zip(devices, _cut(slice(0, self.size), len(devices)), strict=True):
-            for part in _cut(share, math.ceil((share.stop - share.start) / max(chunk, 1))):
-                groups.append(whole.part(part, select(part), stacked, device))
-        self._groups = groups
-
-    def _merged(self) -> Group:
-        first = self._groups[0]
-        trees = {name: self._whole(name) for name in ("params", "frozen", "buffers", "state")}
-        rows = self._rows()
-        noise = None if first.noise is None else [s for g in self._groups for s in g.noise or []]
-        return Group(first.module, first.risk, self.optimizer, **trees, rows=rows, noise=noise, stacked=first.stacked)
-
-    def _rows(self) -> Any:
-        parts = [group.rows for group in self._groups]
-        first = parts[0]
-
-        def cat(name: str) -> Tensor | None:
-            return None if getattr(first, name) is None else tree_cat([getattr(p, name) for p in parts])
-
-        orders = None if first.orders is None else [order for p in parts for order in p.orders or []]
-        x, y = (first.x, first.y) if first.shared else (cat("x"), cat("y"))
-        noise = None if first.label_noise is None else LabelNoise.merged([p.label_noise for p in parts if p.label_noise is not None])
-        return type(first)(x, y, first.shared, cat("weights"), cat("batch_weights"), orders, noise)  # type: ignore[arg-type]
+        return self._groups.whole("state")
 
     def shard(self, devices: Iterable[str | torch.device]) -> Population:
         """Spread the replicas over devices in equal parts, in order; returns the population itself.
@@ -229,7 +179,7 @@ class Population:
             raise ValueError(f"devices must name between 1 and {self.size} (the number of replicas) devices, got {len(places)}.")
         if self.optimizer.select is None and len(places) > 1:
             raise ValueError(f"optimizer {self.optimizer.name} cannot be split over replicas; decorate its factory with @selectable.")
-        self._regroup(places, chunk=0 if self.mode == "loop" else self.size)
+        self._groups.cut(places, chunk=0 if self.mode == "loop" else self.size)
         return self
 
     def _settle(self, record: bool) -> None:
@@ -251,7 +201,7 @@ class Population:
         chunk = fastest_chunk(key, whole.size, make, record)
         self.mode = "vmap" if chunk else "loop"
         if len(self._groups) == 1:
-            self._regroup([whole.device], chunk)
+            self._groups.cut([whole.device], chunk)
 
     def train(
         self,
@@ -317,10 +267,7 @@ class Population:
         """What tells one training from another."""
         asked = {"steps": steps, "every": every, "first": self.step_count, "optimizer": self.optimizer.name, "seeds": list(self.seeds)}
         shapes = {name: list(p.shape[1:]) for name, p in self._groups[0].params.items()}
-        return asked | {"shapes": shapes, "devices": self._devices()}
-
-    def _devices(self) -> list[str]:
-        return sorted({str(group.device) for group in self._groups})
+        return asked | {"shapes": shapes, "devices": [str(device) for device in self._groups.devices]}
 
     def _state(self, done: int, recorder: Recorder) -> dict[str, Any]:
         """All that a training has changed and seen."""
@@ -334,9 +281,9 @@ class Population:
         state = checkpoint.load() if checkpoint else None
         if state is None:
             return 0
-        if len(self._devices()) == 1:  # what `_settle` finds now may differ from what it found then
+        if len(self._groups.devices) == 1:  # what `_settle` finds now may differ from what it found then
             self.mode = state["mode"]
-            self._regroup([self._groups[0].device], state["chunk"])
+            self._groups.cut(self._groups.devices, state["chunk"])
         for group, snapshot in zip(self._groups, state["groups"], strict=True):
             group.restore(snapshot)
         self.step_count = state["step_count"]
@@ -451,10 +398,3 @@ class Population:
     def measure(self, instrument: Callable[..., Any], **kwargs: Any) -> list[Any]:
         """``instrument(problem, **kwargs)`` of every replica, in order."""
         return [instrument(self.problem(k), **kwargs) for k in range(self.size)]
-
-
-def _cut(whole: slice, parts: int) -> list[slice]:
-    """Cut a slice into consecutive parts whose lengths differ by at most one."""
-    length = whole.stop - whole.start
-    edges = [whole.start + i * length // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
