@@ -265,6 +265,22 @@ def test_training_inside_a_part_goes_on(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], path[name]) for name in path.values)
 
 
+def test_long_training_tells_how_far_it_is(tmp_path: Path) -> None:
+    told: list[str] = []
+    with checkpoints(tmp_path, every=0, tell=told.append), pytest.raises(Stopped):
+        population().train(STEPS, every=EVERY, measure=stopped_at(9))
+    before = len(told)
+    assert told[0] == f"step 1 of {STEPS}"
+    with checkpoints(tmp_path, every=0, tell=told.append):
+        population().train(STEPS, every=EVERY, measure=losses)
+    assert told[before] == told[before - 1]  # where it goes on
+    assert f"step {STEPS} of {STEPS}" not in told
+    told.clear()
+    with checkpoints(tmp_path, every=3600, tell=told.append):
+        population().train(STEPS)
+    assert not told
+
+
 def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"every must be at least 0 seconds, got -1"), checkpoints(tmp_path, every=-1):
         pass
@@ -314,6 +330,7 @@ def test_a_study_whose_worker_is_killed_goes_on(lab: FakeLab, tmp_path: Path) ->
     assert "its training goes on" in watcher.text.getvalue()
     assert second.exit_status == 0
     assert second.records[0].findings[0].note == "0 10 20 30 40 50"
+    assert any(name.startswith("first: step ") and name.endswith(" of 50") for _, name in watcher.stages)
     assert (lab.folder / "steps").read_text().split().count("0") == 1  # the start was not measured again
     assert not training_folder(runs, job.provenance).exists()
 

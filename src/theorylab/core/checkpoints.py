@@ -28,18 +28,19 @@ class _Place:
 
     folder: Path
     every: float
+    tell: Callable[[str], None] | None
     count: int = 0
 
     def next(self, call: dict[str, Any]) -> Checkpoint:
         self.count += 1
-        return Checkpoint(self.folder / f"{self.count:04d}.pt", call, self.every)
+        return Checkpoint(self.folder / f"{self.count:04d}.pt", call, self)
 
 
 _here: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
 
 
 @contextmanager
-def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Iterator[None]:
+def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Callable[[str], None] | None = None) -> Iterator[None]:
     """Whatever `Population.train` does inside leaves its state in a folder, and goes on from what it finds there.
 
     Trainings are told apart by their order, so the program must be the same as the one that was stopped: the same calls in the same
@@ -52,6 +53,7 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Itera
         folder: Made where it does not exist; of one program. Remove it (`discard`) when the program has ended.
         every: Seconds between states, at least 0. Longer where saving would take more than a fiftieth of the time; and nothing is saved
             that would fill a tenth of the free disk.
+        tell: Told where a long training goes on, and how far it is, ``"step 300 of 10000"``, at every hundredth at most.
 
     Raises:
         ValueError: ``every`` is negative.
@@ -74,7 +76,7 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Itera
     """
     if not every >= 0:
         raise ValueError(f"every must be at least 0 seconds, got {every}.")
-    token = _here.set(_Place(Path(folder), every))
+    token = _here.set(_Place(Path(folder), every, tell))
     try:
         yield
     finally:
@@ -110,9 +112,9 @@ def once(compute: Callable[[], State]) -> State:
     known = checkpoint.load()
     if known is None:
         inside = checkpoint.path.with_suffix("")
-        with checkpoints(inside, every=place.every):
+        with checkpoints(inside, every=place.every, tell=place.tell):
             known = compute()
-        checkpoint.offer(lambda: known, ended=True)
+        checkpoint.offer(lambda: known, 1, 1)
         discard(inside)
     return known
 
@@ -125,10 +127,11 @@ def discard(folder: str | os.PathLike[str]) -> None:
 class Checkpoint:
     """The state of one training on disk, as nested dictionaries and lists of tensors, numbers and strings."""
 
-    def __init__(self, path: Path, call: dict[str, Any], every: float) -> None:
-        self.path, self.call, self.every = path, call, every
+    def __init__(self, path: Path, call: dict[str, Any], place: _Place) -> None:
+        self.path, self.call, self._every, self._tell = path, call, place.every, place.tell
         self._left = False
-        self._due = time.monotonic() + every
+        self._due = time.monotonic() + place.every
+        self._told = 0.0
 
     def load(self) -> Any:
         """What was saved by the same training in an earlier process; None where there is nothing that can be used."""
@@ -147,12 +150,19 @@ class Checkpoint:
         self._left = True
         return stored["state"]
 
-    def offer(self, state: Callable[[], Any], *, ended: bool) -> bool:
+    def offer(self, state: Callable[[], Any], done: int, total: int) -> bool:
         """Save a state if the last one is old, or if it is the last of a training that left others; returns whether that was so."""
-        due = time.monotonic() >= self._due or (ended and self._left)
+        due = time.monotonic() >= self._due or (done == total and self._left)
         if due:
             self._save(state())
+            self.say(done, total)
         return due
+
+    def say(self, done: int, total: int) -> None:
+        """Tell whoever wants to know how far the training is."""
+        if self._tell is not None and done < total and done >= self._told + total / 100:
+            self._told = done
+            self._tell(f"step {done} of {total}")
 
     def _save(self, state: Any) -> None:
         """Replace the state on disk, whole or not at all. A disk that is full is told of, and stops nothing."""
@@ -177,7 +187,7 @@ class Checkpoint:
             self._left, self._due = False, float("inf")
             return
         now = time.monotonic()
-        self._left, self._due = True, now + max(self.every, (now - begun) / _SHARE)
+        self._left, self._due = True, now + max(self._every, (now - begun) / _SHARE)
 
 
 def _bytes(state: Any) -> int:

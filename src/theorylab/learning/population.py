@@ -239,7 +239,7 @@ class Population:
         record = (self.step_count + steps) * self.size >= RECORD_FROM
         recorder = Recorder(self.size)
         checkpoint = next_checkpoint(self._call(steps, every))
-        done = self._resume(checkpoint, recorder)
+        done = self._resume(checkpoint, recorder, steps)
         if done < steps:
             self._settle(record)
         if done < steps and record:
@@ -254,7 +254,7 @@ class Population:
             if measure is not None and (done == steps or (every is not None and done % every == 0)):
                 recorder.add(self.step_count, measure(self))
             if checkpoint:  # about as many steps at once as fit between two states
-                saved = checkpoint.offer(partial(self._state, done, recorder), ended=done == steps)
+                saved = checkpoint.offer(partial(self._state, done, recorder), done, steps)
                 at_once = max(1, at_once // 2) if saved else 2 * at_once
         if check and steps:
             for name, p in self.params.items():
@@ -276,10 +276,10 @@ class Population:
         seen = {"steps": recorder.steps, "rows": recorder.rows}
         return {"done": done, "step_count": self.step_count, "mode": self.mode, "chunk": chunk, "groups": groups, "seen": seen}
 
-    def _resume(self, checkpoint: Checkpoint | None, recorder: Recorder) -> int:
+    def _resume(self, checkpoint: Checkpoint | None, recorder: Recorder, steps: int) -> int:
         """Go on from a checkpoint, where there is one of this training; returns the steps that it had taken."""
         state = checkpoint.load() if checkpoint else None
-        if state is None:
+        if checkpoint is None or state is None:
             return 0
         if len(self._groups.devices) == 1:  # what `_settle` finds now may differ from what it found then
             self.mode = state["mode"]
@@ -288,7 +288,7 @@ class Population:
             group.restore(snapshot)
         self.step_count = state["step_count"]
         recorder.steps, recorder.rows = state["seen"]["steps"], state["seen"]["rows"]
-        log.info("population: training goes on from step %d.", self.step_count)
+        checkpoint.say(state["done"], steps)
         return state["done"]
 
     def _loss_row(self) -> dict[str, Tensor]:

@@ -65,6 +65,22 @@ def empty_record(job: Job, error: str = "") -> Record:
     return dataclasses.replace(record, error=error, started=started, machine=machine())
 
 
+class Stages:
+    """Tells the stages of a study, and how far the present one is."""
+
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
+        self._on_stage, self._now = on_stage, ""
+
+    def begin(self, name: str) -> None:
+        """A stage begins."""
+        self._now = name
+        self._on_stage(name)
+
+    def within(self, text: str) -> None:
+        """The stage is so far."""
+        self._on_stage(f"{self._now}: {text}")
+
+
 def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None) -> Record:
     """Run the study in this process; whatever it raises becomes the record's ``error``.
 
@@ -91,8 +107,9 @@ def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None)
     record = empty_record(job)
     start = time.perf_counter()
     try:
-        with nullcontext() if runs is None else checkpoints(training_folder(runs, job.provenance)):
-            result = study.execute(config, on_stage)
+        stages = Stages(on_stage)
+        with nullcontext() if runs is None else checkpoints(training_folder(runs, job.provenance), tell=stages.within):
+            result = study.execute(config, stages.begin)
         record.findings, record.series = result.findings, result.series
     except Exception:
         record.error = traceback.format_exc()
