@@ -10,6 +10,8 @@ from theorylab.core.estimate import as_samples, mean_interval
 if TYPE_CHECKING:
     import numpy as np
 
+Role = Literal["measured", "predicted", "control"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -30,7 +32,7 @@ class Line:
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    role: Literal["measured", "predicted", "control"] = "measured"
+    role: Role = "measured"
     mark: Literal["line", "points"] = "line"
 
 
@@ -70,7 +72,7 @@ class Series:
         *,
         low: Any = None,
         high: Any = None,
-        role: Literal["measured", "predicted", "control"] = "measured",
+        role: Role = "measured",
         mark: Literal["line", "points"] = "line",
     ) -> Series:
         """Add a curve and return self; all vectors must be finite and of one length."""
@@ -89,7 +91,7 @@ class Series:
         samples: Any,
         *,
         geometric: bool = False,
-        role: Literal["measured", "predicted", "control"] = "measured",
+        role: Role = "measured",
         mark: Literal["line", "points"] = "points",
     ) -> Series:
         """Add a curve of means over replicas, each within its confidence interval as of `mean_interval`, and return self.

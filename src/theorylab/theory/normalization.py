@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -11,6 +11,7 @@ from theorylab.theory.activations import DUALS, relu
 from theorylab.theory.arguments import below_one, positive
 
 Placement = Literal["pre", "post"]
+Number = TypeVar("Number", float, torch.Tensor)
 Normalization = Literal["none", "batch", "layer", "group", "rms", "weight"]
 
 
@@ -72,7 +73,7 @@ def matched_buffer(lr: float, weight_decay: float, momentum: float = 0.0) -> flo
     return -(1 - alpha) / (lr * alpha)
 
 
-def squared_norm_after_step(squared_norm: float, squared_gradient: float, lr: float, weight_decay: float = 0.0) -> float:
+def squared_norm_after_step(squared_norm: Number, squared_gradient: Number, lr: float, weight_decay: float = 0.0) -> Number:
     r"""‖θ⁺‖² = (1 − ηλ)² ‖θ‖² + η² ‖g‖²: a step of plain SGD on scale-invariant weights, whose gradient is orthogonal to them.
 
     Args:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,7 +221,7 @@ def check_split(classifiers: list[nn.Module], data: tuple[Tensor, Tensor]) -> It
 def check_kfac(networks: Callable[[list[int], str], list[nn.Module]], data: tuple[Tensor, Tensor]) -> Iterator[Finding | Series]:
     """K-FAC against the blocks of the Gauss-Newton matrix, without and with a nonlinearity."""
     gaps: dict[str, list[float]] = {"identity": [], "tanh": []}
-    axes = {"x": "scale of the inputs", "y": "‖K − blocks of G‖ / ‖blocks of G‖", "x_scale": "log", "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "scale of the inputs", "y": "‖K − blocks of G‖ / ‖blocks of G‖", "x_scale": "log", "y_scale": "log"}
     figure = Series("kfac", "The farther from linear, the farther K-FAC from its blocks", claim=KFAC_DEEP_LINEAR.key, **axes)
     scales = [0.03, 0.1, 0.3, 1.0, 3.0]
     for activation, found in gaps.items():

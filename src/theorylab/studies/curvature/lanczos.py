@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class LanczosConfig(Config):
 
 def operator_of(matrix: Tensor) -> Operator:
     """The map of a symmetric matrix, known by its products."""
-    return Operator(matrix.shape, lambda v: matrix @ v, symmetric=True, dtype=matrix.dtype, device=matrix.device)
+    return Operator((len(matrix), len(matrix)), lambda v: matrix @ v, symmetric=True, dtype=matrix.dtype, device=matrix.device)
 
 
 def normal(config: LanczosConfig, seed: int, *shape: int) -> Tensor:
@@ -195,7 +196,7 @@ def check_residuals(config: LanczosConfig) -> Iterator[Finding | Series]:
     radius = corner ** (1 / n)  # the eigenvalues are the n-th roots of the corner, all of this modulus
     yield RESIDUAL_BOUND.control_check(predicted=float((block @ q).norm()), measured=[radius], setting="Jordan block, θ = 0")
 
-    axes = {"x": "residual ‖Aq − θq‖", "y": "distance to the nearest eigenvalue", "x_scale": "log", "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "residual ‖Aq − θq‖", "y": "distance to the nearest eigenvalue", "x_scale": "log", "y_scale": "log"}
     figure = Series("residuals", "No error exceeds its residual", claim=RESIDUAL_BOUND.key, **axes)
     figure.line("network's Hessian", residual, error.clamp(min=1e-17), mark="points")
     figure.line("Jordan block", [corner], [radius], role="control", mark="points")

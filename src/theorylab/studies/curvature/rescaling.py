@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ def layer_blocks(problem: Problem, data: tuple[Tensor, Tensor]) -> list[Tensor]:
 )
 def rescaling(config: RescalingConfig) -> Iterator[Finding | Series | Stage]:
     """Move networks along the rescaling and measure loss and curvature."""
-    data = tuple(t.to(config.device) for t in digits(config.rows, dtype=config.torch_dtype))
+    x, y = digits(config.rows, dtype=config.torch_dtype)
+    data = x.to(config.device), y.to(config.device)
 
     def problems(activation: str) -> list[Problem]:
         make = partial(mlp, [64, config.width, 10], activation=activation, bias=False)
@@ -108,7 +110,7 @@ def rescaling(config: RescalingConfig) -> Iterator[Finding | Series | Stage]:
 
     yield Stage("figures")
     title = "The same function, ever sharper"
-    axes = {"x": "c", "y": "λ₁", "x_scale": "log", "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "c", "y": "λ₁", "x_scale": "log", "y_scale": "log"}
     figure = Series("sharpness", title, claim=NOT_INVARIANT.key, **axes)
     figure.line("ReLU", SCALES, top.mean(0), low=top.amin(0), high=top.amax(0))
     yield figure.line("c² λ₁ of the second layer's block", SCALES, bound.mean(0), role="predicted")

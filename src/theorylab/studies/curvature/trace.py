@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from theorylab.core.claim import Claim, Equals, Finding, Orders
 from theorylab.core.config import Config, setting
 from theorylab.core.operator import Operator
 from theorylab.core.seeds import derived_seed
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
@@ -84,9 +84,8 @@ class TraceConfig(Config):
 
 def operator_of(matrix: Tensor) -> Operator:
     """The map of a symmetric matrix, known by its products."""
-    return Operator(
-        matrix.shape, lambda v: matrix @ v, matmat=lambda V: matrix @ V, symmetric=True, dtype=matrix.dtype, device=matrix.device
-    )
+    shape = len(matrix), len(matrix)
+    return Operator(shape, lambda v: matrix @ v, matmat=lambda V: matrix @ V, symmetric=True, dtype=matrix.dtype, device=matrix.device)
 
 
 def symmetric(config: TraceConfig, seed: int, diagonal: float) -> Tensor:
@@ -182,7 +181,7 @@ def check_variance(config: TraceConfig) -> Iterator[Finding | Series]:
             yield HUTCHINSON_VARIANCE.control_check(predicted=1.0, measured=ratios(normal, predicted), setting=f"{name}, Gaussian")
 
     title = "Random signs do not feel the diagonal"
-    axes = {"x": "share of ‖A‖_F² on the diagonal", "y": "Var(zᵀAz) / ‖A‖_F²"}
+    axes: dict[str, Any] = {"x": "share of ‖A‖_F² on the diagonal", "y": "Var(zᵀAz) / ‖A‖_F²"}
     figure = Series("variance", title, claim=HUTCHINSON_VARIANCE.key, **axes)
     figure.line("random signs", shares, rademacher, mark="points")
     figure.line("2 (1 − share)", shares, [2 * (1 - share) for share in shares], role="predicted")
@@ -205,19 +204,24 @@ def check_order(config: TraceConfig) -> Iterator[Finding | Series]:
         errors(network, 3 * n, ("hutchinson", "xtrace")),
         errors(flat, n, ("hutchinson", "hutchpp")),
     )
-    for errs, name, worse, better in (
+    pairs: tuple[tuple[dict[Method, Tensor], str, Method, Method], ...] = (
         (on_decaying, f"eigenvalues 0.8ⁱ, {n} products", "hutchinson", "hutchpp"),
         (on_decaying, f"eigenvalues 0.8ⁱ, {n} products", "hutchpp", "xtrace"),
         (on_network, f"trained network, {3 * n} products", "hutchinson", "xtrace"),
-    ):
+    )
+    for errs, name, worse, better in pairs:
         yield ORDER.check(measured=(errs[worse] / errs[better]).log(), setting=f"{name}, ln RMSE of {NAMES[worse]} less {NAMES[better]}")
     name = f"eigenvalues ±1, {n} products, ln RMSE of {NAMES['hutchinson']} less {NAMES['hutchpp']}"
     yield ORDER.control_check(measured=(on_flat["hutchinson"] / on_flat["hutchpp"]).log(), setting=name)
 
-    axes = {"x": "products", "y": "root mean square error / trace", "x_scale": "log", "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "products", "y": "root mean square error / trace", "x_scale": "log", "y_scale": "log"}
     figure = Series("order", "A subspace takes out what makes the noise", claim=ORDER.key, **axes)
     counts = [12, 30, 60, 90]
-    for label, matrix, role, methods in (("0.8ⁱ", decaying, "measured", NAMES), ("±1", flat, "control", ("hutchinson", "hutchpp"))):
+    spectra: tuple[tuple[str, Tensor, Role, Iterable[Method]], ...] = (
+        ("0.8ⁱ", decaying, "measured", NAMES),
+        ("±1", flat, "control", ("hutchinson", "hutchpp")),
+    )
+    for label, matrix, role, methods in spectra:
         curves = [errors(matrix, count, methods, draws=20) for count in counts]
         for method in methods:
             figure.line(f"{NAMES[method]}, {label}", counts, [float(c[method].square().mean().sqrt()) for c in curves], role=role)

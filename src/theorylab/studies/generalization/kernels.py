@@ -91,7 +91,7 @@ def network(width: int, seed: int, config: KernelsConfig, *, activation: str = "
 
 def heavy_tailed(net: nn.Sequential, seed: int) -> nn.Sequential:
     """The same network with output weights of a heavy tail, still of variance 1."""
-    weight = net[-1].weight
+    weight = net[-1].get_parameter("weight")
     drawn = np.random.default_rng(seed).standard_t(TAIL, size=tuple(weight.shape)) / (TAIL / (TAIL - 2)) ** 0.5
     with torch.no_grad():
         weight.copy_(torch.from_numpy(drawn))

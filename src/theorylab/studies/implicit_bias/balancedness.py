@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -218,7 +218,7 @@ def balancedness(config: BalancednessConfig) -> Iterator[Finding | Series | Stag
         steps = train(sgd(lr=lr), wide, wide_x, wide_y, activation, config.steps)
         yield check(predicted=0.0, measured=layer_residual(steps, lr))
 
-    axes = {"x": "step", "y": "imbalance gained ‖B(t) − B(0)‖", "claim": DISCRETE_IDENTITY.key, "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "step", "y": "imbalance gained ‖B(t) − B(0)‖", "claim": DISCRETE_IDENTITY.key, "y_scale": "log"}
     paths = Series("imbalance", f"What the layers' imbalance gains, η = {config.lrs[0]:g}", **axes)
     numbers = range(1, config.steps + 1)
     gd = sgd(lr=config.lrs[0])

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from theorylab.core.claim import AtMost, Claim, Equals, Finding
 from theorylab.core.config import Config, setting
 from theorylab.core.problem import Problem
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.digits import digits
@@ -120,10 +121,8 @@ def check_one_layer(
         scores, matrices, outside = [], [], []
         for net in networks(widths):
             problem = Problem(net, half_squared, as_vectors[0])
-            exact, found = (
-                influence(problem, as_vectors[1], curvature=c, damping=config.decay, solver=s)
-                for c, s in (("ggn", "dense"), ("kfac", "auto"))
-            )
+            exact = influence(problem, as_vectors[1], curvature="ggn", damping=config.decay, solver="dense")
+            found = influence(problem, as_vectors[1], curvature="kfac", damping=config.decay)
             scores.append(distance(found, exact))
             G, K = ggn(problem).to_dense(), kfac(problem)
             matrices.append(max(distance(k, g) for k, g in zip(blocks(K, K.to_dense()), blocks(K, G), strict=True)))
@@ -137,9 +136,10 @@ def check_one_layer(
             note = f"up to {max(outside):.2g} of ‖G‖ lies outside of the blocks"
             yield KFAC_ONE_LAYER.control_check(predicted=0.0, measured=scores, setting="two layers, influence scores", note=note)
             yield KFAC_ONE_LAYER.control_check(predicted=0.0, measured=matrices, setting="two layers, worst block", note=note)
-    axes = {"x": "exact influence, of its root mean square", "y": "influence with K-FAC, likewise"}
+    axes: dict[str, Any] = {"x": "exact influence, of its root mean square", "y": "influence with K-FAC, likewise"}
     figure = Series("kfac", "K-FAC's influence is exact for one layer and not for two", claim=KFAC_ONE_LAYER.key, **axes)
-    for layers, label, role in ((2, "one layer", "measured"), (3, "two layers", "control")):
+    curves: tuple[tuple[int, str, Role], ...] = ((2, "one layer", "measured"), (3, "two layers", "control"))
+    for layers, label, role in curves:
         exact, found = shown[layers]
         some = exact.argsort()[:: max(1, len(exact) // 300)]
         scale = exact.square().mean().sqrt()

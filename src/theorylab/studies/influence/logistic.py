@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +157,7 @@ def check_derivative(config: LogisticConfig) -> Iterator[Finding | Series]:
 
     truth, found, at_two, twice = shown
     order = truth.argsort()
-    axes = {"x": "‖dθ/dw‖ of refits", "y": "‖dθ/dw‖ by formula", "x_scale": "log", "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "‖dθ/dw‖ of refits", "y": "‖dθ/dw‖ by formula", "x_scale": "log", "y_scale": "log"}
     figure = Series("derivative", "The derivative in a row's weight, at the optimum and not", claim=DERIVATIVE.key, **axes)
     figure.line("at the optimum", truth[order], found[order], role="predicted")
     figure.line("after two Newton steps", truth[order], at_two[order], role="control", mark="points")
@@ -176,7 +177,7 @@ def check_removal(config: LogisticConfig) -> Iterator[Finding | Series]:
     heavy = [np.subtract(*leave_one_out_errors(config.sizes[0], HEAVY, config, seed)) for seed in config.replica_seeds]
     yield NEWTON_STEP.control_check(measured=heavy, setting=f"λ = {HEAVY:g}, n = {config.sizes[0]}")
 
-    axes = {"x": "rows n", "y": "relative error of the change", "x_scale": "log", "y_scale": "log"}
+    axes: dict[str, Any] = {"x": "rows n", "y": "relative error of the change", "x_scale": "log", "y_scale": "log"}
     figure = Series("removal", "A removed row moves the fit further than its influence says", claim=NEWTON_STEP.key, **axes)
     figure.line("influence", config.sizes, influence.mean(0), low=influence.min(0), high=influence.max(0), role="control")
     yield figure.line("Newton step", config.sizes, step.mean(0), low=step.min(0), high=step.max(0))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ def network(config: NetworkConfig) -> Iterator[Finding | Series | Stage]:
     assert shown is not None
     truth, found, other = (t.flatten() for t in shown)
     some = truth.argsort()[:: max(1, len(truth) // 400)]  # of thousands of coordinates, enough for the eye
-    axes = {"x": "dθ/dε of the proximal solution", "y": "by formula"}
+    axes: dict[str, Any] = {"x": "dθ/dε of the proximal solution", "y": "by formula"}
     figure = Series("proximal", "Gauss-Newton influence is the response of a proximal problem", claim=PROXIMAL_BREGMAN.key, **axes)
     figure.line("Gauss-Newton", truth[some], found[some], role="predicted")
     yield figure.line("Hessian", truth[some], other[some], role="control", mark="points")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def ridge(config: RidgeConfig) -> Iterator[Finding | Series | Stage]:
             yield LEAVE_ONE_OUT.control_check(predicted=0.0, measured=wrong, setting=f"λ = {penalty:g}, leverage without it")
     missed, predicted, textbook, residual = shown  # at the last penalty, of the last seed
     title = "One fit tells what every refit misses"
-    axes = {"x": "y − ŷ of the refit without the row", "y": "by formula, from one fit"}
+    axes: dict[str, Any] = {"x": "y − ŷ of the refit without the row", "y": "by formula, from one fit"}
     figure = Series("press", title, claim=LEAVE_ONE_OUT.key, **axes)
     figure.line("r / (1 − h)", missed, predicted, role="predicted")
     figure.line("leverage without λ", missed, textbook, role="control", mark="points")

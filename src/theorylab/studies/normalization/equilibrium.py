@@ -27,7 +27,7 @@ from torch import Tensor
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.learning.memorizing import memorizing_population
@@ -36,7 +36,7 @@ from theorylab.learning.optimizers.observed import observed, step_geometry
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.learning.trajectory import Trajectory
-from theorylab.models.normalized import NormalizedMLP
+from theorylab.models.normalized import Kind, NormalizedMLP
 from theorylab.theory.normalization import equilibrium_angle, equilibrium_norm4
 
 RELATIVE_UPDATE = Claim(
@@ -127,7 +127,12 @@ def turning(grads: Params, before: Params, after: Params) -> dict[str, Tensor]:
 
 
 def build(
-    config: EquilibriumConfig, seeds: Sequence[int], lr: Tensor, decay: Tensor, momentum: Tensor | float = 0.0, normalization: str = "batch"
+    config: EquilibriumConfig,
+    seeds: Sequence[int],
+    lr: Tensor,
+    decay: Tensor,
+    momentum: Tensor | float = 0.0,
+    normalization: Kind = "batch",
 ) -> Population:
     """Replicas with these hyper-parameters, each with the data and minibatches of its seed."""
     return memorizing_population(
@@ -208,7 +213,8 @@ def check_laws(config: EquilibriumConfig) -> Iterator[Finding | Series]:
     yield figure.line(f"no BatchNorm, γ = {MOMENTA[-1]:g}", run.steps, rms(unnormalized, bare_heavy), role="control")
 
     figure = Series("norm", "The norm settles where decay balances the gradients", x="step", y="mean ‖θ‖⁴", claim=NORM.key, y_scale="log")
-    for name, part, role in (("γ = 0", plain, "measured"), (f"γ = {MOMENTA[-1]:g}, step η(1−γ)", heavy, "control")):
+    runs: tuple[tuple[str, slice, Role], ...] = (("γ = 0", plain, "measured"), (f"γ = {MOMENTA[-1]:g}, step η(1−γ)", heavy, "control"))
+    for name, part, role in runs:
         figure.line(name, run.steps, run["norm4 1"][:, part].mean(1), role=role)
         settled = equilibrium_norm4(config.lr, config.decay, float(means["unit 1"][part].mean()))
         figure.line(f"η/(2λ) E‖ḡ‖², {name}", run.steps, level(settled), role="predicted")

@@ -26,7 +26,7 @@ from theorylab.learning.optimizers.exponential import exponential_sgd
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.learning.trajectory import Trajectory
-from theorylab.models.normalized import NormalizedMLP
+from theorylab.models.normalized import Kind, NormalizedMLP
 from theorylab.theory.normalization import exponential_growth, matched_buffer
 
 EQUIVALENCE = Claim(
@@ -60,7 +60,7 @@ class ExpLrConfig(Config):
 
 
 def train(
-    config: ExpLrConfig, optimizer: Optimizer, seeds: Sequence[int], normalization: str = "batch", eps: float = 0.0, head: bool = False
+    config: ExpLrConfig, optimizer: Optimizer, seeds: Sequence[int], normalization: Kind = "batch", eps: float = 0.0, head: bool = False
 ) -> tuple[Trajectory, Tensor]:
     """Losses over all rows and weight norms during training, and the final hidden weights in one vector (replica, p)."""
     population = memorizing_population(
@@ -88,7 +88,8 @@ def train(
 
 def hypers(rates: Sequence[tuple[float, float, float]], config: ExpLrConfig) -> tuple[Tensor, Tensor, Tensor]:
     """η, λ and γ of each replica."""
-    return tuple(torch.tensor(values, dtype=config.torch_dtype, device=config.device) for values in zip(*rates, strict=True))
+    lr, decay, momentum = (torch.tensor(values, dtype=config.torch_dtype, device=config.device) for values in zip(*rates, strict=True))
+    return lr, decay, momentum
 
 
 def decayed(rates: Sequence[tuple[float, float, float]], config: ExpLrConfig) -> Optimizer:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.functional import hessian
+from torch.autograd import functional
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.core.substitution import places_of, substituted
@@ -27,7 +28,7 @@ from theorylab.learning.optimizers.observed import observed
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.learning.trajectory import Trajectory
-from theorylab.models.normalized import NormalizedMLP, PreNormResidual
+from theorylab.models.normalized import Kind, NormalizedMLP, PreNormResidual
 from theorylab.models.seeded import seeded
 from theorylab.theory.normalization import invariant_blocks, squared_norm_after_step
 
@@ -125,6 +126,13 @@ def gradient(risk: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     return torch.autograd.grad(risk(leaf), leaf)[0]
 
 
+def hessian(risk: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+    """∇²L(θ)."""
+    found = functional.hessian(risk, theta)
+    assert isinstance(found, Tensor)
+    return found
+
+
 def residuals(risk: Callable[[Tensor], Tensor], theta: Tensor, c: float) -> dict[str, float]:
     """By how much each of the four identities is missed, relative to its right-hand side."""
     g, h = gradient(risk, theta), hessian(risk, theta)
@@ -158,7 +166,8 @@ def check_derivatives(config: InvarianceConfig) -> Iterator[Finding | Series]:
         x_scale="log",
         y_scale="log",
     )
-    for eps, role in ((0.0, "measured"), (1e-2, "control")):
+    cases: tuple[tuple[float, Role], ...] = ((0.0, "measured"), (1e-2, "control"))
+    for eps, role in cases:
         risk, theta = flat_risk(config, config.seed, eps)
         for what, derivative in (("gradient", gradient), ("Hessian", hessian)):
             norms = torch.stack([derivative(risk, c * theta).norm() for c in scales.to(theta)])
@@ -171,7 +180,7 @@ def check_derivatives(config: InvarianceConfig) -> Iterator[Finding | Series]:
 
 
 def train(
-    config: InvarianceConfig, normalization: str = "batch", *, lr: float = ETA, decay: float = 0.0, momentum: float = 0.0
+    config: InvarianceConfig, normalization: Kind = "batch", *, lr: float = ETA, decay: float = 0.0, momentum: float = 0.0
 ) -> Trajectory:
     """Norms before and after each step, and gradient norms, of every hidden matrix: values (step, replica)."""
     data = [random_labels(config.rows, config.inputs, seed=s, dtype=config.torch_dtype) for s in config.replica_seeds]
@@ -199,11 +208,11 @@ def squares(run: Trajectory, what: str) -> Tensor:
 def check_norms(config: InvarianceConfig) -> Iterator[Finding | Series]:
     """The norm of each step, and over all steps without decay."""
 
-    def update(run: Trajectory, lr: float, decay: float) -> dict[str, Tensor]:
+    def update(run: Trajectory, lr: float, decay: float) -> dict[str, Any]:
         predicted = squared_norm_after_step(squares(run, "norm"), squares(run, "gradient"), lr, decay)
         return {"predicted": predicted, "measured": squares(run, "after")}
 
-    def growth(run: Trajectory, lr: float) -> dict[str, Tensor]:
+    def growth(run: Trajectory, lr: float) -> dict[str, Any]:
         total = squares(run, "gradient").cumsum(0)
         return {"predicted": squared_norm_after_step(squares(run, "norm")[:1], total, lr), "measured": squares(run, "after")}
 
@@ -225,13 +234,14 @@ def check_norms(config: InvarianceConfig) -> Iterator[Finding | Series]:
         claim=NORM_GROWTH.key,
         y_scale="log",
     )
+    sides: tuple[tuple[str, Role], ...] = (("measured", "measured"), ("from the gradients", "predicted"))
     for lr in (factor * ETA for factor in TOO_LARGE):
         run = train(config, lr=lr)
         name = f"η = {lr:g}"
         yield NORM_GROWTH.check(**growth(run, lr), setting=name)
         yield NORM_GROWTH.check(predicted=0.0, measured=falls(run), setting=f"{name}, steps at which a norm falls")
-        for label, what, role in (("measured", "measured", "measured"), ("from the gradients", "predicted", "predicted")):
-            norms = torch.cat([squares(run, "norm")[:1], growth(run, lr)[what]])[:, 0, -1]  # of the first replica, from step 0
+        for label, role in sides:
+            norms = torch.cat([squares(run, "norm")[:1], growth(run, lr)[role]])[:, 0, -1]  # of the first replica, from step 0
             figure.line(f"{name}, {label}", range(config.steps + 1), lr / norms, role=role)
     yield NORM_GROWTH.control_check(**growth(decayed, ETA), setting=f"λ = {LAMBDA:g}")
     yield NORM_GROWTH.control_check(predicted=0.0, measured=falls(decayed), setting=f"λ = {LAMBDA:g}, steps at which a norm falls")

@@ -72,7 +72,7 @@ def without_norms(net: Transformer) -> None:
         net.norm = nn.Identity()
         return
     for block in net.blocks:
-        block.norms = nn.ModuleList(nn.Identity() for _ in block.norms)
+        block.norms = nn.ModuleList(nn.Identity() for _ in block.get_submodule("norms").children())
 
 
 def gradient_norm(config: TransformerConfig, placement: Placement, layers: int, seed: int, *, normalized: bool = True) -> Tensor:

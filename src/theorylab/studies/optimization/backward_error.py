@@ -15,7 +15,7 @@ from torch import Tensor
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.learning.flow import gradient_flow
@@ -82,7 +82,7 @@ def backward_error(config: BackwardErrorConfig) -> Iterator[Finding | Series | S
     figure = Series("orders", "Gradient descent against three flows", x="step size η", y="distance", claim=IMPLICIT_REGULARIZATION.key)
     figure.x_scale = figure.y_scale = "log"
 
-    def orders(coefficient: float, label: str, role: str) -> list[float]:
+    def orders(coefficient: float, label: str, role: Role) -> list[float]:
         errors = flow_errors(config, start, steps, coefficient)
         figure.line(label, steps, errors.log().mean(1).exp(), role=role)
         return [power_law(steps, column) for column in errors.T]

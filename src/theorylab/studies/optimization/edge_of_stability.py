@@ -36,7 +36,7 @@ from torch import nn
 
 from theorylab.core.claim import Claim, Finding, Orders, Within
 from theorylab.core.config import Config, setting
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.images import pixels
@@ -172,12 +172,12 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
 
     figure = Series("momentum", "Momentum moves the edge", x="step", y="λ₁ / edge with momentum", claim=MOMENTUM.key)
     beta = MOMENTUM_COEFFICIENT
-    methods = (("polyak", config.polyak_lr, config.momentum_steps), ("nesterov", config.nesterov_lr, config.momentum_steps))
-    for method, eta, steps in methods:
+    methods: dict[Literal["polyak", "nesterov"], float] = {"polyak": config.polyak_lr, "nesterov": config.nesterov_lr}
+    for method, eta in methods.items():
         name = f"{method.capitalize()}, η = {eta:g}"
         yield Stage(name)
         edge, without = stability_threshold(eta, beta, method=method), stability_threshold(eta)
-        trained = run(sgd(lr=eta, momentum=beta, nesterov=method == "nesterov"), steps=steps)
+        trained = run(sgd(lr=eta, momentum=beta, nesterov=method == "nesterov"), steps=config.momentum_steps)
         yield MOMENTUM.check(predicted=edge, measured=trained.late(trained["sharpness"]), setting=name)
         slow = eta / SLOWER
         below = run(sgd(lr=slow, momentum=beta, nesterov=method == "nesterov"), steps=FEW_STEPS, measurements=2)
@@ -198,7 +198,8 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
     yield PROGRESSIVE_SHARPENING.control_check(measured=flat, setting="linear model")
     title = "Sharpness grows along the path of a network"
     figure = Series("sharpening", title, x="step", y="λ₁ / λ₁ at the start", claim=PROGRESSIVE_SHARPENING.key)
-    for label, r, role in (("tanh network", network, "measured"), ("linear model", linear, "control")):
+    runs: tuple[tuple[str, Trajectory, Role], ...] = (("tanh network", network, "measured"), ("linear model", linear, "control"))
+    for label, r, role in runs:
         relative = r.values["sharpness"] / r.values["sharpness"][0]
         figure.line(label, r.steps, relative.mean(1), low=relative.amin(1), high=relative.amax(1), role=role)
     yield figure

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from theorylab.core.claim import Claim, Finding, Within
 from theorylab.core.config import Config, setting
-from theorylab.core.series import Series, Stage
+from theorylab.core.series import Role, Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.images import pixels
@@ -157,14 +157,14 @@ def edges(config: EdgesConfig) -> Iterator[Finding | Series | Stage]:
     yield ADAM.control_check(predicted=without, measured=sharp, setting="against 2/η")
     yield ADAM.control_check(predicted=edge, measured=run.late(run.values["plain"]), setting="λ₁ of the Hessian itself")
     figure = Series("adam", "Adam at an edge of its own", x="step", y="sharpness / edge", claim=ADAM.key)
-    lines = (
+    lines: tuple[tuple[str, Tensor, Role], ...] = (
         ("preconditioned", run["sharpness"], "measured"),
         (f"preconditioned, batch {BATCH}", noisy["sharpness"], "control"),
         ("not preconditioned", run["plain"], "control"),
     )
     for label, values, role in lines:
         ratio = values[1:] / edge  # before the first step there is no preconditioner
-        figure.line(label, run.steps[1:], ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)  # type: ignore[arg-type]
+        figure.line(label, run.steps[1:], ratio.mean(1), low=ratio.amin(1), high=ratio.amax(1), role=role)
     yield figure.line("edge of stability", run.steps[1:], torch.ones(len(run.steps) - 1), role="predicted")
 
     yield Stage(f"SAM, η = {config.sam_lr:g}, ρ = {config.rho:g}")

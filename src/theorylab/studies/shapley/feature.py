@@ -26,7 +26,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.data.tabular import breast_cancer
-from theorylab.instruments.feature_games import feature_game
+from theorylab.instruments.feature_games import Law, feature_game
 from theorylab.instruments.feature_values import feature_shapley
 from theorylab.instruments.games import table
 from theorylab.instruments.interactions import interactions
@@ -106,7 +106,8 @@ def feature(config: FeatureConfig) -> Iterator[Finding | Series | Stage]:
                 found.append(matrix[~torch.eye(config.features, dtype=torch.bool)].abs().max())
         moments = background.mean(0).numpy(), np.cov(background.numpy(), rowvar=False, bias=True)
         expected.append(shapley_of_dividends(dividends_of(conditional_linear_game(unread.numpy(), one.numpy(), *moments))))
-        for law, found in (("gaussian", conditional), ("interventional", interventional)):
+        laws: dict[Law, list[np.ndarray]] = {"gaussian": conditional, "interventional": interventional}
+        for law, found in laws.items():
             found.append(feature_shapley(lambda rows: rows @ unread, one, background, law=law, method="exact").values[0].numpy())
     yield LINEAR.check(predicted=np.concatenate(predicted), measured=np.concatenate(measured), setting="values")
     yield LINEAR.check(predicted=0.0, measured=float(pairs[0]), setting="largest interaction of a pair")
