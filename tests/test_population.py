@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import itertools
 import logging
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from theorylab.learning import fastest, group
+from theorylab.learning import fastest, group, trajectory
 from theorylab.learning.minibatches import DataOrder, minibatches
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
@@ -547,6 +549,31 @@ def test_trajectory():
     nothing = pop.train(1)
     assert nothing.steps.tolist() == []
     assert nothing.values == {}
+
+
+def test_a_trajectory_is_as_long_as_it_gets_and_of_a_type_that_holds_all():
+    pop = population(mode="vmap")
+    steps = 2 * trajectory.FIRST_ROWS + 3
+    path = pop.train(steps, every=1, measure=lambda now: torch.full((K,), now.step_count if now.step_count < 70 else now.step_count + 0.5))
+    assert path.steps.tolist() == list(range(steps + 1))
+    wanted = [t if t < 70 else t + 0.5 for t in range(steps + 1)]
+    assert path["value"].dtype == torch.float32
+    assert path["value"].tolist() == [[t] * K for t in wanted]
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_no_tensor_is_kept_of_each_step(every):
+    """They would split what large ones leave free, and the process would grow with every step."""
+    alive, gd, steps = [], sgd(LR), itertools.count()
+
+    def update(grads, state, params):
+        if next(steps) % 25 == 24:  # asking takes a while
+            alive.append(sum(type(o) is Tensor for o in gc.get_objects()))
+        return gd.update(grads, state, params)
+
+    population(optimizer=Optimizer("counting", gd.init, update), mode="vmap").train(100, every=every)
+    assert len(alive) == 4
+    assert alive[-1] <= alive[0] + 2  # some come and go
 
 
 def test_divergence_names_replica_and_step():

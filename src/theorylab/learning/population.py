@@ -273,7 +273,7 @@ class Population:
         """All that a training has changed and seen."""
         chunk = max(group.size for group in self._groups) if self.mode == "vmap" else 0
         groups = [group.snapshot() for group in self._groups]
-        seen = {"steps": recorder.steps, "rows": recorder.rows}
+        seen = vars(recorder.trajectory())
         return {"done": done, "step_count": self.step_count, "mode": self.mode, "chunk": chunk, "groups": groups, "seen": seen}
 
     def _resume(self, checkpoint: Checkpoint | None, recorder: Recorder, steps: int) -> int:
@@ -287,7 +287,7 @@ class Population:
         for group, snapshot in zip(self._groups, state["groups"], strict=True):
             group.restore(snapshot)
         self.step_count = state["step_count"]
-        recorder.steps, recorder.rows = state["seen"]["steps"], state["seen"]["rows"]
+        recorder.resume(Trajectory(**state["seen"]))
         checkpoint.say(state["done"], steps)
         return state["done"]
 
@@ -304,19 +304,20 @@ class Population:
         lanes: dict[torch.device, list[Group]] = {}
         for group in self._groups:
             lanes.setdefault(group.device, []).append(group)
-        seen: dict[int, list[Tensor]] = {}
+        seen: dict[int, Tensor] = {}  # (step, replica) of each group: a tensor a step, kept, would split what large ones leave free
         for together in zip_longest(*lanes.values()):  # one group of each device at a time, their steps in turn
-            running = [
-                (seen.setdefault(id(g), []), g.steps(count, self._recorded.get((g.size, g.device)))) for g in together if g is not None
-            ]
-            for _ in range(count):
-                for losses, steps in running:
-                    losses.append(next(steps))
+            running = [(id(g), g.steps(count, self._recorded.get((g.size, g.device)))) for g in together if g is not None]
+            for t in range(count):
+                for name, steps in running:
+                    losses = next(steps)
+                    if name not in seen:
+                        seen[name] = losses.new_empty(count, len(losses))
+                    seen[name][t] = losses
         first = self.step_count
         self.step_count += count
         if not check:
             return
-        losses = torch.cat([torch.stack(seen[id(g)]).to(self.device) for g in self._groups], 1)  # (step, replica)
+        losses = torch.cat([seen[id(g)].to(self.device) for g in self._groups], 1)  # (step, replica)
         bad = ~losses.isfinite()
         if bool(bad.any()):
             t, k = (int(i) for i in bad.nonzero()[0])

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 Measured = Tensor | dict[str, Tensor]
+FIRST_ROWS = 64
+"""Measurements for which there is room at first."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,16 @@ class Trajectory:
 
 
 class Recorder:
-    """Collects what ``measure`` returns and checks that it is one number a replica."""
+    """Collects what ``measure`` returns and checks that it is one number a replica.
+
+    Each quantity has one table, which doubles when it is full: a small tensor kept from every step would split the large ones that steps
+    leave free, and the process would grow by their size at each.
+    """
 
     def __init__(self, size: int):
         self.size = size
         self.steps: list[int] = []
-        self.rows: list[dict[str, Tensor]] = []
+        self._tables: dict[str, Tensor] = {}
 
     def add(self, step: int, measured: Measured) -> None:
         """Record the measurement of one step.
@@ -48,13 +54,22 @@ class Recorder:
             if not isinstance(value, Tensor) or value.shape != (self.size,):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"measure must return one number a replica, shape ({self.size},), got {got} for {name!r}.")
-        if self.rows and row.keys() != self.rows[0].keys():
-            raise ValueError(f"measure must return the same names every time, got {sorted(row)} after {sorted(self.rows[0])}.")
+        if self.steps and row.keys() != self._tables.keys():
+            raise ValueError(f"measure must return the same names every time, got {sorted(row)} after {sorted(self._tables)}.")
+        done = len(self.steps)
+        for name, value in row.items():
+            table = self._tables[name] if done else value.detach().new_empty(FIRST_ROWS, self.size)
+            if done == len(table):
+                table = torch.cat([table, torch.empty_like(table)])
+            self._tables[name] = table.to(torch.promote_types(table.dtype, value.dtype))
+            self._tables[name][done] = value.detach()
         self.steps.append(step)
-        self.rows.append({name: value.detach().clone() for name, value in row.items()})
 
     def trajectory(self) -> Trajectory:
         """All that was recorded."""
-        names = self.rows[0] if self.rows else {}
         steps = torch.tensor(self.steps, dtype=torch.int64, device="cpu")
-        return Trajectory(steps, {k: torch.stack([row[k] for row in self.rows]) for k in names})
+        return Trajectory(steps, {name: table[: len(self.steps)].clone() for name, table in self._tables.items()})
+
+    def resume(self, trajectory: Trajectory) -> None:
+        """Go on after what an earlier recorder had."""
+        self.steps, self._tables = trajectory.steps.tolist(), dict(trajectory.values)
