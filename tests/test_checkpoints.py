@@ -17,6 +17,7 @@ from test_runner import compute, jobs
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from theorylab.core import checkpoints as checkpoints_module
 from theorylab.core.checkpoints import checkpoints, discard, once
 from theorylab.core.record import folder_of, training_folder
 from theorylab.learning import population as population_module
@@ -96,7 +97,7 @@ def test_training_goes_on_where_it_was_stopped(tmp_path: Path, mode: str, kind: 
     path = undisturbed.train(STEPS, every=EVERY, measure=losses)
     with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
         population(**settings).train(STEPS, every=EVERY, measure=stopped_at(stop))
-    (state,) = tmp_path.iterdir()
+    (state,) = tmp_path.glob("*.pt")
     taken = torch.load(state, weights_only=True)["state"]["done"]
     assert 1 <= taken < STEPS
     again = population(**settings)
@@ -113,7 +114,7 @@ def test_a_training_that_ended_is_not_done_again(tmp_path: Path, monkeypatch: py
 
     with checkpoints(tmp_path, every=0):
         pop, first, second = program()
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["0001.pt", "0002.pt"]
+    assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["0001.pt", "0002.pt"]
     monkeypatch.setattr(Population, "_advance", None)  # no step can be taken
     with checkpoints(tmp_path, every=0):
         again, of_first, of_second = program()
@@ -232,7 +233,11 @@ def test_a_part_is_computed_once(tmp_path: Path) -> None:
         first = once(partial(part, "first"))
         population(mode="vmap").train(STEPS)
         if stop:
-            assert sorted(path.name for path in tmp_path.iterdir()) == ["0001.pt", "0002.pt"]  # nothing of the training inside the part
+            assert sorted(path.name for path in tmp_path.iterdir()) == [
+                "0001.pt",
+                "0002.pt",
+                "seconds",
+            ]  # nothing of the training inside the part
             raise Stopped
         return [first, once(partial(part, "second"))]
 
@@ -279,6 +284,29 @@ def test_long_training_tells_how_far_it_is(tmp_path: Path) -> None:
     with checkpoints(tmp_path, every=3600, tell=told.append):
         population().train(STEPS)
     assert not told
+
+
+def test_the_clock_counts_what_earlier_processes_spent_on_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: now[0])
+
+    def measure(population: Population) -> dict[str, Tensor]:
+        now[0] += 10
+        if population.step_count == 12:
+            raise Stopped
+        return losses(population)
+
+    with checkpoints(tmp_path, every=0) as clock, pytest.raises(Stopped):
+        population().train(STEPS, every=EVERY, measure=measure)  # 10 seconds each at steps 0, 4 and 8, and 10 more that are lost
+    assert clock.read() == 40
+    now[0] += 5000
+    with checkpoints(tmp_path, every=0) as clock:
+        assert clock.read() == 30
+        now[0] += 1
+        assert clock.read() == 31
+    (tmp_path / "seconds").write_text("damaged")
+    with checkpoints(tmp_path, every=0) as clock:
+        assert clock.read() == 0
 
 
 def test_a_negative_interval_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,25 @@ _ROOM = 0.1
 """Of the free disk, that one state may take."""
 
 
+class Clock:
+    """Seconds since the program was first begun, less those between its processes and those after a process's last state."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path, self._begun, self._before = path, time.monotonic(), 0.0
+        if path is not None:
+            with suppress(OSError, ValueError):  # nothing there yet, or damaged
+                self._before = float(path.read_text())
+
+    def read(self) -> float:
+        """The seconds until now."""
+        return self._before + time.monotonic() - self._begun
+
+    def save(self) -> None:
+        """Leave them for the next process."""
+        if self._path is not None:
+            self._path.write_text(str(self.read()))
+
+
 @dataclass
 class _Place:
     """A folder, and how many computations have begun that may leave something in it."""
@@ -29,6 +48,7 @@ class _Place:
     folder: Path
     every: float
     tell: Callable[[str], None] | None
+    clock: Clock
     count: int = 0
 
     def next(self, call: dict[str, Any]) -> Checkpoint:
@@ -40,7 +60,7 @@ _here: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
 
 
 @contextmanager
-def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Callable[[str], None] | None = None) -> Iterator[None]:
+def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Callable[[str], None] | None = None) -> Iterator[Clock]:
     """Whatever `Population.train` does inside leaves its state in a folder, and goes on from what it finds there.
 
     Trainings are told apart by their order, so the program must be the same as the one that was stopped: the same calls in the same
@@ -54,6 +74,9 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Ca
         every: Seconds between states, at least 0. Longer where saving would take more than a fiftieth of the time; and nothing is saved
             that would fill a tenth of the free disk.
         tell: Told where a long training goes on, and how far it is, ``"step 300 of 10000"``, at every hundredth at most.
+
+    Yields:
+        The `Clock` of the program, over all its processes.
 
     Raises:
         ValueError: ``every`` is negative.
@@ -76,7 +99,14 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Ca
     """
     if not every >= 0:
         raise ValueError(f"every must be at least 0 seconds, got {every}.")
-    token = _here.set(_Place(Path(folder), every, tell))
+    place = _Place(Path(folder), every, tell, Clock(Path(folder) / "seconds"))
+    with _at(place):
+        yield place.clock
+
+
+@contextmanager
+def _at(place: _Place) -> Iterator[None]:
+    token = _here.set(place)
     try:
         yield
     finally:
@@ -112,7 +142,7 @@ def once(compute: Callable[[], State]) -> State:
     known = checkpoint.load()
     if known is None:
         inside = checkpoint.path.with_suffix("")
-        with checkpoints(inside, every=place.every, tell=place.tell):
+        with _at(replace(place, folder=inside, count=0)):
             known = compute()
         checkpoint.offer(lambda: known, 1, 1)
         discard(inside)
@@ -128,7 +158,7 @@ class Checkpoint:
     """The state of one training on disk, as nested dictionaries and lists of tensors, numbers and strings."""
 
     def __init__(self, path: Path, call: dict[str, Any], place: _Place) -> None:
-        self.path, self.call, self._every, self._tell = path, call, place.every, place.tell
+        self.path, self.call, self._every, self._tell, self._clock = path, call, place.every, place.tell, place.clock
         self._left = False
         self._due = time.monotonic() + place.every
         self._told = 0.0
@@ -180,6 +210,7 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
+            self._clock.save()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from theorylab.core.checkpoints import checkpoints
+from theorylab.core.checkpoints import Clock, checkpoints
 from theorylab.core.config import Config
 from theorylab.core.record import Provenance, Record, claim_dict, machine, source_digest, training_folder, versions
 from theorylab.core.scale import Scale
@@ -86,8 +85,9 @@ def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None)
 
     Where ``runs`` is given, the folder of the records, long training leaves its state there and goes on from what an earlier run left.
 
-    ``seconds`` is the wall time of the study itself, without imports. ``peak_bytes`` is the peak resident size of this process during
-    it (see `theorylab.runners.memory`), imports included, since a study needs those too.
+    ``seconds`` is the wall time of the study itself, without imports, and with what earlier runs spent on training that it goes on with.
+    ``peak_bytes`` is the peak resident size of this process during it (see `theorylab.runners.memory`), imports included, since a study
+    needs those too.
     """
     on_stage("importing")
     try:
@@ -104,15 +104,13 @@ def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # parallel over processes: two threads each on a shared machine is several times slower
     reset_peak()
-    record = empty_record(job)
-    start = time.perf_counter()
-    try:
-        stages = Stages(on_stage)
-        with nullcontext() if runs is None else checkpoints(training_folder(runs, job.provenance), tell=stages.within):
+    record, stages = empty_record(job), Stages(on_stage)
+    with nullcontext(Clock()) if runs is None else checkpoints(training_folder(runs, job.provenance), tell=stages.within) as clock:
+        try:
             result = study.execute(config, stages.begin)
-        record.findings, record.series = result.findings, result.series
-    except Exception:
-        record.error = traceback.format_exc()
-    record.seconds = time.perf_counter() - start
+            record.findings, record.series = result.findings, result.series
+        except Exception:
+            record.error = traceback.format_exc()
+        record.seconds = clock.read()
     record.peak_bytes = peak_bytes()
     return record
