@@ -10,6 +10,7 @@ import pytest
 
 from theorylab.core import record as records
 from theorylab.core.claim import AtMost, Claim, Verdict
+from theorylab.core.files import write_atomically
 from theorylab.core.record import Provenance, Record, RecordError
 from theorylab.core.series import Series
 from theorylab.core.source import Source
@@ -56,14 +57,14 @@ def test_every_damage_is_noticed(tmp_path: Path, part: str, damage: str) -> None
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    records.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(records.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        records.write_atomically(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

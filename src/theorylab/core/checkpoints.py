@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from theorylab.core.files import write_atomically
 
 State = TypeVar("State")
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class Clock:
     def save(self) -> None:
         """Leave them for the next process."""
         if self._path is not None:
-            self._path.write_text(str(self.read()))
+            write_atomically(self._path, str(self.read()).encode())
 
 
 @dataclass
@@ -113,14 +116,14 @@ def _at(place: _Place) -> Iterator[None]:
         _here.reset(token)
 
 
-def next_checkpoint(call: dict[str, Any]) -> Checkpoint | None:
+def next_checkpoint(call: Callable[[], dict[str, Any]]) -> Checkpoint | None:
     """The place of the state of the training that begins now; None outside `checkpoints`.
 
     Args:
-        call: What must be the same for a state to be used, in numbers, strings, lists and dictionaries of them.
+        call: Returns what must be the same for a state to be used, in numbers, strings, lists and dictionaries of them.
     """
     place = _here.get()
-    return None if place is None else place.next(call)
+    return None if place is None else place.next(call())
 
 
 def once(compute: Callable[[], State]) -> State:
@@ -199,21 +202,14 @@ class Checkpoint:
         import torch
 
         begun = time.monotonic()
-        temporary = self.path.with_suffix(f".{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             size, free = _bytes(state), shutil.disk_usage(self.path.parent).free
             if size > _ROOM * free:
                 raise OSError(f"it would take {size / 2**30:.1f} of {free / 2**30:.1f} free GiB")
-            with temporary.open("wb") as file:
-                torch.save({"call": self.call, "state": state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
+            write_atomically(self.path, partial(torch.save, {"call": self.call, "state": state}))
             self._clock.save()
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             log.warning("checkpoint %s could not be written (%s); training goes on without.", self.path, error)
             self._left, self._due = False, float("inf")
             return

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from theorylab.core.checkpoints import discard
 from theorylab.core.claim import Claim, Finding, Verdict
+from theorylab.core.files import write_atomically
 from theorylab.core.series import Line, Series
 
 if TYPE_CHECKING:
@@ -173,33 +173,6 @@ def source_digest(module: str) -> str:
     for text in sorted(path.read_bytes() for path in imported_files(module)):
         digest.update(hashlib.sha256(text).digest())
     return digest.hexdigest()[:16]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def try_writing(folder: Path) -> None:
-    """Make a folder and write in it once, before the work whose results it is to hold.
-
-    Raises:
-        OSError: it cannot be made or written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test."):
-        pass
 
 
 def folder_of(runs: Path, provenance: Provenance) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from theorylab.core.cache import cache_folder
-from theorylab.core.record import write_atomically
+from theorylab.core.files import write_atomically
 from theorylab.data.dataset import Dataset
 from theorylab.data.digits import digits
 from theorylab.data.folder import data_file

@@ -19,9 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.files import try_writing, write_atomically
 from theorylab.core.fingerprint import fingerprint
 from theorylab.core.progress import Bar
-from theorylab.core.record import try_writing, versions, write_atomically
+from theorylab.core.record import versions
 from theorylab.core.workers import WorkerDied, Workers
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population

@@ -238,7 +238,7 @@ class Population:
             measure = Population._loss_row
         record = (self.step_count + steps) * self.size >= RECORD_FROM
         recorder = Recorder(self.size)
-        checkpoint = next_checkpoint(self._call(steps, every))
+        checkpoint = next_checkpoint(partial(self._call, steps, every))
         done = self._resume(checkpoint, recorder, steps)
         if done < steps:
             self._settle(record)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from theorylab.core.card import Card, as_json, from_json
-from theorylab.core.record import write_atomically
+from theorylab.core.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from theorylab.core.record import Record, source_digest, write_atomically
+from theorylab.core.files import write_atomically
+from theorylab.core.record import Record, source_digest
 from theorylab.core.study import StudyCard
 from theorylab.report import ledger
 from theorylab.report.interval_plot import Plot, plot

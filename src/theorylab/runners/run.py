@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from theorylab.core.checkpoints import discard
-from theorylab.core.record import Record, RecordError, folder_of, load, save, training_folder, try_writing
+from theorylab.core.files import try_writing
+from theorylab.core.record import Record, RecordError, folder_of, load, save, training_folder
 from theorylab.core.scale import Scale
 from theorylab.core.study import StudyCard, StudyError, load_study
 from theorylab.core.workers import WorkerDied
