@@ -23,7 +23,7 @@ from theorylab.linalg.trace import trace
 
 
 def operator(matrix: Tensor, *, symmetric: bool = True) -> Operator:
-    return Operator(tuple(matrix.shape), lambda v: matrix @ v, matmat=lambda v: matrix @ v, symmetric=symmetric, dtype=matrix.dtype)  # pyright: ignore
+    return Operator.from_matrix(matrix, symmetric=symmetric)
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:
@@ -429,6 +429,24 @@ def test_what_is_no_operator_is_named(solver) -> None:
     for v in ([1.0, 2.0], torch.ones(2).double().numpy()):
         with pytest.raises(TypeError, match=f"multiplies tensors, got {type(v).__name__}"):
             operator(symmetric(2)) @ v  # pyright: ignore
+
+
+def test_a_matrix_is_an_operator() -> None:
+    matrix = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    A = Operator.from_matrix(matrix)
+    assert (A.shape, A.symmetric, A.n_matvecs) == ((2, 3), False, 0)
+    assert torch.equal(A.to_dense(), matrix)
+    assert torch.equal(A.T.to_dense(), matrix.T)
+    assert Operator.from_matrix(matrix @ matrix.T).symmetric
+    for wrong, kind, message in (
+        (matrix.tolist(), TypeError, "matrix must be a tensor of real floating-point numbers, got list"),
+        (matrix.int(), TypeError, "matrix must be .* got torch.int32"),
+        (matrix[0], ValueError, r"matrix must have shape \(rows, columns\), got \(3,\)"),
+    ):
+        with pytest.raises(kind, match=message):
+            Operator.from_matrix(wrong)  # pyright: ignore
+    with pytest.raises(ValueError, match="must be square"):
+        Operator.from_matrix(matrix, symmetric=True)
 
 
 def test_sums_over_long_vectors_keep_the_digits_of_single_precision() -> None:

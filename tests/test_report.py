@@ -415,6 +415,16 @@ def test_points_off_a_logarithmic_axis_are_counted():
     assert draw(Series("s", "t", x="x", y="y", y_scale="log").line("a", [1, 2], [0, -1]), "p").remark == ""  # then the axis is linear
 
 
+def test_what_is_counted_has_no_ticks_between_the_counts() -> None:
+    def labels(y: list[float]) -> list[str]:
+        svg = str(draw(Series("s", "t", x="x", y="y").line("a", [0.1] * len(y), y), "p").svg)
+        return re.findall(r'<text [^>]*class="te">([^<]+)</text>', svg)  # right-aligned: those of the vertical axis
+
+    assert labels([0, 1, 2, 3]) == ["0", "1", "2", "3"]
+    assert labels([0, 1.2, 3]) == ["0", "1", "2", "3"]
+    assert labels([0, 1, 1.9]) == ["0", "0.5", "1", "1.5"]
+
+
 def test_csv_beside_the_page_holds_every_number(out: Path, records: list[Record]):
     record = next(r for r in records if r.study == "optimization/saddle")
     (series,) = record.series

@@ -55,6 +55,46 @@ class Operator:
         self.n_matvecs = 0
         self._matvec, self._matmat, self._rmatvec = matvec, matmat, rmatvec
 
+    @classmethod
+    def from_matrix(
+        cls, matrix: Tensor, *, symmetric: bool | None = None, name: str = "matrix", layout: Mapping[str, slice] | None = None
+    ) -> Operator:
+        """The map of a matrix that is there, (rows, columns).
+
+        Args:
+            matrix: Real floating-point matrix; it is kept, not copied.
+            symmetric: It equals its transpose; unless given, it is compared with it, entry by entry and exactly.
+            name: What the map is, for messages.
+            layout: Where each named part of a vector lies.
+
+        Raises:
+            TypeError: it is no tensor of real floating-point numbers.
+            ValueError: it is no matrix, or not square and said to be symmetric.
+
+        Example:
+            >>> A = Operator.from_matrix(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
+            >>> (A @ torch.ones(2)).tolist(), A.symmetric
+            ([3.0, 4.0], True)
+        """
+        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+            got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise TypeError(f"matrix must be a tensor of real floating-point numbers, got {got}.")
+        if matrix.ndim != 2:
+            raise ValueError(f"matrix must have shape (rows, columns), got {tuple(matrix.shape)}.")
+        matrix = matrix.detach()
+        rows, columns = matrix.shape
+        return cls(
+            (rows, columns),
+            lambda v: matrix @ v,
+            matmat=lambda V: matrix @ V,
+            rmatvec=lambda u: matrix.T @ u,
+            symmetric=torch.equal(matrix, matrix.T) if symmetric is None else symmetric,
+            dtype=matrix.dtype,
+            device=matrix.device,
+            name=name,
+            layout=layout,
+        )
+
     def __matmul__(self, v: Tensor) -> Tensor:
         if not isinstance(v, Tensor):
             raise TypeError(f"{self.name} multiplies tensors, got {type(v).__name__}: convert it by torch.as_tensor, or Problem.flatten.")
@@ -252,5 +292,5 @@ def check_operator(A: object) -> None:
         TypeError: it is none.
     """
     if not isinstance(A, Operator):
-        advice = ": wrap a matrix M as Operator(M.shape, lambda v: M @ v, symmetric=True, dtype=M.dtype)" if isinstance(A, Tensor) else ""
+        advice = ": wrap a matrix as Operator.from_matrix(matrix)" if isinstance(A, Tensor) else ""
         raise TypeError(f"A must be an Operator, such as tl.hessian(problem), got {type(A).__name__}{advice}.")

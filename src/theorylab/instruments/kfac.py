@@ -140,7 +140,7 @@ def _dense(problem: Problem, parts: list[tuple[Tensor, Tensor]], name: str) -> O
     for block, index in parts:
         where = index.reshape(-1)
         matrix[where[:, None], where] = block
-    return Operator((problem.P, problem.P), lambda v: matrix @ v, symmetric=True, dtype=problem.dtype, name=name)
+    return Operator.from_matrix(matrix, symmetric=True, name=name)
 
 
 def dense_kfac(problem: Problem, *, approx: Approx = "expand") -> Operator:

@@ -294,17 +294,7 @@ def layout(problem: Problem) -> dict[str, slice]:
 
 def dense_operator(problem: Problem, matrix: Tensor, name: str) -> Operator:
     """An operator that holds its matrix, (rows, p): what oracles return."""
-    square = matrix.shape[0] == problem.P
-    return Operator(
-        (matrix.shape[0], problem.P),
-        lambda v: matrix @ v,
-        rmatvec=lambda u: matrix.T @ u,
-        symmetric=square and torch.equal(matrix, matrix.T),
-        dtype=matrix.dtype,
-        device=matrix.device,
-        name=name,
-        layout=layout(problem),
-    )
+    return Operator.from_matrix(matrix, name=name, layout=layout(problem))
 
 
 def dense_jacobian(problem: Problem, k: int) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def _marked(x: np.ndarray, log: bool, marks: int = 8) -> list[int]:
     return np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], marks)).clip(max=x.size - 1)).tolist()
 
 
-def _ticks(axis: Any, log: bool) -> None:
+def _ticks(axis: Any, log: bool, counted: bool) -> None:
     from matplotlib import ticker
 
     def label(value: float, _: int) -> str:
@@ -91,7 +91,7 @@ def _ticks(axis: Any, log: bool) -> None:
         return number(value, 6)
 
     if not log:
-        axis.set_major_locator(ticker.MaxNLocator(5))
+        axis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=counted))  # there is no shift by 1.5 pixels
     else:
         low, high = axis.get_view_interval()
         wide = high / low > 12
@@ -152,8 +152,10 @@ def _draw(series: Series, points: int) -> tuple[str, list[Style], str]:
             axes.set_xscale("log")
         if usable["y"]:
             axes.set_yscale("log")
-        for axis, log in ((axes.xaxis, usable["x"]), (axes.yaxis, usable["y"])):
-            _ticks(axis, log)
+        for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+            values = np.concatenate([getattr(line, name) for line in series.lines])
+            counted = bool((values == np.round(values)).all()) and np.ptp(values) >= 2
+            _ticks(axis, usable[name], counted)
         axes.set_xlabel(textwrap.fill(series.x, 58), color=ink)
         axes.set_ylabel(textwrap.fill(series.y, 36), color=ink)
         axes.tick_params(which="both", color=rule, labelcolor=ink, length=3)

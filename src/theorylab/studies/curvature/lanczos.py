@@ -83,11 +83,6 @@ class LanczosConfig(Config):
     networks: int = setting(2, "networks", low=1)
 
 
-def operator_of(matrix: Tensor) -> Operator:
-    """The map of a symmetric matrix, known by its products."""
-    return Operator((len(matrix), len(matrix)), lambda v: matrix @ v, symmetric=True, dtype=matrix.dtype, device=matrix.device)
-
-
 def normal(config: LanczosConfig, seed: int, *shape: int) -> Tensor:
     """Standard normal numbers that the seed determines."""
     generator = torch.Generator().manual_seed(seed)
@@ -96,7 +91,7 @@ def normal(config: LanczosConfig, seed: int, *shape: int) -> Tensor:
 
 def moment_errors(A: Tensor, start: Tensor, steps: int, powers: range) -> Tensor:
     """Error of the quadrature at each power, relative to the moment of |A|, which is not near zero where an odd moment is."""
-    T = lanczos(operator_of(A), start, steps).matrix()
+    T = lanczos(Operator.from_matrix(A, symmetric=True), start, steps).matrix()
     nodes, vectors = torch.linalg.eigh(T)
     weights = vectors[0].square()
     values, basis = torch.linalg.eigh(A)
@@ -151,7 +146,7 @@ def check_ghosts(config: LanczosConfig) -> Iterator[Finding | Series]:
     """How often each outlier is returned."""
     bulk = torch.rand(config.bulk, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float64)
     spectrum = torch.cat([torch.tensor(OUTLIERS, dtype=torch.float64), bulk]).to(config.device, config.torch_dtype)
-    A = operator_of(torch.diag(spectrum))
+    A = Operator.from_matrix(torch.diag(spectrum))
     found: dict[bool, list[int]] = {True: [], False: []}
     listed = []
     title = "Without reorthogonalization an outlier comes back"

@@ -82,12 +82,6 @@ class TraceConfig(Config):
     training: int = setting(100, "steps of gradient descent that it was trained for", low=1)
 
 
-def operator_of(matrix: Tensor) -> Operator:
-    """The map of a symmetric matrix, known by its products."""
-    shape = len(matrix), len(matrix)
-    return Operator(shape, lambda v: matrix @ v, matmat=lambda V: matrix @ V, symmetric=True, dtype=matrix.dtype, device=matrix.device)
-
-
 def symmetric(config: TraceConfig, seed: int, diagonal: float) -> Tensor:
     """A symmetric matrix of squared norm 1, of which the share ``diagonal`` lies on its diagonal; the signs there are random."""
     generator = torch.Generator().manual_seed(seed)
@@ -101,7 +95,7 @@ def symmetric(config: TraceConfig, seed: int, diagonal: float) -> Tensor:
 
 def rademacher_variance(A: Tensor, probes: int, seed: int) -> float:
     """Variance of zᵀAz, from the standard error that the estimator itself reports."""
-    return probes * trace(operator_of(A), n=probes, method="hutchinson", seed=seed).stderr ** 2
+    return probes * trace(Operator.from_matrix(A, symmetric=True), n=probes, method="hutchinson", seed=seed).stderr ** 2
 
 
 def gaussian_variance(A: Tensor, probes: int, seed: int) -> float:
@@ -195,7 +189,7 @@ def check_order(config: TraceConfig) -> Iterator[Finding | Series]:
     decaying, flat, network = rotated(0.8**ranks, config.seed), rotated(signs, config.seed), trained_hessian(config)
 
     def errors(matrix: Tensor, n: int, methods: Iterable[Method] = NAMES, draws: int = config.draws) -> dict[Method, Tensor]:
-        A, truth = operator_of(matrix), float(matrix.diagonal().sum())
+        A, truth = Operator.from_matrix(matrix, symmetric=True), float(matrix.diagonal().sum())
         return {method: root_mean_squares(A, truth, method, n, draws, config.seed) for method in methods}
 
     n = config.products
