@@ -19,9 +19,13 @@ from theorylab.core.checkpoints import checkpoints
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Hyper, Optimizer, take
+from theorylab.learning.optimizers.mirror import exponentiated_gradient
+from theorylab.learning.optimizers.muon import muon
 from theorylab.learning.optimizers.rmsprop import rmsprop
 from theorylab.learning.optimizers.sam import sam
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.optimizers.shampoo import shampoo, soap
+from theorylab.learning.optimizers.steepest import normalized_gd
 from theorylab.learning.optimizers.svag import svag
 from theorylab.learning.population import Population
 from theorylab.learning.schedule import constant, cosine, exponential_decay, power_decay, scheduled, warmup_stable_decay
@@ -235,6 +239,70 @@ def test_equals_torch_optim(name):
             theirs.step()
         for n, p in params.items():
             torch.testing.assert_close(ours[n][k], p.detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.Adam(p, 0.05), lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.1)])
+def test_adam_moves_in_bfloat16_as_that_of_torch_does(make) -> None:
+    """β₂ = 0.999 is one in bfloat16: as powers of that, the bias corrections would be zero."""
+    first = {n: p.bfloat16() for n, p in start(0).items()}
+    decoupled = make(list(first.values())).defaults["weight_decay"] > 0
+    ours = run(adam(0.05, weight_decay=0.1 if decoupled else 0.0, decoupled=decoupled), first, 20)
+    swept = run(
+        adam(0.05, betas=(torch.full((K,), 0.9), torch.full((K,), 0.999)), weight_decay=0.1 * decoupled, decoupled=decoupled), first, 20
+    )
+    theirs = {n: p.clone() for n, p in first.items()}
+    reference = make(list(theirs.values()))
+    for _ in range(20):
+        for n, g in gradient(theirs).items():
+            theirs[n].grad = g
+        reference.step()
+    for n, p in theirs.items():
+        assert ours[n].dtype == torch.bfloat16
+        assert (p - first[n]).abs().max() > 0.3
+        torch.testing.assert_close(ours[n], p, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(swept[n], p, rtol=0.02, atol=0.02)
+
+
+def test_decoupled_decay_of_sgd_shrinks_the_parameter_and_not_the_momentum() -> None:
+    optimizer = sgd(LR, momentum=0.9, weight_decay=0.3 * SPREAD, decoupled=True)
+    ours = run(optimizer, start(0), 7)
+    for k in range(K):
+        eta, decay = float(LR[k]), 0.3 * float(SPREAD[k])
+        for n, p in start(0).items():
+            w, v = p[k], torch.zeros_like(p[k])
+            for _ in range(7):
+                v = 0.9 * v + w**3 + w - 0.3
+                w = (1 - eta * decay) * w - eta * v
+            torch.testing.assert_close(ours[n][k], w)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sgd(-0.1), "lr must not be negative, and finite, got -0.1"),
+        (lambda: sgd(torch.tensor([0.1, -0.1])), "lr must not be negative"),
+        (lambda: sgd(float("nan")), "lr must not be negative, and finite, got nan"),
+        (lambda: sgd(0.1, momentum=1.0), r"momentum must lie in \[0, 1\), got 1"),
+        (lambda: sgd(0.1, weight_decay=-1.0), "weight_decay must not"),
+        (lambda: sgd(0.1, nesterov=True), "nesterov needs momentum"),
+        (lambda: adam(0.1, betas=(1.0, 0.999)), r"betas\[0\] must lie in"),
+        (lambda: adam(0.1, betas=(0.9, torch.tensor([0.9, 1.0]))), r"betas\[1\] must lie in \[0, 1\), got 1"),
+        (lambda: adam(0.1, eps=-1.0), "eps must not"),
+        (lambda: rmsprop(0.1, alpha=2.0), "alpha must lie in"),
+        (lambda: muon(0.1, momentum=1.5), "momentum must lie in"),
+        (lambda: muon(0.1, steps=-1), "steps must not"),
+        (lambda: sam(sgd(0.1), rho=-1.0), "rho must not"),
+        (lambda: exponentiated_gradient(-1.0), "lr must not"),
+        (lambda: shampoo(0.1, eps=-1.0), "eps must not"),
+        (lambda: soap(0.1, shampoo_beta=1.0), "shampoo_beta must lie in"),
+        (lambda: svag(-0.1), "lr must not"),
+        (lambda: normalized_gd(-0.1), "lr must not"),
+        (lambda: scheduled(sgd, -0.1, constant()), "lr must not"),
+    ],
+)
+def test_hypers_out_of_their_range_are_refused(call: Callable[[], Optimizer], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_sam_of_an_optimizer_that_probes_is_refused() -> None:

@@ -47,7 +47,9 @@ def test_an_inverse_root_is_one() -> None:
     A = matrix(5, 8) @ matrix(5, 8).T
     root = inverse_root(A, 4)
     assert torch.allclose(torch.linalg.matrix_power(root, 4) @ A, torch.eye(5, dtype=torch.float64), atol=1e-9)
-    assert torch.allclose(inverse_root(torch.diag(torch.tensor([4.0, 0.0])), 2), torch.diag(torch.tensor([0.5, 0.0])))
+    singular, eps = torch.diag(torch.tensor([4.0, 0.0])), torch.finfo(torch.float32).eps
+    assert inverse_root(singular, 2).diagonal().tolist() == pytest.approx([0.5, (2 * eps * 4) ** -0.5])
+    assert not inverse_root(torch.zeros(2, 2), 2).any()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,42 @@ def test_muon_is_that_of_torch_but_for_its_bfloat16(nesterov: bool, monkeypatch:
             p.grad = p.detach() ** 3 + p.detach() - 0.3
             reference.step()
         assert torch.allclose(params["w"][k], p, rtol=0, atol=1e-6)
+
+
+def test_shampoo_moves_weak_directions_in_single_precision_too() -> None:
+    """Singular values from 1 to 10⁻³: squared, the lowest are below the rounding of the highest."""
+    U, V = (torch.linalg.qr(matrix(128, 128, seed))[0] for seed in (0, 1))
+    G = (U * torch.logspace(0, -3, 128, dtype=torch.float64)) @ V.T
+    moved = []
+    for dtype in (torch.float64, torch.float32):
+        W = {"w": torch.zeros(1, 128, 128, dtype=dtype)}
+        method = shampoo(1.0)
+        step = -method.update({"w": G[None].to(dtype)}, method.init(W), W)[0]["w"][0].double()
+        moved.append((U.T @ step @ V).diagonal())
+    assert moved[0].min() > 0.5
+    assert (moved[1] / moved[0]).min() > 0.2  # the smallest by what rounding leaves of it, not by nothing
+    assert (moved[1] / moved[0])[:80].sub(1).abs().max() < 1e-2
+
+
+def test_soap_is_the_published_algorithm() -> None:
+    """Adam between the bases of the gradients before, step by step; of the first gradient where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    b1, b2, b, lr, decay, eps = 0.9, 0.8, 0.7, 0.1, 0.2, 1e-3
+    W = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    method, params = soap(lr, (b1, b2), shampoo_beta=b, eps=eps, weight_decay=decay), {"w": W[None].clone()}
+    state = method.init(params)
+    L, R, M, V = torch.zeros(5, 5).double(), torch.zeros(3, 3).double(), torch.zeros(5, 3).double(), torch.zeros(5, 3).double()
+    for t in range(1, 13):
+        G = W + torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        left, right = (G @ G.T, G.T @ G) if t == 1 else (L, R)
+        Q, P = torch.linalg.eigh(left)[1], torch.linalg.eigh(right)[1]
+        M = b1 * M + (1 - b1) * G
+        V = b2 * V + (1 - b2) * (Q.T @ G @ P) ** 2
+        N = (Q.T @ M @ P) / (1 - b1**t) / ((V / (1 - b2**t)).sqrt() + eps)
+        W = (1 - lr * decay) * W - lr * Q @ N @ P.T
+        L, R = b * L + (1 - b) * G @ G.T, b * R + (1 - b) * G.T @ G
+        params, state = method.update({"w": G[None]}, state, params)
+        assert torch.allclose(params["w"][0], W, atol=1e-9), t
 
 
 def test_shampoo_accumulates_as_published() -> None:

@@ -55,11 +55,32 @@ def test_schedules_stay_at_their_ends() -> None:
     assert warmup_stable_decay(10, 4, 0)(late).item() == 1
 
 
+def test_a_floor_is_where_decay_ends_not_where_warmup_begins() -> None:
+    factors = warmup_stable_decay(100, 9, 10, floor=0.5)(torch.arange(101.0))
+    assert factors[:11].tolist() == pytest.approx([*(k / 10 for k in range(1, 11)), 1.0])
+    assert factors[-11:].tolist() == pytest.approx([1 - k / 20 for k in range(11)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_time_does_not_stop_in_half_precision(dtype: torch.dtype) -> None:
+    """256 + 1 is 256 in bfloat16; a schedule that counted so would never end."""
+    optimizer = scheduled(sgd, 1.0, warmup_stable_decay(600, 0, 600))
+    x = {"x": torch.zeros(1, 1, dtype=dtype)}
+    state = optimizer.init(x)
+    for _ in range(600):
+        x, state = optimizer.update({"x": torch.zeros(1, 1, dtype=dtype)}, state, x)
+    assert x["x"].dtype == dtype
+    moved, _ = optimizer.update({"x": torch.ones(1, 1, dtype=dtype)}, state, x)
+    assert moved["x"].item() == 0.0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: cosine(0), "steps must be at least 1"),
         (lambda: cosine(5, floor=2.0), "floor must lie in"),
+        (lambda: power_decay(-1.0), "power must not be negative"),
+        (lambda: exponential_decay(torch.tensor([0.5, -0.5])), "factor must not be negative, and finite, got -0.5"),
         (lambda: warmup_stable_decay(5, 3, 3), "nor together more than steps = 5, got 3 and 3"),
     ],
 )

@@ -25,6 +25,14 @@ def test_the_step_has_the_norm_lr_and_attains_the_dual_norm(make, p, dual):
     torch.testing.assert_close(-(slope * step).sum(1), lr * torch.linalg.vector_norm(slope, dual, dim=1))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-42, 1e30])
+def test_a_gradient_whose_square_is_lost_has_a_direction(scale: float) -> None:
+    """In single precision: the square of 1e-30 is zero, and of 1e30 infinite; 1e-42 is not even normal."""
+    grads = {"w": torch.tensor([[3.0, 0.0]]) * scale, "b": torch.tensor([4.0]) * scale}
+    new, _ = normalized_gd(0.5).update(grads, {}, {"w": torch.zeros(1, 2), "b": torch.zeros(1)})
+    assert [*new["w"][0].tolist(), *new["b"].tolist()] == pytest.approx([-0.3, 0.0, -0.4], rel=1e-2)
+
+
 @pytest.mark.parametrize("make", [normalized_gd, sign_descent, greedy_coordinate])
 def test_a_stationary_replica_stays(make):
     grads = {"x": torch.tensor([[0.0, 0.0], [3.0, 1.0]], dtype=torch.float64)}

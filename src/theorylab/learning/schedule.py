@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, pick, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, pick, spread, unchecked
 
 Schedule = Callable[[Tensor], Tensor]
 """Steps already taken t = 0, 1, ... → the factor of the step size in the next one, of the same shape (replica,)."""
@@ -55,13 +55,17 @@ def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule)
         2.7845
     """
 
+    def at(time: Tensor) -> Optimizer:
+        with unchecked():
+            return make(lr * schedule(time))
+
     def init(params: Params) -> Any:
         first = next(iter(params.values()))
         spread(lr, first)  # refuses a wrong number of step sizes
-        return {"time": first.new_zeros(first.shape[:1]), "inner": make(lr).init(params)}
+        return {"time": _zeros(first), "inner": make(lr).init(params)}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
-        params, inner = make(lr * schedule(state["time"])).update(grads, state["inner"], params)
+        params, inner = at(state["time"]).update(grads, state["inner"], params)
         return params, {"time": state["time"] + 1, "inner": inner}
 
     def part(rate: Hyper, index: slice) -> Optimizer:
@@ -76,7 +80,7 @@ def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule)
         return scheduled(lambda rate: part(rate, index), pick(lr, index), ours)
 
     def probe(grads: Params, state: Any, params: Params) -> Params:
-        inner = make(lr * schedule(state["time"])).probe
+        inner = at(state["time"]).probe
         assert inner is not None
         return inner(grads, state["inner"], params)
 
@@ -102,10 +106,14 @@ def power_decay(power: Hyper) -> Schedule:
     Args:
         power: a ≥ 0, a number or one a replica.
 
+    Raises:
+        ValueError: ``power`` is negative or not finite.
+
     Example:
         >>> power_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
         [1.0, 0.5]
     """
+    not_negative(power=power)
     return OfReplicas(lambda t, a: (t + 1) ** -a, power)
 
 
@@ -113,12 +121,16 @@ def exponential_decay(factor: Hyper) -> Schedule:
     r""":math:`s(t) = \rho^t`.
 
     Args:
-        factor: ρ > 0, a number or one a replica; above one it grows.
+        factor: ρ ≥ 0, a number or one a replica; above one it grows.
+
+    Raises:
+        ValueError: ``factor`` is negative or not finite.
 
     Example:
         >>> exponential_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
         [1.0, 0.125]
     """
+    not_negative(factor=factor)
     return OfReplicas(lambda t, rho: torch.as_tensor(rho, dtype=t.dtype, device=t.device) ** t, factor)
 
 
@@ -145,7 +157,8 @@ def cosine(steps: int, floor: float = 0.0) -> Schedule:
 def warmup_stable_decay(steps: int, warmup: int, decay: int, floor: float = 0.0) -> Schedule:
     r"""Up in equal increments, level, and down in equal decrements: the trapezoid of warmup, stable phase and decay.
 
-    The first step has size 1/(w + 1); after w steps the factor is one; it falls over the last d steps and would be ``floor`` after T.
+    The first step has size 1/(w + 1), whatever the floor; after w steps the factor is one; it falls over the last d steps and would be
+    ``floor`` after T.
 
     Args:
         steps: T, of the whole run.
@@ -168,10 +181,15 @@ def warmup_stable_decay(steps: int, warmup: int, decay: int, floor: float = 0.0)
 
     def factor(t: Tensor) -> Tensor:
         up = (t + 1) / (warmup + 1)
-        down = floor + (1 - floor) * (steps - t) / max(decay, 1)
-        return torch.minimum(up, down).clamp(min=floor, max=1) if decay else up.clamp(max=1)
+        down = (floor + (1 - floor) * (steps - t) / decay).clamp(min=floor) if decay else up
+        return torch.minimum(up, down).clamp(max=1)
 
     return factor
+
+
+def _zeros(first: Tensor) -> Tensor:
+    """No time yet, (replica,), and room to count: in half precision 256 + 1 is 256."""
+    return first.new_zeros(first.shape[:1], dtype=torch.promote_types(first.dtype, torch.float32))
 
 
 def _check(steps: int, floor: float) -> None:

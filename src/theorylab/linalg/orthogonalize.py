@@ -64,13 +64,15 @@ def newton_schulz(matrix: Tensor, steps: int = 5, coefficients: tuple[float, flo
     return X if wide else X.mT
 
 
-def inverse_root(matrix: Tensor, power: float, floor: float = 0.0) -> Tensor:
+def inverse_root(matrix: Tensor, power: float) -> Tensor:
     r"""The root :math:`A^{-1/p}` of a positive semidefinite matrix, by eigenvalues.
+
+    Eigenvalues below n·ε of the largest, ε the precision, are lost in its rounding: they are raised to that, so that a direction which
+    the matrix hardly has is neither blown up nor left out. The root of a zero matrix is zero.
 
     Args:
         matrix: A, (..., n, n), symmetric.
         power: p > 0.
-        floor: Eigenvalues below this share of the largest count as zero, and zero has the root zero.
 
     Raises:
         ValueError: fewer than two axes, not square, or ``power`` not positive.
@@ -87,8 +89,9 @@ def inverse_root(matrix: Tensor, power: float, floor: float = 0.0) -> Tensor:
     if power <= 0:
         raise ValueError(f"power must be positive, got {power}.")
     values, vectors = torch.linalg.eigh(matrix)
-    least = values.amax(-1, keepdim=True).clamp_min(0) * max(floor, matrix.shape[-1] * torch.finfo(matrix.dtype).eps)
-    roots = torch.where(values > least, values.clamp_min(torch.finfo(matrix.dtype).tiny) ** (-1 / power), 0.0)
+    largest = values.amax(-1, keepdim=True)
+    raised = torch.maximum(values, largest * (matrix.shape[-1] * torch.finfo(matrix.dtype).eps))
+    roots = torch.where(raised > 0, raised.clamp_min(torch.finfo(matrix.dtype).tiny) ** (-1 / power), 0.0)
     return (vectors * roots[..., None, :]) @ vectors.mT
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, replica_ones, selectable, spread
 
 
 @selectable
@@ -19,6 +19,9 @@ def accelerated(lr: Hyper) -> Optimizer:
     Args:
         lr: Step size η = 1/L.
 
+    Raises:
+        ValueError: ``lr`` is negative or not finite.
+
     Example:
         >>> import torch
         >>> method = accelerated(lr=0.5)
@@ -30,9 +33,11 @@ def accelerated(lr: Hyper) -> Optimizer:
     Source: Nesterov 1983 (Soviet Mathematics Doklady 27); in this form Kim and Fessler 2016, arXiv:1406.5468, Algorithm FGM1.
     """
 
+    not_negative(lr=lr)
+
     def init(params: Params) -> Any:
         # one θ a parameter, so that every state tensor has the parameter's replica axis
-        return {"x": dict(params), "theta": {k: p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1)) for k, p in params.items()}}
+        return {"x": dict(params), "theta": {k: replica_ones(p) for k, p in params.items()}}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         new: Params = {}
@@ -41,7 +46,7 @@ def accelerated(lr: Hyper) -> Optimizer:
             theta = state["theta"][k]
             out["theta"][k] = after = (1 + (1 + 4 * theta**2).sqrt()) / 2
             out["x"][k] = x = y - spread(lr, y) * grads[k]
-            new[k] = x + (theta - 1) / after * (x - state["x"][k])
+            new[k] = x + ((theta - 1) / after).to(y.dtype) * (x - state["x"][k])
         return new, out
 
     return Optimizer("accelerated", init, update)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, not_negative, replica_ones, selectable, spread
 
 
 @selectable
@@ -19,7 +19,8 @@ def adam(
     decoupled: bool = False,
     amsgrad: bool = False,
 ) -> Optimizer:
-    r"""Adam with bias correction; equal to `torch.optim.Adam`, or `torch.optim.AdamW` where ``decoupled``.
+    r"""Adam with bias correction; equal to `torch.optim.Adam`, or `torch.optim.AdamW` where ``decoupled``, with the same arguments (nothing
+    decays unless asked to, as AdamW's does).
 
     .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         \theta \leftarrow \theta - \eta\, \frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}
@@ -31,6 +32,9 @@ def adam(
         weight_decay: λ; added to the gradient as λθ (coupled), or applied to the parameter as θ ← (1 − ηλ)θ before the step (decoupled).
         decoupled: Which of the two.
         amsgrad: Divide by the largest v so far instead of the present one, so that the step size never grows.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range.
 
     Example:
         >>> import torch
@@ -45,13 +49,15 @@ def adam(
     Algorithm 2, with PyTorch's bias correction.
     """
     beta1, beta2 = betas
+    not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+    below_one(**{"betas[0]": beta1, "betas[1]": beta2})
     decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
 
     def init(params: Params) -> Any:
         first = {k: torch.zeros_like(p) for k, p in params.items()}
         second = {k: torch.zeros_like(p) for k, p in params.items()}
         # the running powers of the betas, one a parameter, so that every state tensor has the parameter's replica axis
-        one = {k: p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1)) for k, p in params.items()}
+        one = {k: replica_ones(p) for k, p in params.items()}
         state = {"first": first, "second": second, "power1": one, "power2": dict(one)}
         return state | ({"largest": {k: torch.zeros_like(p) for k, p in params.items()}} if amsgrad else {})
 
@@ -59,21 +65,29 @@ def adam(
         new: Params = {}
         out: dict[str, Params] = {k: {} for k in state}
         for k, p in params.items():
-            g, eta, b1, b2 = grads[k], spread(lr, p), spread(beta1, p), spread(beta2, p)
+            g, eta = grads[k], spread(lr, p)
             if decays and not decoupled:
                 g = g + spread(weight_decay, p) * p
-            out["power1"][k] = power1 = state["power1"][k] * b1
-            out["power2"][k] = power2 = state["power2"][k] * b2
-            out["first"][k] = m = torch.lerp(g, state["first"][k], b1) if isinstance(b1, float) else b1 * state["first"][k] + (1 - b1) * g
-            out["second"][k] = v = (b2 * state["second"][k]).addcmul_(g, (1 - b2) * g)
+            power1, power2 = state["power1"][k], state["power2"][k]
+            b1, b2 = spread(beta1, power1), spread(beta2, power2)
+            out["power1"][k], out["power2"][k] = power1, power2 = power1 * b1, power2 * b2
+            # rounded to the parameter's type once they are far from one
+            b1, rest1, b2, rest2 = _as(p, b1), _as(p, 1 - b1), _as(p, b2), _as(p, 1 - b2)
+            corrected1, corrected2 = (1 - power1).to(p.dtype), (1 - power2).to(p.dtype)
+            out["first"][k] = m = torch.lerp(g, state["first"][k], b1) if isinstance(b1, float) else b1 * state["first"][k] + rest1 * g
+            out["second"][k] = v = (b2 * state["second"][k]).addcmul_(g, rest2 * g)
             if amsgrad:
                 out["largest"][k] = v = torch.maximum(state["largest"][k], v)
-            size = (v / (1 - power2)).sqrt_().add_(spread(eps, p))
+            size = (v / corrected2).sqrt_().add_(spread(eps, p))
             base = p * (1 - eta * spread(weight_decay, p)) if decays and decoupled else p
-            new[k] = torch.addcdiv(base, (-eta / (1 - power1)) * m, size)
+            new[k] = torch.addcdiv(base, (-eta / corrected1) * m, size)
         return new, out
 
     return Optimizer("adamw" if decoupled else "adam", init, update)
+
+
+def _as(p: Tensor, hyper: Hyper) -> Hyper:
+    return hyper.to(p.dtype) if isinstance(hyper, Tensor) else hyper
 
 
 def momentum_divisor(second: Tensor, steps: float, betas: tuple[float, float], eps: float) -> Tensor:

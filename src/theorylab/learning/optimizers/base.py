@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec
@@ -14,6 +17,7 @@ Params = dict[str, Tensor]
 Hyper = float | Tensor
 """A hyper-parameter: one number for all replicas, or a tensor (replica,) with one each."""
 Arguments = ParamSpec("Arguments")
+_checked: ContextVar[bool] = ContextVar("checked", default=True)
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,59 @@ def add_scaled(tensor: Tensor, hyper: Hyper, other: Tensor) -> Tensor:
     if isinstance(hyper, Tensor):
         return torch.addcmul(tensor, spread(hyper, other).to(other), other)  # type: ignore[union-attr]
     return torch.add(tensor, other, alpha=hyper)
+
+
+def replica_ones(p: Tensor) -> Tensor:
+    """A one for each replica of a tensor (replica, ...), to multiply it by: where powers and counts begin.
+
+    At least of single precision, for in half of it 0.999 is one, and 256 + 1 is 256; what is made of them is rounded to the parameter's.
+    """
+    return p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1), dtype=torch.promote_types(p.dtype, torch.float32))
+
+
+def unit(grads: Params) -> Params:
+    """Each replica's gradient over its ℓ2 norm, taken over all its parameters; zero where the gradient is. Tensors (replica, ...)."""
+    largest = torch.stack([g.abs().reshape(len(g), -1).amax(1) for g in grads.values() if g.numel()]).amax(0)
+    # over the largest entry first: the squares of tiny ones are zero, and of huge ones infinite
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    scaled = {k: g / spread(scale, g) for k, g in grads.items()}
+    norm = torch.stack([g.square().reshape(len(g), -1).sum(1) for g in scaled.values()]).sum(0).sqrt()
+    norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+    return {k: g / spread(norm, g) for k, g in scaled.items()}
+
+
+def not_negative(**hypers: Hyper) -> None:
+    """Refuse hyper-parameters below zero or not finite; an argument's name is the keyword.
+
+    Raises:
+        ValueError: naming the first such.
+    """
+    _within(hypers, math.inf, "must not be negative, and finite")
+
+
+def below_one(**hypers: Hyper) -> None:
+    """Refuse hyper-parameters outside [0, 1), which averages over the past need; an argument's name is the keyword.
+
+    Raises:
+        ValueError: naming the first such.
+    """
+    _within(hypers, 1.0, "must lie in [0, 1)")
+
+
+def _within(hypers: dict[str, Hyper], end: float, what: str) -> None:
+    if not _checked.get():
+        return
+    for name, hyper in hypers.items():
+        least, most = (float(hyper.min()), float(hyper.max())) if isinstance(hyper, Tensor) else (hyper, hyper)
+        if not (least >= 0 and most < end):
+            raise ValueError(f"{name} {what}, got {least if not least >= 0 else most:g}.")
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Optimizers made here take their hyper-parameters as they are: those of a schedule, made anew at every step, were checked before."""
+    token = _checked.set(False)
+    try:
+        yield
+    finally:
+        _checked.reset(token)

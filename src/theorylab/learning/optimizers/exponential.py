@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, not_negative, selectable, spread
 
 
 @selectable
@@ -22,6 +22,9 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
         momentum: γ in [0, 1).
         buffer: b, the initial buffer in units of the initial parameters.
 
+    Raises:
+        ValueError: a hyper-parameter out of its range.
+
     Example:
         >>> import torch
         >>> gd, x = exponential_sgd(lr=1.0, growth=2.0), {"x": torch.zeros(1)}
@@ -33,6 +36,8 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
 
     Source: Li and Arora 2020, arXiv:1910.07454, Section 2, where this schedule replaces weight decay.
     """
+    not_negative(lr=lr, growth=growth)
+    below_one(momentum=momentum)
 
     def init(params: Params) -> Any:
         like = next(iter(params.values()))
@@ -48,4 +53,5 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
 
 
 def _as(hyper: Hyper, like: Tensor) -> Tensor:
-    return torch.as_tensor(hyper, dtype=like.dtype, device=like.device)  # at once: a number would pass through float32
+    # at once, for a number would pass through float32; and to no less, for in half of it a rate that grows by a thousandth stays
+    return torch.as_tensor(hyper, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)

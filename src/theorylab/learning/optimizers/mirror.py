@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, selectable, spread
 
 
 @selectable
@@ -20,6 +20,9 @@ def exponentiated_gradient(lr: Hyper, *, normalize: bool = False) -> Optimizer:
         lr: Step size η.
         normalize: Keep the last axis of every tensor a probability vector; it must start as one.
 
+    Raises:
+        ValueError: ``lr`` is negative or not finite.
+
     Example:
         >>> import torch
         >>> hedge, half = exponentiated_gradient(lr=1.0, normalize=True), {"w": torch.tensor([0.5, 0.5])}
@@ -29,6 +32,7 @@ def exponentiated_gradient(lr: Hyper, *, normalize: bool = False) -> Optimizer:
 
     Source: Kivinen and Warmuth 1997, doi:10.1006/inco.1996.2612, Section 3 (the algorithms EGU, and EG where normalized).
     """
+    not_negative(lr=lr)
 
     def step(p: Tensor, g: Tensor) -> Tensor:
         exponent = -spread(lr, g) * g

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from theorylab.learning.matrix_steps import for_matrices
-from theorylab.learning.optimizers.base import Hyper, Optimizer, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, not_negative, selectable, spread
 from theorylab.linalg.orthogonalize import newton_schulz, polar_factor
 
 
@@ -28,7 +28,8 @@ def muon(
     .. math:: M \leftarrow \mu M + (1-\mu) G, \qquad O = \mathrm{orthogonalize}(\mu M + (1-\mu) G), \qquad
         W \leftarrow (1 - \eta\lambda) W - \eta\, c\, O
 
-    Vectors and scalars are left to Adam with the same step size. Equal to `torch.optim.Muon`, which orthogonalizes in bfloat16.
+    Vectors and scalars are left to Adam with the same step size. Equal to `torch.optim.Muon` with the same arguments (nothing decays
+    unless asked to, as that one's does), which orthogonalizes in bfloat16.
 
     Args:
         lr: Step size η.
@@ -39,7 +40,7 @@ def muon(
         scale: c: "original" √max(1, m/n), or "match_rms_adamw" 0.2 √max(m, n).
 
     Raises:
-        ValueError: an unknown ``scale``.
+        ValueError: an unknown ``scale``, or another argument out of its range.
 
     Example:
         >>> exact = muon(lr=1.0, momentum=0.0, steps=None)
@@ -52,6 +53,8 @@ def muon(
     """
     if scale not in ("original", "match_rms_adamw"):
         raise ValueError(f'scale must be "original" or "match_rms_adamw", got {scale!r}.')
+    not_negative(lr=lr, weight_decay=weight_decay, **({} if steps is None else {"steps": steps}))
+    below_one(momentum=momentum)
 
     def factor(p: Tensor) -> float:
         m, n = p.shape[-2:]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, replica_ones, selectable, spread
 
 
 @selectable
@@ -24,7 +24,7 @@ def ogm(lr: Hyper, *, steps: int) -> Optimizer:
         steps: The step whose result is to be optimal, at least 1.
 
     Raises:
-        ValueError: ``steps`` < 1.
+        ValueError: ``steps`` < 1, or ``lr`` negative or not finite.
 
     Example:
         >>> method = ogm(lr=1.0, steps=1)
@@ -37,10 +37,11 @@ def ogm(lr: Hyper, *, steps: int) -> Optimizer:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
+    not_negative(lr=lr)
 
     def init(params: Params) -> Any:
         # one θ and one counter a parameter, so that every state tensor has the parameter's replica axis
-        one = {k: p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1)) for k, p in params.items()}
+        one = {k: replica_ones(p) for k, p in params.items()}
         return {"x": dict(params), "theta": one, "count": dict(one)}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
@@ -51,7 +52,8 @@ def ogm(lr: Hyper, *, steps: int) -> Optimizer:
             factor = torch.where(count == steps, 8.0, 4.0).to(theta)
             after = (1 + (1 + factor * theta**2).sqrt()) / 2
             x = y - spread(lr, y) * grads[k]
-            new[k] = x + (theta - 1) / after * (x - state["x"][k]) + theta / after * (x - y)
+            ahead, over = ((theta - 1) / after).to(y.dtype), (theta / after).to(y.dtype)
+            new[k] = x + ahead * (x - state["x"][k]) + over * (x - y)
             out["x"][k], out["theta"][k], out["count"][k] = x, after, count + 1
         return new, out
 

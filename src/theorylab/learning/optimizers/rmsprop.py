@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, not_negative, selectable, spread
 
 
 @selectable
@@ -26,6 +26,9 @@ def rmsprop(
         momentum: μ in [0, 1), of the steps, not of the gradients.
         centered: Divide by the standard deviation instead: from v subtract the square of a running mean of the gradient.
 
+    Raises:
+        ValueError: a hyper-parameter out of its range.
+
     Example:
         >>> optimizer = rmsprop(lr=torch.tensor([0.1, 0.5]), alpha=0.75)
         >>> x = {"x": torch.ones(2, 3)}
@@ -36,6 +39,8 @@ def rmsprop(
     Source: Tieleman and Hinton 2012, Lecture 6.5 of Neural Networks for Machine Learning; centered: Graves 2013, arXiv:1308.0850,
     Equations 38-45.
     """
+    not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+    below_one(alpha=alpha, momentum=momentum)
     decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
     plain = not isinstance(momentum, torch.Tensor) and momentum == 0
 

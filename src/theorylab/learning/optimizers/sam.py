@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, not_negative, selectable, unit
 
 
 @selectable
@@ -21,7 +18,7 @@ def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
         rho: ρ ≥ 0.
 
     Raises:
-        ValueError: ``base`` takes its own gradients elsewhere, as this one does.
+        ValueError: ``base`` takes its own gradients elsewhere, as this one does; or a negative ``rho``.
 
     Example:
         >>> from theorylab.learning.optimizers.base import take
@@ -35,12 +32,10 @@ def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
     """
     if base.probe is not None:
         raise ValueError(f"base must take its gradient at the parameters, got {base.name}: give the optimizer within it.")
+    not_negative(rho=rho)
 
     def probe(grads: Params, state: Any, params: Params) -> Params:
-        squares: list[Tensor] = [g.reshape(len(g), -1).square().sum(1) for g in grads.values()]
-        norm = torch.stack(squares).sum(0).sqrt()
-        # where the gradient is zero there is no uphill, and none is needed
-        reach = torch.where(norm > 0, spread(rho, norm) / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0.0)
-        return {k: add_scaled(p, reach, grads[k]) for k, p in params.items()}
+        uphill = unit(grads)  # zero where the gradient is: there is no uphill then, and none is needed
+        return {k: add_scaled(p, rho, uphill[k]) for k, p in params.items()}
 
     return Optimizer(f"sam {base.name}", base.init, base.update, probe=probe)

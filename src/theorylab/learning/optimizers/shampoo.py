@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from theorylab.learning.matrix_steps import for_matrices
-from theorylab.learning.optimizers.base import Hyper, Optimizer, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, not_negative, replica_ones, selectable, spread
 from theorylab.linalg.orthogonalize import inverse_root
 
 
@@ -27,9 +27,12 @@ def shampoo(lr: Hyper, *, eps: Hyper = 1e-6, decay: Hyper = 1.0, exponent: float
 
     Args:
         lr: Step size η.
-        eps: ε, where the sums start.
+        eps: ε, where the sums start. Below the rounding of a sum that rounding takes its place, as `inverse_root` says.
         decay: What the sums are multiplied by before a gradient is added: 1 sums, less forgets.
         exponent: 4 in the roots above.
+
+    Raises:
+        ValueError: a hyper-parameter out of its range.
 
     Example:
         >>> plain = shampoo(lr=1.0, eps=0.0, decay=0.0)
@@ -39,6 +42,7 @@ def shampoo(lr: Hyper, *, eps: Hyper = 1e-6, decay: Hyper = 1.0, exponent: float
 
     Source: Gupta, Koren and Singer 2018, arXiv:1802.09568, Algorithm 1.
     """
+    not_negative(lr=lr, eps=eps, decay=decay)
 
     def start(p: Tensor) -> Any:
         m, n = p.shape[-2:]
@@ -63,14 +67,15 @@ def soap(
     weight_decay: Hyper = 0.0,
     floor: float = 0.0,
 ) -> Optimizer:
-    r"""SOAP: Adam on the gradient as seen in the eigenbases of Shampoo's two preconditioners, which are found anew at every step.
+    r"""SOAP: Adam on the gradient as seen in the eigenbases of Shampoo's two preconditioners, which are found anew after every step.
 
-    .. math:: L \leftarrow \beta L + (1-\beta)GG^\top = Q_L\Lambda Q_L^\top, \quad
-        R \leftarrow \beta R + (1-\beta)G^\top G = Q_R\Lambda' Q_R^\top, \quad
-        W \leftarrow (1-\eta\lambda) W - \eta\, Q_L\, \mathrm{Adam}(Q_L^\top G Q_R)\, Q_R^\top
+    .. math:: W \leftarrow (1-\eta\lambda) W - \eta\, Q_L\, \mathrm{Adam}(Q_L^\top G Q_R)\, Q_R^\top, \quad\text{then}\quad
+        L \leftarrow \beta L + (1-\beta)GG^\top = Q_L\Lambda Q_L^\top, \quad
+        R \leftarrow \beta R + (1-\beta)G^\top G = Q_R\Lambda' Q_R^\top
 
-    The first moment is kept in the original basis and rotated, the second in the rotated one, as published. Vectors and scalars are left to
-    Adam with the same step size.
+    A step sees its gradient in the bases of those before it, as published; the first one, for which the paper names none, in its own. The
+    first moment is kept in the original basis and rotated, the second in the rotated one. Vectors and scalars are left to Adam with the
+    same step size.
 
     Args:
         lr: Step size η.
@@ -81,6 +86,9 @@ def soap(
         floor: Rotated entries below this share of the gradient's norm count as zero. They are rounding where the basis is the gradient's
             own, and Adam would scale them up to its step.
 
+    Raises:
+        ValueError: a hyper-parameter out of its range.
+
     Example:
         >>> first = soap(lr=1.0, eps=0.0)
         >>> W = {"W": torch.zeros(1, 2, 2)}
@@ -90,18 +98,24 @@ def soap(
     Source: Vyas et al. 2024, arXiv:2409.11321, Algorithm 3, with its preconditioning frequency set to one.
     """
     beta1, beta2 = betas
+    not_negative(lr=lr, eps=eps, weight_decay=weight_decay, floor=floor)
+    below_one(**{"betas[0]": beta1, "betas[1]": beta2, "shampoo_beta": shampoo_beta})
 
     def start(p: Tensor) -> Any:
         m, n = p.shape[-2:]
-        one = p.new_ones(len(p), 1, 1)
+        one = replica_ones(p)
         sides = {"left": p.new_zeros(len(p), m, m), "right": p.new_zeros(len(p), n, n)}
-        return {**sides, "first": torch.zeros_like(p), "second": torch.zeros_like(p), "power1": one, "power2": one.clone()}
+        bases = {"left_basis": sides["left"].clone(), "right_basis": sides["right"].clone()}
+        moments = {"first": torch.zeros_like(p), "second": torch.zeros_like(p), "power1": one, "power2": one.clone()}
+        return {**sides, **bases, **moments, "begun": torch.zeros_like(one, dtype=torch.bool)}
 
     def step(g: Tensor, state: Any, p: Tensor) -> tuple[Tensor, Any]:
         b, b1, b2, eta = spread(shampoo_beta, p), spread(beta1, p), spread(beta2, p), spread(lr, p)
         left = b * state["left"] + (1 - b) * g @ g.mT
         right = b * state["right"] + (1 - b) * g.mT @ g
-        Q, P = torch.linalg.eigh(left)[1], torch.linalg.eigh(right)[1]
+        next_Q, next_P = torch.linalg.eigh(left)[1], torch.linalg.eigh(right)[1]
+        Q = torch.where(state["begun"], state["left_basis"], next_Q)
+        P = torch.where(state["begun"], state["right_basis"], next_P)
         first = b1 * state["first"] + (1 - b1) * g
         rotated = Q.mT @ g @ P
         if floor:
@@ -111,6 +125,8 @@ def soap(
         size = (second / (1 - power2)).sqrt() + spread(eps, p)
         move = torch.where(second > 0, (Q.mT @ first @ P) / (1 - power1) / size, 0.0)
         new = p * (1 - eta * spread(weight_decay, p)) - eta * Q @ move @ P.mT
-        return new, {"left": left, "right": right, "first": first, "second": second, "power1": power1, "power2": power2}
+        moments = {"first": first, "second": second, "power1": power1, "power2": power2}
+        sides = {"left": left, "right": right, "left_basis": next_Q, "right_basis": next_P}
+        return new, {**sides, **moments, "begun": torch.ones_like(state["begun"])}
 
     return for_matrices("soap", lr, start, step)

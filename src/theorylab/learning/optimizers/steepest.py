@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, selectable, spread, unit
 
 
 @selectable
@@ -26,13 +26,7 @@ def normalized_gd(lr: Hyper) -> Optimizer:
     Source: Gunasekar et al. 2018, Section 2 (steepest descent), arXiv:1802.08246, normalized as in Nacson et al. 2019, arXiv:1803.01905.
     """
 
-    def direction(grads: Params) -> Params:
-        squares = [g.square().reshape(len(g), -1).sum(1) for g in grads.values()]
-        norm = torch.stack(squares).sum(0).sqrt() if len(squares) > 1 else squares[0].sqrt()
-        scale = 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # 0 · 1/tiny = 0: a stationary replica does not move
-        return {k: g * spread(scale, g) for k, g in grads.items()}
-
-    return _steepest("normalized_gd", lr, direction)
+    return _steepest("normalized_gd", lr, unit)
 
 
 @selectable
@@ -77,6 +71,7 @@ def greedy_coordinate(lr: Hyper) -> Optimizer:
 
 def _steepest(name: str, lr: Hyper, direction: Callable[[Params], Params]) -> Optimizer:
     """The step along a direction of unit norm; the norm is a replica's, so every tensor needs the leading replica axis, even of one."""
+    not_negative(lr=lr)
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         unit: dict[str, Tensor] = direction(grads)

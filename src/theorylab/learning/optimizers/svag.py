@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from theorylab.core.arguments import given
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, selectable, spread
 
 
 @selectable
@@ -28,7 +28,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
         amplification: l ≥ 1, a number or one a replica.
 
     Raises:
-        ValueError: ``amplification`` below 1.
+        ValueError: ``amplification`` below 1, or ``lr`` negative or not finite.
 
     Example:
         >>> method, x = svag(lr=1.0, amplification=5.0), {"x": torch.zeros(1)}
@@ -43,6 +43,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
     least = given(amplification).min()
     if not least >= 1:
         raise ValueError(f"amplification must be at least 1, where SVAG is SGD, got {float(least):g}.")
+    not_negative(lr=lr)
     root = (2 * amplification - 1) ** 0.5
 
     def init(params: Params) -> Any:
