@@ -12,9 +12,10 @@ from torch import nn
 from theorylab.learning.coordinate_check import coordinate_check
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
-from theorylab.learning.parametrization import Parametrized, base_shapes, mup, tangent_kernel
+from theorylab.learning.parametrization import Multipliers, Parametrized, base_shapes, mup, tangent_kernel
 from theorylab.learning.population import Population
 from theorylab.models.seeded import seeded
+from theorylab.models.transformer import Transformer
 from theorylab.theory.optimizers import mup_exponents
 
 BASE, WIDE = 8, 32
@@ -215,6 +216,72 @@ def test_an_embedding_that_is_tied_to_the_readout_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"parameter 0\.weight must be used in one way.*weight of a Linear"):
         mup(tied, 8)(32)
+
+
+def test_the_tables_of_a_transformer_are_embeddings() -> None:
+    found = base_shapes(lambda width: Transformer(11, width, 11, layers=1, context=5), 16, 64)
+    assert found["embed.weight"] == found["position.weight"] == Multipliers(1.0, 1.0)
+    assert found["head.weight"] == Multipliers(0.5, 0.25)
+
+
+def test_what_may_be_a_readout_or_an_embedding_is_refused() -> None:
+    class Table(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.words = nn.Parameter(torch.randn(7, width))
+
+    for make in (mup, tangent_kernel):
+        with pytest.raises(ValueError, match=r"parameter words grows along its second axis alone, \(7, 8\) to \(7, 32\)"):
+            make(Table, BASE)(WIDE)
+
+
+TRANSPOSED = {  # name: (growth of what PyTorch's draw takes for the fan-in, initial value, step with Adam)
+    "0.weight": (M, M**0.5, 1),
+    "1.weight": (M, 1, 1 / M),
+    "2.weight": (1, 1 / M, 1 / M),
+}
+
+
+def test_transposed_convolutions_have_their_axes_the_other_way_round() -> None:
+    """Their weight is (inputs, outputs, ...), and PyTorch draws it by the outputs."""
+
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.ConvTranspose2d(3, width, 3), nn.ConvTranspose2d(width, width, 3), nn.ConvTranspose2d(width, 1, 3))
+
+    found = base_shapes(net, BASE, WIDE)
+    for name, (drawn, init, step) in TRANSPOSED.items():
+        assert (found[name].init, found[name].step) == pytest.approx((init, step))
+        narrow, wide = (seeded(lambda w=w: net(w), 0).get_parameter(name).detach().abs().max() for w in (BASE, WIDE))
+        assert float(narrow / wide) == pytest.approx(drawn**0.5, rel=0.1)  # they are uniform, so that the largest is at the bound
+    depthwise = base_shapes(lambda w: nn.ConvTranspose2d(w, w, 3, groups=w), BASE, WIDE)["weight"]
+    assert (depthwise.init, depthwise.step) == (1, 1)
+    kernel = tangent_kernel(net, BASE)(WIDE)
+    assert isinstance(kernel, Parametrized)
+    assert kernel.factors == {"1.weight": M**-0.5, "2.weight": M**-0.5}
+
+
+def test_mup_of_transposed_convolutions_passes_the_check() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.ConvTranspose2d(3, width, 3), nn.ReLU(), nn.ConvTranspose2d(width, width, 3), nn.ReLU(), nn.ConvTranspose2d(width, 1, 3)
+        )
+
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found = coordinate_check(mup(net, 8), [8, 16, 32, 64], lambda out, y: (out - y).square().mean(), (x, torch.ones(4, 1, 11, 11)))
+    assert all(abs(slope.value) < 0.3 for slope in found.slopes.values()), found.slopes
+
+
+def test_dropout_has_the_same_masks_before_and_after() -> None:
+    """With a step of zero size nothing changes; and the check repeats itself."""
+
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), nn.Dropout(0.5), nn.Linear(width, 1))
+
+    batch = torch.ones(4, 3), torch.ones(4, 1)
+    still = coordinate_check(net, [4, 8, 16], nn.functional.mse_loss, batch, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    assert still.slopes == {}
+    first, second = (coordinate_check(net, [4, 8, 16], nn.functional.mse_loss, batch) for _ in range(2))
+    assert first.slopes == second.slopes
 
 
 def test_models_and_widths_are_enough_for_a_check() -> None:

@@ -41,7 +41,7 @@ def test_a_net_is_its_blocks_between_embedding_and_readout(placement: Placement)
     net = seeded(lambda: Transformer(9, WIDTH, 5, layers=2, heads=HEADS, placement=placement, context=4), 0)
     tokens = torch.tensor([[3, 1, 8]])
     assert net.position is not None
-    x = (net.embed[tokens] + net.position[:3]) / 2**0.5
+    x = (net.embed.weight[tokens] + net.position.weight[:3]) / 2**0.5
     for block in net.blocks:
         x = block(x)
     if placement == "pre":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from theorylab.core.batches import map_tensors
 from theorylab.core.estimate import Estimate
+from theorylab.core.seeds import derived_seed
 from theorylab.models.seeded import seeded
 from theorylab.stats.fits import power_law
 
@@ -99,7 +100,8 @@ def coordinate_check(
 ) -> CoordinateCheck:
     r"""How the change of every activation in a few steps of training scales with width.
 
-    Models of all widths take the same steps on the same batch. In the maximal-update parametrization every activation changes by
+    Models of all widths take the same steps on the same batch, as they are made (in training mode); dropout has the same masks before
+    and after. In the maximal-update parametrization every activation changes by
     :math:`\Theta(1)` in each coordinate, so that the slope of :math:`\log \|\Delta h\|_{\mathrm{rms}}` in the logarithm of the width is 0;
     in the standard one, hidden activations and outputs blow up under Adam, with slopes of 1 and 3/2 in the limit of
     small steps and large widths, and less before.
@@ -144,12 +146,17 @@ def coordinate_check(
         rows.append([])
         for s in chosen:
             model = seeded(lambda width=width: make_model(width), seed + s, dtype=dtype).to(device)
-            before, trained = _activations(model, x), optimizer(list(model.parameters()))
-            for _ in range(steps):
-                trained.zero_grad(set_to_none=True)
-                loss(model(x), y).backward()
-                trained.step()
-            after = _activations(model, x)
+            noise = derived_seed(seed + s, "noise")
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+                # the same dropout before and after, or what changed would be its masks
+                torch.manual_seed(noise)
+                before, trained = _activations(model, x), optimizer(list(model.parameters()))
+                for _ in range(steps):
+                    trained.zero_grad(set_to_none=True)
+                    loss(model(x), y).backward()
+                    trained.step()
+                torch.manual_seed(noise)
+                after = _activations(model, x)
             rows[-1].append({k: float((after[k] - h).double().square().mean().sqrt()) for k, h in before.items()})
     names = list(rows[0][0])
     if any(list(r) != names for row in rows for r in row):

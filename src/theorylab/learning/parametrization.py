@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from theorylab.core.substitution import places_of, substituted
 
@@ -69,7 +70,8 @@ class _Kind:
 
     fan_in: float | None
     fan_out: float | None
-    bias_of: float | None = None  # for the bias of a layer, growth of that layer's fan-in
+    bias_of: float | None = None  # for the bias of a layer, growth of what its module takes for that layer's fan-in
+    redrawn: float = 1.0  # what makes the variance that its module draws proportional to 1/fan-in, where it is not
 
 
 def _kinds(make_model: MakeModel, base: int, width: int) -> dict[str, _Kind]:
@@ -89,26 +91,40 @@ def _kinds(make_model: MakeModel, base: int, width: int) -> dict[str, _Kind]:
                 f"parameter {name} must be used in one way, got the table of an embedding that is also the weight of a "
                 f"{(uses - tables).pop().__name__}: the two ask for different multipliers. Untie them."
             )
+        path, _, leaf = name.rpartition(".")
+        owner, first = wide.get_submodule(path), narrow.get_submodule(path)
         ratio = {axis: b / a for axis, (a, b) in enumerate(zip(before[name], shape, strict=True)) if a != b}
         if len(before[name]) != len(shape) or len(ratio) > 2:
             raise ValueError(
                 f"parameter {name} grows along {len(ratio)} axes from {tuple(before[name])} to {tuple(shape)}: at most two are known."
             )
-        owner = wide.get_submodule(name.rpartition(".")[0])
         if len(shape) == 1 or isinstance(owner, nn.Embedding | nn.EmbeddingBag):  # a vector, or one a row of a table
-            weight = getattr(owner, "weight", None)
-            first = getattr(narrow.get_submodule(name.rpartition(".")[0]), "weight", None)
-            fed = None
-            if name.endswith("bias") and weight is not None and weight.ndim > 1 and first is not None and weight.shape[1] != first.shape[1]:
-                fed = weight.shape[1] / first.shape[1]
+            weight, before_weight, fed = getattr(owner, "weight", None), getattr(first, "weight", None), None
+            if leaf == "bias" and weight is not None and weight.ndim > 1 and before_weight is not None:
+                fed = _growth(before_weight.shape[1], weight.shape[1])
             kinds[name] = _Kind(None, next(iter(ratio.values()), None), fed)
         elif ratio.keys() - {0, 1}:
             raise ValueError(f"parameter {name} grows along an axis that is neither its outputs nor its inputs: {tuple(shape)}.")
+        elif isinstance(owner, _ConvTransposeNd) and isinstance(first, _ConvTransposeNd):  # (inputs, outputs/groups, ...), drawn by outputs
+            fan_in = _growth(first.in_channels // first.groups, owner.in_channels // owner.groups)
+            kinds[name] = _Kind(
+                fan_in, _growth(first.out_channels, owner.out_channels), redrawn=(ratio.get(1, 1.0) / (fan_in or 1.0)) ** 0.5
+            )
+        elif ratio.keys() == {1} and leaf != "weight":
+            raise ValueError(
+                f"parameter {name} grows along its second axis alone, {tuple(before[name])} to {tuple(shape)}, and is no layer's weight: "
+                "it may be a readout, (outputs, inputs), or a table with a row a token, which ask for different multipliers. Make it the "
+                "weight of an nn.Linear or an nn.Embedding."
+            )
         else:
             kinds[name] = _Kind(ratio.get(1), ratio.get(0))
     if width != base and all(k.fan_in is None and k.fan_out is None for k in kinds.values()):
         raise ValueError(f"make_model must use its width: no parameter's shape differs between widths {base} and {width}.")
     return kinds
+
+
+def _growth(before: int, after: int) -> float | None:
+    return None if before == after else after / before
 
 
 def _skeleton(make_model: MakeModel, width: int) -> nn.Module:
@@ -129,8 +145,9 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
     fan-in alone grows (outputs)          1/√m          1/m            1/m
     ===================================== ============= ============== =============
 
-    Initial values are those of modules that draw weights of variance proportional to 1/fan-in, as PyTorch's do; a bias that they draw with
-    the same bound is multiplied by √m, so that it does not vanish.
+    Initial values are those of modules that draw weights of variance proportional to 1/fan-in, as PyTorch's do (but for transposed
+    convolutions, whose initial values are brought to that first); a bias that they draw with the same bound is multiplied by √m, so that
+    it does not vanish.
 
     Args:
         make_model: ``make_model(width)``, any module; built on the meta device, so that its size costs nothing.
@@ -140,8 +157,8 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
             descent, with momentum or without.
 
     Raises:
-        ValueError: parameters that differ by name, no shape that changes, one that changes in other axes than outputs and inputs, or one
-            that is tied between an embedding and another layer.
+        ValueError: parameters that differ by name, no shape that changes, one that changes in other axes than outputs and inputs, one
+            that is tied between an embedding and another layer, or one that may be a readout or an embedding and is the weight of neither.
 
     Example:
         >>> net = lambda width: nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
@@ -157,11 +174,11 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
     for name, kind in _kinds(make_model, base, width).items():
         m, out = kind.fan_in or 1.0, kind.fan_out or 1.0
         if kind.fan_in is None:
-            found[name] = Multipliers((kind.bias_of or 1.0) ** 0.5, out if optimizer == "sgd" else 1.0)
+            found[name] = Multipliers(kind.redrawn * (kind.bias_of or 1.0) ** 0.5, out if optimizer == "sgd" else 1.0)
         elif kind.fan_out is not None:
-            found[name] = Multipliers(1.0, 1 / m if optimizer == "adam" else 1.0)
+            found[name] = Multipliers(kind.redrawn, 1 / m if optimizer == "adam" else 1.0)
         else:
-            found[name] = Multipliers(m**-0.5, 1 / m)
+            found[name] = Multipliers(kind.redrawn * m**-0.5, 1 / m)
     return found
 
 
@@ -217,6 +234,10 @@ def tangent_kernel(make_model: MakeModel, base: int) -> MakeModel:
 
     def make(width: int) -> nn.Module:
         kinds = _kinds(make_model, base, width) if width != base else {}
-        return Parametrized(make_model(width), {k: kind.fan_in**-0.5 for k, kind in kinds.items() if kind.fan_in is not None})
+        model = make_model(width)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.mul_(kinds[name].redrawn if name in kinds else 1.0)
+        return Parametrized(model, {k: kind.fan_in**-0.5 for k, kind in kinds.items() if kind.fan_in is not None})
 
     return make

@@ -123,8 +123,8 @@ class Transformer(nn.Module):
             raise ValueError(f"placement must be 'pre' or 'post', got {placement!r}.")
         if context is not None and context < 1:
             raise ValueError(f"context must be at least 1, or None for no positions, got {context}.")
-        self.embed = nn.Parameter(torch.randn(tokens, width))
-        self.position = None if context is None else nn.Parameter(torch.randn(context, width))
+        self.embed = nn.Embedding(tokens, width)
+        self.position = None if context is None else nn.Embedding(context, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden, placement=placement, uniform=uniform_attention, causal=causal, eps=eps) for _ in range(layers)
         )
@@ -133,11 +133,11 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Outputs (n, token, k) of integers (n, token)."""
-        x = F.embedding(tokens, self.embed)
+        x = self.embed(tokens)
         if self.position is not None:
-            if tokens.shape[-1] > len(self.position):
-                raise ValueError(f"inputs must have at most {len(self.position)} tokens (context), got {tokens.shape[-1]}.")
-            x = (x + self.position[: tokens.shape[-1]]) / math.sqrt(2)  # second moments stay one
+            if tokens.shape[-1] > self.position.num_embeddings:
+                raise ValueError(f"inputs must have at most {self.position.num_embeddings} tokens (context), got {tokens.shape[-1]}.")
+            x = (x + self.position.weight[: tokens.shape[-1]]) / math.sqrt(2)  # second moments stay one
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
