@@ -22,13 +22,23 @@ def gd_on_huber(threshold: float, h: float, n: int) -> float:
     return x**2 / 2 if abs(x) <= threshold else threshold * abs(x) - threshold**2 / 2
 
 
-@pytest.mark.parametrize("h", [0.2, 0.7, 1.0])
+@pytest.mark.parametrize("h", [0.2, 0.7, 1.0, 1.4, 1.9])
 @pytest.mark.parametrize("n", [0, 1, 7, 40])
-def test_gd_worst_case_is_the_maximum_over_huber_functions(h, n):
+def test_gd_worst_case_is_the_maximum_over_huber_functions_and_the_parabola(h, n):
     worst = theory.gd_worst_threshold(n, step_ratio=h)
     others = [gd_on_huber(t, h, n) for t in np.linspace(0.2, 3, 201) * worst]
-    assert gd_on_huber(worst, h, n) == pytest.approx(theory.gd_worst_case(n, step_ratio=h), rel=1e-12)
+    parabola = (1 - h) ** (2 * n) / 2
+    assert max(gd_on_huber(worst, h, n), parabola) == pytest.approx(theory.gd_worst_case(n, step_ratio=h), rel=1e-12)
     assert max(others) <= theory.gd_worst_case(n, step_ratio=h) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("h", "n"), [(0.7, 3), (1.3, 5), (1.0, 0), (1.0, 4000)])
+def test_gd_worst_case_with_curvature_lies_between_parabolas_and_convex_functions(h, n):
+    convex = theory.gd_worst_case(n, step_ratio=h)
+    assert theory.gd_worst_case(n, step_ratio=h, curvature=1e-13) == pytest.approx(convex, rel=1e-8)
+    for mu in (0.01, 0.3, 0.9):
+        runs = [c / 2 * (1 - c * h) ** (2 * n) for c in np.linspace(mu, 1, 50)]
+        assert max(runs) * (1 - 1e-12) <= theory.gd_worst_case(n, step_ratio=h, curvature=mu) <= convex
 
 
 def test_worst_cases_scale_with_their_units():
@@ -101,7 +111,8 @@ def test_pl_rates():
     ("call", "message"),
     [
         (lambda: theory.gd_worst_case(-1), "steps"),
-        (lambda: theory.gd_worst_case(3, step_ratio=1.5), "step_ratio"),
+        (lambda: theory.gd_worst_case(3, step_ratio=2.0), "step_ratio"),
+        (lambda: theory.gd_worst_case(3, curvature=1.0), "curvature"),
         (lambda: theory.gd_worst_case(3, radius=0), "radius"),
         (lambda: theory.subgradient_worst_case(-1), "steps"),
         (lambda: theory.ogm_theta(0), "steps"),

@@ -7,15 +7,20 @@ import math
 from theorylab.theory.arguments import positive
 
 
-def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.0, radius: float = 1.0) -> float:
-    r"""Largest f(x_n) − f* after n steps of gradient descent over all convex L-smooth functions: LR²/(4nh + 2).
+def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.0, curvature: float = 0.0, radius: float = 1.0) -> float:
+    r"""Largest f(x_n) − f* after n steps of gradient descent over all L-smooth, μ-strongly convex functions.
 
-    Attained by the Huber function whose threshold is `gd_worst_threshold`.
+    .. math:: \frac{LR^2}{2} \max\left\{\frac{\kappa}{\kappa - 1 + (1 - \kappa h)^{-2n}},\ (1 - h)^{2n}\right\}, \quad
+        \kappa = \frac{\mu}{L}, \qquad \text{the first term being } \frac{1}{2nh + 1} \text{ for } \mu = 0
+
+    For convex functions a Huber function attains the first term, that with the threshold `gd_worst_threshold`; the parabola Lx²/2, from
+    side to side of whose minimum long steps jump, the second.
 
     Args:
         steps: n ≥ 0.
-        step_ratio: h = ηL in (0, 1]; for larger steps other functions are worse.
+        step_ratio: h = ηL in (0, 2).
         smoothness: L > 0.
+        curvature: μ in [0, L).
         radius: R = ‖x₀ − x*‖ > 0.
 
     Raises:
@@ -25,20 +30,31 @@ def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.
         >>> gd_worst_case(2)
         0.1
 
-    Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorems 3.1 and 3.2.
+    Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorems 3.1 and 3.2 (μ = 0, h ≤ 1) and Conjecture 3.1 (h < 2); proved for all of
+    these by Kim 2024, arXiv:2412.04427 (abstract and Section 1).
     """
-    positive(smoothness=smoothness, radius=radius)
-    return smoothness * radius * gd_worst_threshold(steps, step_ratio=step_ratio, radius=radius) / 2
+    positive(smoothness=smoothness)
+    if not 0 <= curvature < smoothness:
+        raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}), got {curvature}.")
+    threshold, kappa = gd_worst_threshold(steps, step_ratio=step_ratio, radius=radius), curvature / smoothness
+    slope = threshold / radius
+    if kappa:
+        less = min(kappa * step_ratio, 2 - kappa * step_ratio)  # |1 − κh| = 1 − less
+        kept = (1 - less) ** (2 * steps)
+        lost = -math.expm1(2 * steps * math.log1p(-less)) if less < 1 else float(steps > 0)  # 1 − kept, where κ is small too
+        slope = kappa * kept / (kappa * kept + lost)
+    return smoothness * radius**2 / 2 * max(slope, (1 - step_ratio) ** (2 * steps))
 
 
 def gd_worst_threshold(steps: int, *, step_ratio: float = 1.0, radius: float = 1.0) -> float:
-    r"""Threshold τ = R/(2nh + 1) of the Huber function that is worst for n steps of gradient descent.
+    r"""Threshold τ = R/(2nh + 1) of the Huber function on which n steps of gradient descent end highest.
 
-    With it the last iterate is still on the slope, after steps as short as a convex function of this smoothness can make them.
+    With it the last iterate is still on the slope, after steps as short as a convex function of this smoothness can make them. No convex
+    function is worse, but for h > 1 the parabola where (1 − h)²ⁿ > 1/(2nh + 1).
 
     Args:
         steps: n ≥ 0.
-        step_ratio: h = ηL in (0, 1].
+        step_ratio: h = ηL in (0, 2).
         radius: R > 0.
 
     Raises:
@@ -52,8 +68,8 @@ def gd_worst_threshold(steps: int, *, step_ratio: float = 1.0, radius: float = 1
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}.")
-    if not 0 < step_ratio <= 1:
-        raise ValueError(f"step_ratio must lie in (0, 1], got {step_ratio}: beyond 1 a Huber function is not the worst.")
+    if not 0 < step_ratio < 2:
+        raise ValueError(f"step_ratio must lie in (0, 2), got {step_ratio}: longer steps diverge on a parabola.")
     positive(radius=radius)
     return radius / (2 * steps * step_ratio + 1)
 

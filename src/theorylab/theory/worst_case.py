@@ -203,9 +203,10 @@ def _formula(
     radius: float,
     gap: float,
 ) -> float | None:
-    if (method, function_class) == ("gradient_descent", "convex") and curvature == 0:
+    if (method, function_class) == ("gradient_descent", "convex"):
         ratio = 1.0 if lr is None else lr * smoothness
-        return gd_worst_case(steps, step_ratio=ratio, smoothness=smoothness, radius=radius) if 0 < ratio <= 1 else None
+        scaled = {"step_ratio": ratio, "smoothness": smoothness, "curvature": curvature, "radius": radius}
+        return gd_worst_case(steps, **scaled) if 0 < ratio < 2 else None
     if (method, function_class) == ("ogm", "convex") and curvature == 0:
         return ogm_worst_case(steps, smoothness=smoothness, radius=radius)
     if (method, function_class) == ("subgradient", "nonsmooth") and lr is None:

@@ -21,6 +21,7 @@ def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
         ValueError: ``base`` takes its own gradients elsewhere, as this one does; or a negative ``rho``.
 
     Example:
+        >>> import torch
         >>> from theorylab.learning.optimizers.base import take
         >>> from theorylab.learning.optimizers.sgd import sgd
         >>> quartic = lambda p: {"x": p["x"] ** 3}

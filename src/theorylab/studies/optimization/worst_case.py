@@ -47,8 +47,8 @@ GD_TIGHT = Claim(
     relation=Equals(rtol=1e-12),
     control="η = 1.9/L on the parabola Lx²/2, which then oscillates and misses the value",
     reading="The guarantee of gradient descent is no artefact of its proof: the Huber function with the right threshold meets it exactly. "
-    "The worst function depends on n, so that on any one function the decay is faster in the end; and steps longer than 1/L "
-    "have other worst cases.",
+    "The worst function depends on n, so that on any one function the decay is faster in the end. Longer steps have Huber functions "
+    "for worst cases too, and better guarantees, until a parabola, from side to side of which they jump, takes over: at nearly 2/L.",
 )
 
 SUBGRADIENT = Claim(
