@@ -237,6 +237,8 @@ def test_preconditioners_that_do_not_fit_are_refused() -> None:
     problem = make("mlp")
     with pytest.raises(ValueError, match=r"wrong or missing: 2\.weight"):
         sharpness(problem, precondition={"0.weight": torch.ones(6, 5), "0.bias": torch.ones(6)})
+    with pytest.raises(TypeError, match=r"must be torch\.optim\.Adam or AdamW, got RAdam"):
+        adam_preconditioner(problem, torch.optim.RAdam(problem.model.parameters()))
     with pytest.raises(ValueError, match="keeps no second moment of 0"):
         adam_preconditioner(problem, torch.optim.Adam(problem.model.parameters()))
     with pytest.raises(ValueError, match="must have shape"):

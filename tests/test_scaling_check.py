@@ -85,6 +85,20 @@ def test_a_rule_that_diverges_fails_with_an_infinite_change() -> None:
         check(base=Recipe(lr=100.0, batch_size=2, steps=256))
 
 
+def test_a_loss_of_zero_is_nothing_to_compare_with() -> None:
+    with pytest.raises(ValueError, match="mean loss at k = 1 must be positive"):
+        scaling_check(
+            model,
+            lambda f, y: 0 * (f - y).square().mean(),
+            data(),
+            optimizer=lambda r: sgd(r.lr),
+            base=BASE,
+            ks=[4],
+            rule="linear",
+            announce=lambda plan: None,
+        )
+
+
 def test_adams_square_root_rule_reaches_the_optimizer() -> None:
     seen = []
 

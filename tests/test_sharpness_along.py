@@ -11,8 +11,10 @@ from torch import nn
 from zoo import make
 
 from theorylab.core.problem import Problem
-from theorylab.instruments.curvature import adam_preconditioner, dense_sharpness
-from theorylab.instruments.sharpness_along import sharpness_along
+from theorylab.instruments.curvature import adam_preconditioner, dense_hessian, dense_sharpness
+from theorylab.instruments.sharpness_along import replica_descent, sharpness_along
+from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.population import Population
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -75,6 +77,8 @@ def test_the_edge_with_weight_decay_is_where_a_quadratic_begins_to_grow(decay: f
         ({"every": 0}, "every must lie in"),
         ({"late": 0.0}, "late must lie in"),
         ({"edge": -1.0}, "edge must be positive"),
+        ({"steps": 20, "every": 20}, "every and late must leave at least two measurements"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, maximize=True)}, "optimizer must descend"),
         ({"optimizer": lambda p: torch.optim.Adam(p)}, "edge must be given for an optimizer other than"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}, "edge must be given"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=4.0, weight_decay=0.5)}, "one weight decay below 2/η"),
@@ -84,6 +88,25 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
     options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)} | options
     with pytest.raises(ValueError, match=message):
         sharpness_along(make("mlp"), **options)
+
+
+def test_descent_of_replicas_is_that_of_dense_hessians() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(12, k, generator=generator, dtype=torch.float64) for k in (3, 2))
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    population = Population(model, nn.functional.mse_loss, (x, y), optimizer=sgd(0.2), seeds=[0, 1, 2])
+    run = population.train(10, every=5, measure=replica_descent())
+    for k in range(3):
+        problem = population.problem(k)
+        g, H = problem.gradient(), dense_hessian(problem).to_dense()
+        assert float(run["loss"][-1, k]) == pytest.approx(float(problem.loss()), rel=1e-12)
+        assert float(run["gradient norm"][-1, k]) == pytest.approx(float(g.norm()), rel=1e-10)
+        assert float(run["directional curvature"][-1, k]) == pytest.approx(float(g @ H @ g / (g @ g)), rel=1e-9)
+    still = Population(lambda: nn.Linear(3, 1), nn.functional.mse_loss, (0 * x, 0 * x[:, :1]), optimizer=sgd(0.5), seeds=[0])
+    assert still.train(200, every=200, measure=replica_descent())["directional curvature"][-1].isfinite().all()
 
 
 def test_divergence_is_named() -> None:

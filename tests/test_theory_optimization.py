@@ -113,6 +113,8 @@ def test_pl_rates():
         (lambda: theory.gd_worst_case(-1), "steps"),
         (lambda: theory.gd_worst_case(3, step_ratio=2.0), "step_ratio"),
         (lambda: theory.gd_worst_case(3, curvature=1.0), "curvature"),
+        (lambda: theory.hedge_regret_bound(-5, 10, lr=0.1), "rounds"),
+        (lambda: theory.hedge_regret_bound(100, 0, lr=0.1), "experts"),
         (lambda: theory.gd_worst_case(3, radius=0), "radius"),
         (lambda: theory.subgradient_worst_case(-1), "steps"),
         (lambda: theory.ogm_theta(0), "steps"),

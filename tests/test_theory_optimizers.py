@@ -71,6 +71,13 @@ def test_weight_decay_moves_the_minimum_where_it_is_said_to() -> None:
         (lambda: theory.dual_norm(np.eye(2), "l3"), "norm must be one of"),  # type: ignore[arg-type]
         (lambda: theory.newton_schulz_value(np.ones(1), -1), "steps must not be negative"),
         (lambda: theory.newton_schulz_band(0.0), "least must lie in"),
+        (lambda: theory.newton_schulz_band(0.1, -3), "steps must not be negative"),
+        (lambda: theory.ridge_minimizer(np.ones(1), np.ones(1), -1.0), "decay must not be negative"),
+        (lambda: theory.ridge_minimizer(np.ones(1), np.zeros(1), 1.0), "curvature must be positive"),
+        (lambda: theory.adam_noisy_quadratic_loss(np.ones(1), np.ones(1), -2.0, 0.1, 5), "noise must be positive"),
+        (lambda: theory.best_step(-np.eye(2), np.ones(2), 1.0, 1.0), "curvature along the gradient must be positive"),
+        (lambda: theory.expected_decrease(-np.eye(2), np.ones(2), 1.0, 1.0), "curvature along the gradient must be positive"),
+        (lambda: theory.expected_decrease(np.eye(2), np.ones(2), 1.0, -1.0), "noise_scale must not be negative"),
         (lambda: theory.reddi_second_moment(1.0), "C must be above 2"),
         (lambda: theory.adamw_fixed_point(np.ones(1), 0.0), "decay must be positive"),
     ],

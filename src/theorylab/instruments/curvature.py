@@ -242,6 +242,7 @@ def adam_preconditioner(problem: Problem, optimizer: torch.optim.Optimizer) -> P
         optimizer: `torch.optim.Adam` or `torch.optim.AdamW` after at least one step.
 
     Raises:
+        TypeError: another optimizer: RAdam and NAdam keep a second moment too, and divide by something else.
         ValueError: a parameter of the problem of which the optimizer keeps no second moment.
 
     Example:
@@ -261,6 +262,8 @@ def adam_preconditioner(problem: Problem, optimizer: torch.optim.Optimizer) -> P
 
 def adam_diagonal(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> Params:
     """The preconditioner of `adam_preconditioner` for parameters by name, as ``optimizer`` holds them."""
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        raise TypeError(f"optimizer must be torch.optim.Adam or AdamW, got {type(optimizer).__name__}.")
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     found = {}
     for name, p in tensors.items():

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from theorylab.core.estimate import Estimate
 from theorylab.core.problem import Params, Problem
-from theorylab.instruments.curvature import adam_diagonal, sharpness
+from theorylab.instruments.curvature import adam_diagonal, hessian, sharpness
+from theorylab.linalg.lanczos import length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,12 +87,53 @@ def replica_sharpness(
     return measure
 
 
+def replica_descent() -> Callable[[Population], dict[str, Tensor]]:
+    r"""A measure for `Population.train` of how each replica descends, (replica,) each.
+
+    ``"loss"`` L; ``"gradient norm"`` ‖g‖; ``"directional curvature"`` :math:`g^\top H g/\|g\|^2`, which times half the step size says
+    how much of the first-order decrease a step along the gradient gives back: at 1 the loss does not change to second order, and above it
+    rises. It is zero where the gradient is. One Hessian product a replica. Changes of the loss from step to step are
+    ``run["loss"].diff(dim=0)`` of a run with ``every=1``.
+
+    Example:
+        >>> from theorylab.learning.optimizers.sgd import sgd
+        >>> from theorylab.learning.population import Population
+        >>> line, x = lambda: torch.nn.Linear(1, 1, bias=False), torch.tensor([[3.0]])
+        >>> trained = Population(line, torch.nn.functional.mse_loss, (x, x), optimizer=sgd(0.01), seeds=[0, 1])
+        >>> run = trained.train(5, every=1, measure=replica_descent())  # the loss is (3w − 3)², of curvature 18
+        >>> run["directional curvature"][-1].tolist(), bool((run["loss"].diff(dim=0) < 0).all())
+        ([18.0, 18.0], True)
+
+    Source: Cohen et al. 2021, arXiv:2103.00065, Section 2 (the quadratic Taylor approximation along the gradient).
+    """
+
+    def measure(population: Population) -> dict[str, Tensor]:
+        losses, grads = population.gradients()
+        norms, along, one = [], [], population.problem(0)
+        for k in range(population.size):
+            problem = one.at({name: p[k] for name, p in population.params.items()})
+            g = problem.flatten({name: grads[name][k] for name in problem.params})
+            norm = length(g)
+            unit = g / norm if norm > 0 else g
+            norms.append(norm)
+            along.append((unit * (hessian(problem) @ unit)).double().sum())
+        return {
+            "loss": losses.double().cpu(),
+            "gradient norm": torch.tensor(norms, dtype=torch.float64, device="cpu"),
+            "directional curvature": torch.stack(along).cpu(),
+        }
+
+    return measure
+
+
 def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
     if edge is not None:
         if not (edge > 0 and math.isfinite(edge)):
             raise ValueError(f"edge must be positive and finite, got {edge}.")
         return edge
     groups = optimizer.param_groups
+    if any(g.get("maximize") for g in groups):
+        raise ValueError("optimizer must descend, got maximize=True: going up has no edge of stability.")
     settings = {(float(g["lr"]), float(g["weight_decay"])) for g in groups}
     if isinstance(optimizer, torch.optim.SGD) and len(settings) == 1 and not any(g["momentum"] for g in groups):
         ((lr, decay),) = settings
@@ -151,6 +193,11 @@ def sharpness_along(
         raise ValueError(f"every must lie in 1..{steps} (steps), got {every}.")
     if not 0 < late <= 1:
         raise ValueError(f"late must lie in (0, 1], got {late}.")
+    measured = [t for t in range(steps + 1) if t % every == 0 or t == steps]
+    if len([t for t in measured if t >= max((1 - late) * steps, 1)]) < 2:
+        raise ValueError(
+            f"every and late must leave at least two measurements for an interval, got every={every} and late={late:g} of {steps} steps."
+        )
     leaves = {k: torch.nn.Parameter(p.clone()) for k, p in problem.params.items()}
     chosen = optimizer(list(leaves.values()))
     threshold = _plain_edge(chosen, edge)
@@ -158,7 +205,7 @@ def sharpness_along(
     at, values, losses, start = [], [], [], None
     for t in range(steps + 1):
         here = problem.at({k: p.detach() for k, p in leaves.items()})
-        if (t % every == 0 or t == steps) and not (adaptive and t == 0):  # Adam has no second moment before its first step
+        if t in measured and not (adaptive and t == 0):  # Adam has no second moment before its first step
             precondition = adam_diagonal(chosen, leaves) if adaptive else None
             found = sharpness(here, precondition=precondition, tol=tol, seed=seed, start=start)
             at.append(t)
@@ -171,8 +218,7 @@ def sharpness_along(
             chosen.step()
     when, path = torch.tensor(at, device="cpu"), torch.tensor(values, dtype=torch.float64, device="cpu")
     tail = path[when >= (1 - late) * steps] / threshold
-    blocks = tail.tensor_split(min(BLOCKS, len(tail)))
-    ratio = Estimate.over([float(b.mean()) for b in blocks]) if len(blocks) > 1 else Estimate(float(tail.mean()), 0.0, 1)
+    ratio = Estimate.over([float(b.mean()) for b in tail.tensor_split(min(BLOCKS, len(tail)))])
     return SharpnessPath(
         when, path, torch.tensor(losses, dtype=torch.float64, device="cpu"), threshold, ratio, {k: p.detach() for k, p in leaves.items()}
     )

@@ -105,10 +105,16 @@ class ScalingPlan:
 
         Raises:
             FloatingPointError: the run at k = 1 diverged, so that there is nothing to compare with.
+            ValueError: its loss is zero or negative, so that no change can be relative to it.
         """
         base = final_losses(self.make, self.base)
         if not bool(base.isfinite().all()):
             raise FloatingPointError(f"training diverged at k = 1 already, with {self.base}: lower its step size.")
+        if not float(base.mean()) > 0:
+            raise ValueError(
+                f"the mean loss at k = 1 must be positive for changes relative to it, got {float(base.mean()):g} with {self.base}: "
+                "stop before the data are fitted exactly, or use a loss that is not negative."
+            )
 
         def compare(recipes: tuple[Recipe, ...]) -> tuple[Rescaled, ...]:
             return tuple(

@@ -322,6 +322,9 @@ def hedge_lr(rounds: int, experts: int) -> float:
         rounds: T ≥ 1.
         experts: N ≥ 2.
 
+    Raises:
+        ValueError: an argument out of its range.
+
     Example:
         >>> round(hedge_lr(1000, 10), 4)
         0.1357
@@ -344,12 +347,16 @@ def hedge_regret_bound(rounds: int, experts: int, lr: float | None = None) -> fl
         experts: N ≥ 2.
         lr: η > 0; default: the best for T rounds.
 
+    Raises:
+        ValueError: an argument out of its range.
+
     Example:
         >>> round(hedge_regret_bound(1000, 10), 2)
         33.93
 
     Source: Cesa-Bianchi and Lugosi 2006, Prediction, Learning, and Games, Theorem 2.2.
     """
-    lr = hedge_lr(rounds, experts) if lr is None else lr
+    best = hedge_lr(rounds, experts)
+    lr = best if lr is None else lr
     positive(lr=lr)
     return math.log(experts) / lr + rounds * lr / 8

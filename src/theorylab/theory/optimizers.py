@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from theorylab.theory.arguments import nonnegative, positive
 from theorylab.theory.dynamics import sgd_stationary_variance
 
 Norm = Literal["l1", "l2", "linf", "frobenius", "spectral", "nuclear"]
@@ -85,7 +86,7 @@ def newton_schulz_band(least: float, steps: int = 5, coefficients: tuple[float, 
         coefficients: (a, b, c).
 
     Raises:
-        ValueError: ``least`` outside (0, 1].
+        ValueError: ``least`` outside (0, 1], or negative ``steps``.
 
     Example:
         >>> [round(end, 4) for end in newton_schulz_band(0.01)]
@@ -95,6 +96,7 @@ def newton_schulz_band(least: float, steps: int = 5, coefficients: tuple[float, 
     """
     if not 0 < least <= 1:
         raise ValueError(f"least must lie in (0, 1], got {least}.")
+    nonnegative(steps=steps)
     a, b, c = coefficients
     squares = np.roots([5 * c, 3 * b, a])  # of the derivative a + 3bs² + 5cs⁴, in s²
     turns = np.sqrt(squares[np.isreal(squares) & (squares.real > 0)].real)
@@ -130,14 +132,16 @@ def adamw_fixed_point(minimizer: np.ndarray, decay: float) -> np.ndarray:
         minimizer: x*, of any shape.
         decay: λ > 0, decoupled.
 
+    Raises:
+        ValueError: ``decay`` is not positive and finite.
+
     Example:
         >>> adamw_fixed_point(np.array([30.0, -3.0]), 0.1).tolist()
         [10.0, -3.0]
 
     Source: Xie and Li 2024, arXiv:2404.04454, Theorem 1.1 (limits satisfy the first-order conditions of the constrained problem).
     """
-    if decay <= 0:
-        raise ValueError(f"decay must be positive, got {decay}.")
+    positive(decay=decay)
     return np.clip(minimizer, -1 / decay, 1 / decay)
 
 
@@ -151,12 +155,17 @@ def ridge_minimizer(minimizer: np.ndarray, curvature: np.ndarray, decay: float) 
         curvature: a > 0, of the same shape.
         decay: λ ≥ 0.
 
+    Raises:
+        ValueError: an argument out of its range.
+
     Example:
         >>> ridge_minimizer(np.array([30.0]), np.array([1.0]), 0.5).tolist()
         [20.0]
 
     Source: elementary; the contrast with decoupled decay is Loshchilov and Hutter 2019, arXiv:1711.05101, Section 2.
     """
+    nonnegative(decay=decay)
+    positive(curvature=float(np.min(curvature)))
     return curvature * minimizer / (curvature + decay)
 
 
@@ -223,9 +232,12 @@ def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: f
     Args:
         curvature: λ > 0, (d,).
         start: x(0), (d,), small against σ/λ.
-        noise: σ, the standard deviation of a minibatch gradient's entry.
-        lr: η.
-        steps: T.
+        noise: σ > 0, the standard deviation of a minibatch gradient's entry.
+        lr: η > 0.
+        steps: T ≥ 0.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> float(round(adam_noisy_quadratic_loss(np.ones(1), np.zeros(1), 2.0, 0.1, 10**6), 9))
@@ -233,6 +245,8 @@ def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: f
 
     Source: Malladi et al. 2022, arXiv:2205.10287, Section 4 (the equation of Adam), on a quadratic in the limit of dominating noise.
     """
+    positive(noise=noise, lr=lr, curvature=float(np.min(curvature)))
+    nonnegative(steps=steps)
     decay = np.exp(-2 * lr * curvature * steps / noise)
     return float(0.5 * (curvature * start**2 * decay + lr * noise / 2 * (1 - decay)).sum())
 
@@ -256,10 +270,7 @@ def gradient_noise_scale(hessian: np.ndarray, covariance: np.ndarray, gradient: 
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.8; the simple scale is equation 2.9.
     """
-    along = float(gradient @ hessian @ gradient)
-    if not along > 0:
-        raise ValueError(f"the curvature along the gradient must be positive for a best step, got gᵀHg = {along:g}.")
-    return float(np.sum(hessian * covariance)) / along
+    return float(np.sum(hessian * covariance)) / _curvature_along(hessian, gradient)
 
 
 def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_scale: float) -> float:
@@ -274,7 +285,7 @@ def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_sca
         noise_scale: B_n, from `gradient_noise_scale`.
 
     Raises:
-        ValueError: ``batch`` is not positive.
+        ValueError: ``batch`` is not positive, ``noise_scale`` negative, or gᵀHg not positive, so that no step along g is best.
 
     Example:
         >>> best_step(np.eye(2), np.array([2.0, 0.0]), 3.0, 1.0)
@@ -282,7 +293,7 @@ def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_sca
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.6.
     """
-    return float(gradient @ gradient / (gradient @ hessian @ gradient)) * _efficiency(batch, noise_scale)
+    return float(gradient @ gradient) / _curvature_along(hessian, gradient) * _efficiency(batch, noise_scale)
 
 
 def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_scale: float) -> float:
@@ -297,7 +308,7 @@ def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, n
         noise_scale: B_n, from `gradient_noise_scale`.
 
     Raises:
-        ValueError: ``batch`` is not positive.
+        ValueError: ``batch`` is not positive, ``noise_scale`` negative, or gᵀHg not positive, so that no step along g is best.
 
     Example:
         >>> expected_decrease(np.eye(2), np.array([2.0, 0.0]), np.inf, 1.0), expected_decrease(np.eye(2), np.array([2.0, 0.0]), 1.0, 1.0)
@@ -305,12 +316,20 @@ def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, n
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.7.
     """
-    return float((gradient @ gradient) ** 2 / (2 * gradient @ hessian @ gradient)) * _efficiency(batch, noise_scale)
+    return float(gradient @ gradient) ** 2 / (2 * _curvature_along(hessian, gradient)) * _efficiency(batch, noise_scale)
+
+
+def _curvature_along(hessian: np.ndarray, gradient: np.ndarray) -> float:
+    along = float(gradient @ hessian @ gradient)
+    if not along > 0:
+        raise ValueError(f"the curvature along the gradient must be positive for a best step, got gᵀHg = {along:g}.")
+    return along
 
 
 def _efficiency(batch: float, noise_scale: float) -> float:
     if not batch > 0:
         raise ValueError(f"batch must be positive, got {batch}.")
+    nonnegative(noise_scale=noise_scale)
     return 1 / (1 + noise_scale / batch)
 
 
