@@ -18,6 +18,7 @@ FUNCTIONS = {
     "pl_least_squares": (objectives.pl_least_squares(4, 7, seed=3), 7),
     "quartic": (objectives.quartic(), 3),
     "cosine_sum": (objectives.cosine_sum(), 3),
+    "strict_saddle": (objectives.strict_saddle(-2.5), 2),
     "saturating_sum": (objectives.saturating_sum(), 3),
     "scalar_factorization": (objectives.scalar_factorization(), 2),
 }

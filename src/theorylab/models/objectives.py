@@ -260,6 +260,31 @@ def cosine_sum() -> Objective:
     return Objective("Σ 1 − cos x", lambda x: (1 - x.cos()).sum(-1), torch.sin, 0.0, torch.zeros(1, dtype=torch.float64, device="cpu"), 1.0)
 
 
+def strict_saddle(curvature: float = -1.0) -> Objective:
+    r"""\|λ\| cos x + y²/2: at 0 a strict saddle, of curvature λ along x, from which it falls to a minimum at x = π; smooth, not convex.
+
+    Args:
+        curvature: λ < 0.
+
+    Raises:
+        ValueError: ``curvature`` is not negative.
+
+    Example:
+        >>> strict_saddle(-2.0).value(torch.tensor([[0.0, 0.0], [math.pi, 1.0]])).tolist()
+        [2.0, -1.5]
+    """
+    _positive(**{"−curvature": -curvature})
+    size = -curvature
+    return Objective(
+        f"strict saddle, λ = {curvature:.3g}",
+        lambda x: size * x[..., 0].cos() + x[..., 1] ** 2 / 2,
+        lambda x: torch.stack([-size * x[..., 0].sin(), x[..., 1]], -1),
+        -size,
+        torch.tensor([math.pi, 0.0], dtype=torch.float64, device="cpu"),
+        max(size, 1.0),
+    )
+
+
 def saturating_sum() -> Objective:
     r"""Σ x_i²/(1 + x_i²): nonconvex with plateaus, 2-smooth (the curvature at 0), minimum 0.
 

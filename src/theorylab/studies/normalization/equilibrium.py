@@ -264,7 +264,17 @@ def check_forgotten(config: EquilibriumConfig) -> Iterator[Finding | Series]:
     tiny=EquilibriumConfig(seeds=8, rows=128, batch=16, decay=0.04, periods=4.0, pairs=12, pairs_decay=0.1, pairs_periods=9.0),
     small=EquilibriumConfig(),
     large=EquilibriumConfig(
-        seeds=64, width=128, rows=4096, lr=0.2, decay=5e-3, periods=10.0, pairs=128, pairs_lr=0.2, pairs_decay=5e-3, pairs_periods=30.0
+        seeds=64,
+        inputs=40,
+        width=128,
+        rows=1024,
+        lr=0.2,
+        decay=5e-3,
+        periods=10.0,
+        pairs=128,
+        pairs_lr=0.2,
+        pairs_decay=5e-3,
+        pairs_periods=30.0,
     ),
 )
 def equilibrium(config: EquilibriumConfig) -> Iterator[Finding | Series | Stage]:

@@ -1,8 +1,9 @@
 """Gradient descent leaves a strict saddle in a time logarithmic in its distance from it.
 
 Near a strict saddle the escaping coordinate grows geometrically, by 1 + η|λ| a step, so a start ten times closer costs a constant number of
-further steps, not ten times as many. Where the negative curvature vanishes at the saddle (a degenerate one), growth is no longer geometric
-and the time is a power of the distance.
+further steps, not ten times as many. The function here bends away from its quadratic part on the way down, so that the law is one of the
+limit δ → 0, to which the fit over the distances comes within a per cent. Where the negative curvature vanishes at the saddle (a degenerate
+one), growth is no longer geometric and the time is a power of the distance.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
 from theorylab.core.study import study
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.models.objectives import strict_saddle
 from theorylab.theory.dynamics import saddle_escape_slope
 
 ESCAPE_TIME = Claim(
@@ -45,18 +47,21 @@ class SaddleConfig(Config):
     decades: int = setting(12, "distances 10⁻² … 10^−decades", low=4, high=15)
 
 
-def escape_steps(gradient: Callable[[Tensor], Tensor], distances: Tensor, lr: float, limit: int) -> Tensor:
-    """Steps of gradient descent from each distance until |x| ≥ 1, interpolated in the last one; ``limit`` where it does not arrive."""
+def escape_steps(gradient: Callable[[Tensor], Tensor], starts: Tensor, lr: float, limit: int) -> Tensor:
+    """Steps of gradient descent from each start (k, d) until its first coordinate reaches 1, interpolated in the last one, (k,).
+
+    ``limit`` where it does not arrive.
+    """
     gd = sgd(lr=lr)
-    x, state = {"x": distances.clone()}, {}
-    steps = torch.full_like(distances, float(limit))
+    x, state = {"x": starts.clone()}, {}
+    steps = torch.full_like(starts[:, 0], float(limit))
     for t in range(1, limit + 1):
-        before = x["x"]
-        x, state = gd.update({"x": gradient(before)}, state, x)
-        crossed = (before < 1) & (x["x"] >= 1)
-        steps[crossed] = (t - 1 + torch.log(1 / before) / torch.log(x["x"] / before))[crossed]
-        x["x"] = x["x"].clamp(max=1.0)  # an escaped start waits at the border
-        if bool((x["x"] >= 1).all()):
+        before = x["x"][:, 0]
+        x, state = gd.update({"x": gradient(x["x"])}, state, x)
+        after = x["x"][:, 0]
+        crossed = (before < 1) & (after >= 1)
+        steps[crossed] = (t - 1 + torch.log(1 / before) / torch.log(after / before))[crossed]
+        if bool((steps < limit).all()):
             break
     return steps
 
@@ -77,13 +82,14 @@ def saddle(config: SaddleConfig) -> Iterator[Finding | Series | Stage]:
 
     yield Stage("strict saddle")
     limit = math.ceil(2 * predicted * float(log_inverse.max()))
-    strict = escape_steps(lambda x: config.curvature * x, distances, config.lr, limit)
+    starts = torch.stack([distances, torch.ones_like(distances)], 1)
+    strict = escape_steps(strict_saddle(config.curvature).gradient, starts, config.lr, limit)
     yield ESCAPE_TIME.check(predicted=predicted, measured=np.polyfit(log_inverse.cpu(), strict.cpu(), 1)[0])
 
     yield Stage("degenerate saddle")
     near = distances.new_tensor([0.3, 0.1, 0.03])  # the time grows as δ⁻²: a start at 10⁻⁶ would take 10¹³ steps
     limit = math.ceil(2 / (2 * config.lr * float(near.min()) ** 2))
-    degenerate = escape_steps(lambda x: -(x**3), near, config.lr, limit)
+    degenerate = escape_steps(lambda x: -(x**3).clamp(max=1.0), near[:, None], config.lr, limit)  # no further than 1
     slope = np.polyfit(-near.log().cpu(), degenerate.cpu(), 1)[0]
     yield ESCAPE_TIME.control_check(predicted=predicted, measured=slope, setting="f = −x⁴/4")
 
