@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,30 @@ def test_strongly_convex_gradient_descent_is_worst_on_a_quadratic_or_a_huber_fun
     value = worst_case("gradient_descent", "convex", steps, smoothness=L, curvature=mu).value
     runs = [c / 2 * (1 - c / L) ** (2 * steps) for c in np.linspace(mu, L, 50)]
     assert max(runs) <= value <= worst_case("gradient_descent", "convex", steps, smoothness=L, closed_form=True).value
+
+
+@solved
+@pytest.mark.parametrize(
+    "options", [{}, {"curvature": 0.3}, {"curvature": 0.2, "noise": 0.5, "radius": 2.0, "smoothness": 2.0}, {"functions": 3}]
+)
+def test_a_step_of_sgd_is_at_worst_what_the_formula_says(options: dict[str, Any]) -> None:
+    program = worst_case("sgd", "finite_sum", 1, closed_form=False, **options)
+    assert program.value == pytest.approx(worst_case("sgd", "finite_sum", 1, closed_form=True, **options).value, rel=2e-4)
+
+
+@solved
+def test_no_run_of_sgd_ends_further_than_its_worst_case() -> None:
+    """Three steps on two parabolas apart: all eight orders, over many pairs of curvatures and of gradients at the minimizer."""
+    lr, mu, steps = 0.6, 0.2, 3
+    value = worst_case("sgd", "finite_sum", steps, lr=lr, curvature=mu).value
+    ends = []
+    for a, b in itertools.product(np.linspace(mu, 1, 9), repeat=2):
+        for push in (-1.0, 1.0):  # the gradients at 0, where the minimizer of the mean is
+            points = np.array([1.0])
+            for _ in range(steps):
+                points = np.concatenate([points - lr * (a * points + push), points - lr * (b * points - push)])
+            ends.append(float((points**2).mean()))
+    assert 0.9 * value < max(ends) <= value * (1 + 1e-4)
 
 
 @solved
@@ -93,6 +118,10 @@ def test_the_named_methods_run_on_points_of_any_kind() -> None:
         (("gradient_descent", "pl", 2), {}, "curvature must be positive for the class 'pl'"),
         (("gradient_descent", "concave", 2), {}, "function_class must be"),
         (("adam", "convex", 2), {}, "method must be one of gradient_descent"),
+        (("sgd", "convex", 2), {}, "go together"),
+        (("gradient_descent", "finite_sum", 2), {}, "go together"),
+        (("sgd", "finite_sum", 9), {}, "functions\\*\\*steps at most 32"),
+        (("sgd", "finite_sum", 1), {"noise": 0.0}, "noise must be positive"),
         (("ogm", "convex", 2), {"lr": 0.1}, "lr must be positive, and left out"),
         (("accelerated", "convex", 2), {"closed_form": True}, "no closed form is known"),
     ],

@@ -99,6 +99,33 @@ def subgradient_worst_case(steps: int, *, lipschitz: float = 1.0, radius: float 
     return lipschitz * radius / math.sqrt(steps + 1)
 
 
+def sgd_step_bound(*, smoothness: float = 1.0, curvature: float = 0.0, radius: float = 1.0, noise: float = 1.0) -> float:
+    r"""Largest E‖x₁ − x*‖² after one step η = 1/L of SGD on a mean of L-smooth, μ-strongly convex functions.
+
+    .. math:: \Bigl(\frac{a R}{2} + \sqrt{\frac{a^2 R^2}{4} + \frac{v^2}{L^2}}\Bigr)^2, \qquad a = 1 - \frac{\mu}{L}
+
+    Args:
+        smoothness: L > 0.
+        curvature: μ in [0, L).
+        radius: R = ‖x₀ − x*‖ > 0.
+        noise: v > 0, the root mean square over the functions of ‖∇f_i(x*)‖.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> round(sgd_step_bound(curvature=0.5, noise=1e-9), 6)  # without noise it is gradient descent's (1 − μ/L)²
+        0.25
+
+    Source: Taylor and Bach 2019, arXiv:1902.00947 (finite sums by performance estimation); in this form it is what the program gives.
+    """
+    positive(smoothness=smoothness, radius=radius, noise=noise)
+    if not 0 <= curvature < smoothness:
+        raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}), got {curvature}.")
+    half = (1 - curvature / smoothness) * radius / 2
+    return (half + math.hypot(half, noise / smoothness)) ** 2
+
+
 def ogm_theta(steps: int) -> float:
     r"""θ_n of the optimized gradient method: θ₀ = 1, θ_{i+1} = (1 + √(1 + 4θ_i²))/2, with 8 in place of 4 in the last step.
 

@@ -14,15 +14,23 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from theorylab.theory.arguments import positive
-from theorylab.theory.optimization import gd_worst_case, nonconvex_gradient_bound, ogm_worst_case, subgradient_worst_case
+from theorylab.theory.optimization import (
+    gd_worst_case,
+    nonconvex_gradient_bound,
+    ogm_worst_case,
+    sgd_step_bound,
+    subgradient_worst_case,
+)
 
 Method = Callable[[Callable[[Any], Any], Any, int], list[Any]]
 """``method(gradient, x0, steps)`` → iterates x_0, ..., x_n, made by sums and scalar multiples of points and gradients alone."""
 
-FunctionClass = Literal["convex", "nonsmooth", "nonconvex", "pl"]
+FunctionClass = Literal["convex", "nonsmooth", "nonconvex", "pl", "finite_sum"]
+MOST_ENDS = 32
+"""Ends of stochastic runs that the program takes: it grows with the square of their number."""
 
 
 def gradient_descent(lr: float) -> Method:
@@ -96,7 +104,7 @@ def available() -> bool:
     return importlib.util.find_spec("PEPit") is not None
 
 
-NAMED = ("gradient_descent", "accelerated", "ogm", "subgradient")
+NAMED = ("gradient_descent", "accelerated", "ogm", "subgradient", "sgd")
 
 
 def worst_case(
@@ -110,6 +118,8 @@ def worst_case(
     lipschitz: float = 1.0,
     radius: float = 1.0,
     gap: float = 1.0,
+    functions: int = 2,
+    noise: float = 1.0,
     closed_form: bool | None = None,
 ) -> WorstCase:
     r"""The exact worst case of ``steps`` steps of a method over a class of functions.
@@ -121,20 +131,25 @@ def worst_case(
     ``nonsmooth``   convex and M-Lipschitz                                    ‖x_0 − x*‖ ≤ R         min_t f(x_t) − f*, t = 0...n
     ``nonconvex``   L-smooth                                                  f(x_0) − f(x_n) ≤ gap  min_t ‖∇f(x_t)‖², t = 0...n
     ``pl``          L-smooth, ½‖∇f‖² ≥ μ(f − f*)                              f(x_0) − f* ≤ gap      f(x_n) − f*
+    ``finite_sum``  means of m L-smooth, μ-strongly convex functions with     ‖x_0 − x*‖ ≤ R         E‖x_n − x*‖², over which f_i each
+                    mean ‖∇f_i(x*)‖² ≤ v²                                                            step of SGD draws
     =============== ========================================================= ====================== =================================
 
     The program for ``pl`` is a relaxation: its value bounds the worst case from above. The others are exact.
 
     Args:
-        method: One of ``"gradient_descent"``, ``"accelerated"``, ``"ogm"``, ``"subgradient"``, or a `Method` of your own.
+        method: One of ``"gradient_descent"``, ``"accelerated"``, ``"ogm"``, ``"subgradient"``, or a `Method` of your own; for
+            ``finite_sum`` it is ``"sgd"``, which draws with replacement.
         function_class: See the table.
-        steps: n ≥ 1; the program has some n² unknowns: .1 s at n = 10, seconds at 30.
-        lr: η of ``"gradient_descent"`` (default 1/L) and ``"subgradient"`` (default R/(M√(n+1))).
+        steps: n ≥ 1; the program has some n² unknowns: .1 s at n = 10, seconds at 30. For ``finite_sum`` mⁿ is to be at most 32.
+        lr: η of ``"gradient_descent"`` and ``"sgd"`` (default 1/L) and ``"subgradient"`` (default R/(M√(n+1))).
         smoothness: L > 0.
-        curvature: μ in [0, L) for ``convex``, in (0, L] for ``pl``; the other classes have none.
+        curvature: μ in [0, L) for ``convex`` and ``finite_sum``, in (0, L] for ``pl``; the other classes have none.
         lipschitz: M > 0.
         radius: R > 0.
         gap: > 0.
+        functions: m ≥ 2 of ``finite_sum``.
+        noise: v > 0 of ``finite_sum``.
         closed_form: True: from the formula, or an error where none is known; False: from the program; None: from the program where
             PEPit is installed, else from the formula.
 
@@ -149,28 +164,33 @@ def worst_case(
         WorstCase(value=0.1, by='closed form')
 
     Source: Drori and Teboulle 2014, arXiv:1206.3209, Section 3 (performance estimation); Taylor, Hendrickx and Glineur 2017,
-    arXiv:1502.05666, Theorem 4 (interpolation, which makes it exact); PEPit: Goujaud et al. 2024, arXiv:2201.04040.
+    arXiv:1502.05666, Theorem 4 (interpolation, which makes it exact); finite sums: Taylor and Bach 2019, arXiv:1902.00947; PEPit: Goujaud
+    et al. 2024, arXiv:2201.04040.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    positive(smoothness=smoothness, lipschitz=lipschitz, radius=radius, gap=gap)
+    positive(smoothness=smoothness, lipschitz=lipschitz, radius=radius, gap=gap, noise=noise)
     if not 0 <= curvature <= smoothness:
         raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}], got {curvature}.")
-    if function_class not in ("convex", "nonsmooth", "nonconvex", "pl"):
-        raise ValueError(f"function_class must be 'convex', 'nonsmooth', 'nonconvex' or 'pl', got {function_class!r}.")
-    if function_class == "convex" and curvature == smoothness:
+    if function_class not in get_args(FunctionClass):
+        raise ValueError(f"function_class must be one of {', '.join(get_args(FunctionClass))}, got {function_class!r}.")
+    if function_class in ("convex", "finite_sum") and curvature == smoothness:
         raise ValueError(
-            f"curvature must be below smoothness = {smoothness:g} for the class 'convex', got {curvature}: of equal ones there is but the "
-            "parabola, of which a gradient step with η = 1/L is the minimizer."
+            f"curvature must be below smoothness = {smoothness:g} for the class {function_class!r}, got {curvature}: of equal ones there "
+            "is but the parabola, of which a gradient step with η = 1/L is the minimizer."
         )
     if function_class == "pl" and curvature == 0:
         raise ValueError("curvature must be positive for the class 'pl', got 0.")
     if isinstance(method, str) and method not in NAMED:
         raise ValueError(f"method must be one of {', '.join(NAMED)}, or a function (gradient, x0, steps) → iterates; got {method!r}.")
-    if lr is not None and not (lr > 0 and method in ("gradient_descent", "subgradient")):
+    if (method == "sgd") != (function_class == "finite_sum"):
+        raise ValueError(f"method 'sgd' and function_class 'finite_sum' go together, got {method!r} and {function_class!r}.")
+    if function_class == "finite_sum" and (functions < 2 or functions**steps > MOST_ENDS):
+        raise ValueError(f"functions must be at least 2 and functions**steps at most {MOST_ENDS}, got {functions} and {steps} steps.")
+    if lr is not None and not (lr > 0 and method in ("gradient_descent", "subgradient", "sgd")):
         raise ValueError(f"lr must be positive, and left out for methods that have their own; got {lr} for {method!r}.")
     if closed_form or (closed_form is None and not available()):
-        value = _formula(method, function_class, steps, lr, smoothness, curvature, lipschitz, radius, gap)
+        value = _formula(method, function_class, steps, lr, smoothness, curvature, lipschitz, radius, gap, noise)
         if value is not None:
             return WorstCase(value, "closed form")
         if closed_form:
@@ -180,6 +200,9 @@ def worst_case(
         )
     if not available():
         raise ModuleNotFoundError("performance estimation needs PEPit: pip install 'theorylab[pep]'.", name="PEPit")
+    if function_class == "finite_sum":
+        step = 1 / smoothness if lr is None else lr
+        return WorstCase(_solve_sgd(steps, step, functions, smoothness, curvature, radius, noise), "performance estimation")
     run = method if callable(method) else _named(method, steps, lr, smoothness, lipschitz, radius)
     return WorstCase(_solve(run, function_class, steps, smoothness, curvature, lipschitz, radius, gap), "performance estimation")
 
@@ -202,6 +225,7 @@ def _formula(
     lipschitz: float,
     radius: float,
     gap: float,
+    noise: float,
 ) -> float | None:
     if (method, function_class) == ("gradient_descent", "convex"):
         ratio = 1.0 if lr is None else lr * smoothness
@@ -213,6 +237,8 @@ def _formula(
         return subgradient_worst_case(steps, lipschitz=lipschitz, radius=radius)
     if (method, function_class) == ("gradient_descent", "nonconvex") and lr in (None, 1 / smoothness):
         return nonconvex_gradient_bound(steps, gap, smoothness=smoothness)
+    if method == "sgd" and steps == 1 and lr in (None, 1 / smoothness):
+        return sgd_step_bound(smoothness=smoothness, curvature=curvature, radius=radius, noise=noise)
     return None
 
 
@@ -255,6 +281,29 @@ def _solve(
     else:
         for x in points if function_class == "nonsmooth" else points[-1:]:
             program.set_performance_metric(oracle(x)[1] - f(best))
+    return _value(program, steps, function_class)
+
+
+def _solve_sgd(steps: int, lr: float, functions: int, smoothness: float, curvature: float, radius: float, noise: float) -> float:
+    import PEPit
+    from PEPit.functions import SmoothStronglyConvexFunction
+
+    program: Any = PEPit.PEP()
+    parts: list[Any] = [program.declare_function(SmoothStronglyConvexFunction, L=smoothness, mu=curvature) for _ in range(functions)]
+    best = (sum(parts[1:], parts[0]) / functions).stationary_point()
+    x0 = program.set_initial_point()
+    program.set_initial_condition((x0 - best) ** 2 <= radius**2)
+    squares = [f.gradient(best) ** 2 for f in parts]
+    program.add_constraint(sum(squares[1:], squares[0]) / functions <= noise**2)
+    ends = [x0]
+    for _ in range(steps):
+        ends = [x - lr * f.gradient(x) for x in ends for f in parts]
+    distances = [(x - best) ** 2 for x in ends]
+    program.set_performance_metric(sum(distances[1:], distances[0]) / len(ends))
+    return _value(program, steps, "finite_sum")
+
+
+def _value(program: Any, steps: int, function_class: str) -> float:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # solvers and PEPit warn of accuracy, which is checked below
         value = program.solve(verbose=0)
