@@ -37,6 +37,7 @@ _PUBLIC = {
     "sharpness_along": "instruments.sharpness_along",
     "coordinate_check": "learning.coordinate_check",
     "mup": "learning.parametrization",
+    "RandomSubspace": "learning.subspace",
     "worst_case": "theory.worst_case",
     "kfac": "instruments.kfac",
     "ekfac": "instruments.kfac",
