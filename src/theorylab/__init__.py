@@ -52,6 +52,7 @@ _PUBLIC = {
     "jacobian": "instruments.jacobian",
     "certify": "instruments.certify",
     "occam": "instruments.occam",
+    "occam_likelihood": "instruments.occam_likelihood",
     "flatness": "instruments.flatness",
     "invariances": "instruments.invariances",
     "balancedness": "instruments.invariances",
