@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.data.digits import digits
-from theorylab.instruments.occam import END_BITS, occam
+from theorylab.instruments.coded import END_BITS
+from theorylab.instruments.occam import occam
 from theorylab.learning.compression import SCALE_BITS, adaptive_code_bits, quantize
+from theorylab.learning.subspace import RandomSubspace
+from theorylab.models.seeded import seeded
 from theorylab.stats.binomial import kl_inverse
 
 
@@ -119,6 +122,34 @@ def test_a_difference_from_the_start_is_shorter_and_needs_the_start() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             occam(problem, **options)
+
+
+def test_a_network_trained_in_a_random_subspace_has_a_short_message() -> None:
+    """Ten classes of digits, by a network of 4810 parameters that is trained whole, or in a subspace of 200 numbers, to the same error."""
+    x, y = digits(dtype=torch.float32)
+
+    def trained(net: nn.Module) -> Problem:
+        optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.05)
+        for _ in range(300):
+            optimizer.zero_grad()
+            outputs = net(x)
+            if float((outputs.argmax(1) != y).float().mean()) < 0.06:
+                break
+            F.cross_entropy(outputs, y).backward()
+            optimizer.step()
+        return Problem(net, F.cross_entropy, (x, y))
+
+    def network() -> nn.Module:
+        return seeded(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)), 0, dtype=torch.float32)
+
+    small, every, start = occam(trained(RandomSubspace(network(), 200, seed=0))), trained(network()), dict(network().named_parameters())
+    whole = occam(every)
+    assert max(b.terms["empirical error before coding"] for b in (small, whole)) < 0.06
+    assert small.terms["bits"] < whole.terms["bits"] / 4
+    assert small.value < 0.5 < min(whole.value, occam(every, coding="difference", init=start).value)
+    assert "architecture and frozen parameters do not depend on the rows" in small.assumptions
+    assert "buffers do not depend on the rows" in small.assumptions
+    assert "buffers do not depend on the rows" not in whole.assumptions
 
 
 def test_a_test_set_is_read_beside_it_and_random_labels_get_no_bound() -> None:

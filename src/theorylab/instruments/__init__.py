@@ -22,6 +22,7 @@ from theorylab.instruments import margin_geometry as margin_geometry
 from theorylab.instruments import noise_scale as noise_scale
 from theorylab.instruments import norms as norms
 from theorylab.instruments import occam as occam
+from theorylab.instruments import occam_likelihood as occam_likelihood
 from theorylab.instruments import rows as rows
 from theorylab.instruments import signal as signal
 from theorylab.instruments import tracin as tracin

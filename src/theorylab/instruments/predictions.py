@@ -78,5 +78,5 @@ def signed_margins(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def row_errors(scores: Tensor, classes: Tensor) -> Tensor:
-    """Whether each row is classified wrongly, (n,); a tie counts as an error."""
-    return signed_margins(scores, classes) <= 0
+    """Whether each row is classified wrongly, (n,); a tie counts as an error, and so do scores that are no numbers."""
+    return ~(signed_margins(scores, classes) > 0)

@@ -255,6 +255,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "clipped_sum": lambda problem: Work(3, 0, 2),
     "test_bound": lambda problem: Work(1),
     "occam": lambda problem: Work(50),
+    "occam_likelihood": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),
     "invariances": lambda problem: Work(6, 0, 2),
     "signal_profile": lambda problem: Work(2),
