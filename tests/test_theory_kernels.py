@@ -55,6 +55,34 @@ def test_duals_are_the_gaussian_expectations(name: str, a: float, b: float, c: f
     assert found == pytest.approx(expected, abs=2e-2 if name == "relu" else 1e-9)
 
 
+def by_trapezoids(a: float, c: float, correlation: float) -> list[float]:
+    """E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of tanh, densely: the rule's error is exp(−2π · (π/2) / 0.25), of the nearest poles at any variance."""
+
+    def nodes(scale: float) -> Tensor:
+        step = 0.25 / max(scale, 1.0)
+        return torch.arange(-math.ceil(9 / step), math.ceil(9 / step) + 1, dtype=torch.float64) * step
+
+    rest = math.sqrt(1 - correlation**2)
+    x, y = nodes(math.sqrt(max(a, c))), nodes(rest * math.sqrt(c))
+    p, r = (torch.exp(-z * z / 2) * (z[1] - z[0]) / math.sqrt(2 * math.pi) for z in (x, y))
+    total = torch.zeros(2, dtype=torch.float64)
+    for z, weight in zip(x.split(500), p.split(500), strict=True):
+        u, v = torch.tanh(math.sqrt(a) * z), torch.tanh(math.sqrt(c) * (correlation * z[:, None] + rest * y))
+        total += torch.stack([(weight * u) @ (v @ r), (weight * (1 - u * u)) @ ((1 - v * v) @ r)])
+    return total.tolist()
+
+
+@pytest.mark.parametrize(
+    ("a", "c", "correlation"),
+    [(q, q, rho) for q in (0.01, 1.0, 2.0, 20.0, 100.0) for rho in (1.0, 1 - 1e-6, 0.5, -0.99, -1.0)]
+    + [(1e4, 1e4, 1.0), (1e4, 1e4, -1.0), (1e4, 1e4, 0.5), (0.3, 50.0, 0.8), (1e-3, 1e3, 1.0)],
+)
+def test_the_dual_of_tanh_is_exact_at_any_variance_and_correlation(a: float, c: float, correlation: float) -> None:
+    covariance = correlation * (a if a == c else math.sqrt(a * c))
+    found = [v.item() for v in DUALS["tanh"](*torch.tensor([[covariance], [a], [c]], dtype=torch.float64))]
+    assert found == pytest.approx(by_trapezoids(a, c, correlation), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", DUALS)
 def test_the_dual_of_the_slope_is_the_derivative_in_the_covariance(name: str) -> None:
     b = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64, requires_grad=True)
