@@ -117,8 +117,8 @@ BLOCK = 2**16
 
 
 def _of_error_functions(b: Tensor, a: Tensor, c: Tensor, squares: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
-    r"""Of :math:`\sum_i w_i \operatorname{erf}(u / \sqrt{2 s_i})`: a sum over pairs of :math:`\frac2\pi \arctan(b r)` and :math:`\frac2\pi r`,
-    with :math:`r^{-2} = (s_i + a)(s_j + c) - b^2`.
+    r"""Of :math:`\sum_i w_i \operatorname{erf}(u / \sqrt{2 s_i})`: over pairs, with :math:`r^{-2} = (s_i + a)(s_j + c) - b^2`, the sums
+    of :math:`\frac2\pi \arctan(b r)` and :math:`\frac2\pi r`, each times its weights.
     """
     gap = (a * c - b * b).clamp(min=0)[..., None]  # taken first: it is zero where u = ±v, and large numbers would leave rounding of it
     b, a, c = b[..., None], a[..., None], c[..., None]
