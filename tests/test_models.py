@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from theorylab.models.cnn import RMSNorm2d, cnn
+from theorylab.models.cnn import RMSNorm, cnn
 from theorylab.models.deep_linear import DeepLinear, balanced, end_to_end, imbalance
 from theorylab.models.diagonal import DiagonalLinear, coefficients
 from theorylab.models.initializers import delta_orthogonal_
@@ -16,6 +17,7 @@ from theorylab.models.locally_connected import LocallyConnected2d
 from theorylab.models.mlp import ACTIVATIONS, mlp
 from theorylab.models.seeded import seeded
 from theorylab.models.tensor_factorization import CPFactorization, component_norms, cp_tensor
+from theorylab.models.wide import WideConv2d, WideLinear, wide_cnn, wide_mlp, wide_residual
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -62,6 +64,66 @@ def test_a_norm_makes_the_network_blind_to_the_scale_of_its_filters(norm):
     torch.testing.assert_close(net(x), before)
 
 
+@pytest.mark.parametrize("norm", ["layer", "group", "rms"])
+def test_without_eps_a_norm_does_not_see_the_scale_of_its_filters(norm):
+    x = torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    changes = []
+    for eps in (0.0, 1e-5):
+        net = seeded(lambda eps=eps: cnn([1, 4, 4], 3, norm=norm, activation="tanh", eps=eps), 0)
+        before = net(x)
+        with torch.no_grad():
+            for m in net.modules():
+                for p in m.parameters() if isinstance(m, nn.Conv2d) else ():
+                    p.mul_(0.1)
+            changes.append(float((net(x) - before).abs().max() / before.abs().max()))
+    assert changes[0] < 1e-13
+    assert changes[1] > 1e-5
+
+
+def test_the_options_of_a_cnn_leave_its_draws_as_they_are():
+    nets = []
+    for make in (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1), nn.Linear(8, 3)),
+        lambda: cnn([2, 4, 8], 3),
+        lambda: cnn([2, 4, 8], 3, padding="circular", readout="flatten", size=(2, 1), eps=0.0),
+    ):
+        nets.append(list(seeded(make, 0).parameters()))
+    for other in nets[1:]:
+        for p, q in zip(nets[0], other, strict=True):
+            assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_cnn_on_a_circle_with_pooling_does_not_see_shifts_and_the_others_do(dims):
+    x = torch.randn(6, 2, *(7, 5)[:dims], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted = x.roll((2, 1)[:dims], tuple(range(2, 2 + dims)))
+    for padding in ("circular", "zeros"):
+        for readout in ("pool", "flatten"):
+            net = seeded(lambda p=padding, r=readout: cnn([2, 4], 3, dims=dims, padding=p, readout=r, size=x.shape[2:]), 0)
+            assert torch.allclose(net(shifted), net(x), rtol=1e-12) == (padding == "circular" and readout == "pool")
+
+
+@pytest.mark.parametrize(("size", "places"), [((7, 5), 4), ((9,), 3), ((8, 8), 4), ((1, 1), 1)])
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "rms", "none"])
+def test_a_cnn_that_flattens_reads_every_place(size, places, norm):
+    net = cnn([2, 4, 4, 8], 3, norm=norm, dims=len(size), readout="flatten", size=size)
+    assert net(torch.randn(6, 2, *size, generator=torch.Generator().manual_seed(0))).shape == (6, 3)
+    assert net[-1].in_features == 8 * places
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_initial_kernels_of_a_cnn(dims):
+    kernels = {init: seeded(lambda i=init: cnn([30, 60], 3, dims=dims, init=i), 0)[0] for init in ("he", "orthogonal", "delta_orthogonal")}
+    assert all(not bool(conv.bias.any()) for conv in kernels.values())
+    weight = kernels["he"].weight.detach()
+    # the relative error of a variance over N normal numbers is √(2/N), at most 2 % of these 5400 or 16200
+    assert float(weight.var()) == pytest.approx(2 / (30 * 3**dims), rel=0.08)
+    flat = kernels["orthogonal"].weight.flatten(1)
+    torch.testing.assert_close(flat @ flat.mT, torch.eye(60, dtype=torch.float64), rtol=0, atol=1e-5)  # drawn in float32
+    x = torch.randn(4, 30, *(5,) * dims, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(kernels["delta_orthogonal"](x).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1), rtol=1e-5, atol=0)
+
+
 def test_deep_linear_is_its_product():
     net = DeepLinear([3, 6, 4, 2]).double()
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -105,6 +167,11 @@ def test_a_delta_orthogonal_convolution_keeps_norms_and_is_the_generators(conv):
         torch.testing.assert_close(layer(x).flatten(1).norm(dim=1), 2 * x.flatten(1).norm(dim=1))
         assert torch.equal(delta_orthogonal_(layer.weight, 2.0, generator=torch.Generator().manual_seed(0)), first)
     assert int((first != 0).sum()) == 15
+    for groups, inputs, outputs in ((3, 3, 6), (2, 4, 4)):  # the first is depthwise
+        layer = conv(inputs, outputs, 3, padding=1, groups=groups, bias=False).double()
+        delta_orthogonal_(layer.weight, groups=groups)
+        x = torch.randn(4, inputs, *(5,) * (layer.weight.ndim - 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        torch.testing.assert_close(layer(x).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
     torch.manual_seed(0)
     a = delta_orthogonal_(torch.empty(4, 4, 3))[..., 1]
     b = delta_orthogonal_(torch.empty(4, 4, 3))[..., 1]
@@ -146,6 +213,21 @@ def test_cp_factorization_learns_by_all_of_its_factors_in_a_functional_call():
         (lambda: delta_orthogonal_(torch.empty(3, 3)), "three to five axes"),
         (lambda: delta_orthogonal_(torch.empty(2, 3, 3)), "as many outputs"),
         (lambda: delta_orthogonal_(torch.empty(3, 3, 3, 2)), "odd sizes"),
+        (lambda: delta_orthogonal_(torch.empty(4, 3, 3), groups=2), "as many outputs as inputs"),
+        (lambda: delta_orthogonal_(torch.empty(4, 1, 3), groups=3), "groups must divide"),
+        (lambda: LocallyConnected2d((1, 2), (4, 4)).share(torch.zeros(1, 1, 3, 3), torch.zeros(2)), r"kernel must be \(2, 1, 3, 3\)"),
+        (lambda: LocallyConnected2d((1, 2), (4, 4)).share(torch.zeros(2, 9, 1, 1), torch.zeros(2)), r"kernel must be \(2, 1, 3, 3\)"),
+        (lambda: LocallyConnected2d((1, 2), (4, 4)).share(torch.zeros(2, 1, 3, 3), torch.zeros(1)), r"bias \(2,\)"),
+        (lambda: WideLinear(3, 2, -1.0), "weight_variance must be positive"),
+        (lambda: WideConv2d(3, 2, bias_variance=math.inf), "bias_variance must be at least 0"),
+        (lambda: WideConv2d(3, 2, 4), "filter_size must be odd"),
+        (lambda: WideConv2d(3, 2, padding="reflect"), "padding must be"),
+        (lambda: wide_mlp(3, 2, depth=-1), "depth must be at least 0"),
+        (lambda: wide_mlp(3, 2, weight_variance=math.nan), "weight_variance must be positive"),
+        (lambda: wide_residual(3, 2, blocks=-1), "blocks must be at least 0"),
+        (lambda: wide_cnn(3, 2, 4, depth=0), "depth must be at least 1"),
+        (lambda: wide_cnn(3, 2, 4, padding="same"), "padding must be"),
+        (lambda: wide_cnn(3, 2, 4, readout="max"), "readout must be"),
         (lambda: CPFactorization([3], 2), "at least two axes"),
         (lambda: CPFactorization([3, 0], 2), "at least two axes"),
         (lambda: CPFactorization([3, 3], 0), "components"),
@@ -158,6 +240,15 @@ def test_cp_factorization_learns_by_all_of_its_factors_in_a_functional_call():
         (lambda: cnn([1, 4], 2, kernel_size=2), "kernel_size"),
         (lambda: cnn([1, 6], 2, norm="group"), "divisible by 4"),
         (lambda: cnn([1, 4], 2, activation="step"), "activation"),
+        (lambda: cnn([1, 4], 2, dims=3), "dims must be one of 1, 2"),
+        (lambda: cnn([1, 4], 2, padding="reflect"), "padding must be"),
+        (lambda: cnn([1, 4], 2, readout="max"), "readout must be"),
+        (lambda: cnn([1, 4], 2, readout="flatten"), "size must name 2"),
+        (lambda: cnn([1, 4], 2, readout="flatten", size=[4], dims=2), "size must name 2"),
+        (lambda: cnn([1, 4], 2, eps=math.nan), "eps must be at least 0"),
+        (lambda: cnn([1, 4], 2, norm="batch", eps=0.0), "eps must be positive for norm='batch'"),
+        (lambda: cnn([1, 4], 2, init="normal"), "init must be"),
+        (lambda: cnn([4, 1], 2, init="delta_orthogonal"), "as many outputs as inputs"),
         (lambda: DeepLinear([3]), "dims"),
         (lambda: DeepLinear([3, 2], init_scale=-1), "init_scale"),
         (lambda: DeepLinear([3, 2], weights=[torch.zeros(3, 2)]), "weights"),
@@ -208,7 +299,7 @@ def test_diagonal_linear_refuses_bad_arguments(kwargs):
 
 
 def test_rms_norm_divides_by_the_root_mean_square_alone():
-    net = RMSNorm2d(3, eps=0.0).double()
+    net = RMSNorm(3, eps=0.0).double()
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
     assert torch.allclose(net(x).square().mean((1, 2, 3)), torch.ones(4, dtype=torch.float64))
     assert torch.allclose(net(7 * x), net(x))
@@ -217,7 +308,7 @@ def test_rms_norm_divides_by_the_root_mean_square_alone():
 
 def test_a_locally_connected_layer_with_one_kernel_everywhere_is_the_convolution():
     conv = nn.Conv2d(2, 3, 3, padding=1).double()
-    local = LocallyConnected2d((2, 3), (6, 4)).double()
+    local = LocallyConnected2d((2, 3), [6, 4]).double()  # a list does as well
     x = torch.randn(5, 2, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert not torch.allclose(local(x), conv(x))
     local.share(conv.weight, conv.bias)

@@ -1,6 +1,7 @@
 """Normalized nets against the layers of torch.nn, and under torch.func."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -130,8 +131,17 @@ def test_residual_stream_by_hand(x: torch.Tensor) -> None:
     ("call", "message"),
     [
         (lambda: NormalizedMLP([3, 1]), "at least one hidden layer"),
-        (lambda: NormalizedMLP([3, 4, 1], eps=-1.0), "eps must not be negative"),
-        (lambda: NormalizedMLP([3, 4, 1], normalization="group", groups=3), "groups must divide"),
+        (lambda: NormalizedMLP([3, 4, 1], eps=-1.0), "eps must be at least 0"),
+        (lambda: NormalizedMLP([3, 4, 1], eps=math.nan), "eps must be at least 0"),
+        (lambda: PreNormResidual(3, 4, 1, eps=-1.0), "eps must be at least 0"),
+        (lambda: NormalizedMLP([3, 4, 1], normalization="group", groups=3), "groups must be positive and divide"),
+        (lambda: NormalizedMLP([3, 4, 1], normalization="group", groups=0), "groups must be positive"),
+        (lambda: NormalizedMLP([3, 4, 1], normalization="group", groups=-2), "groups must be positive"),
+        (lambda: NormalizedMLP([3, 4, 1], normalization="group", groups=4), "at least two channels"),
+        (lambda: NormalizedMLP([3, 4, 1, 1], normalization="layer"), "at least two channels"),
+        (lambda: group_norm(torch.randn(2, 6), -2), "groups must be positive"),
+        (lambda: layer_norm(torch.randn(2, 1)), "at least two channels"),
+        (lambda: NormalizedMLP([3, 4, 1])(torch.randn(1, 3)), "at least two rows"),
         (lambda: NormalizedMLP([3, 4, 1], normalization="instance"), "normalization must be one of"),
         (lambda: PreNormResidual(3, 4, 1, blocks=0), "blocks must be at least 1"),
     ],

@@ -79,8 +79,8 @@ def test_time_does_not_stop_in_half_precision(dtype: torch.dtype) -> None:
     [
         (lambda: cosine(0), "steps must be at least 1"),
         (lambda: cosine(5, floor=2.0), "floor must lie in"),
-        (lambda: power_decay(-1.0), "power must not be negative"),
-        (lambda: exponential_decay(torch.tensor([0.5, -0.5])), "factor must not be negative, and finite, got -0.5"),
+        (lambda: power_decay(-1.0), "power must be at least 0"),
+        (lambda: exponential_decay(torch.tensor([0.5, -0.5])), "factor must be at least 0 and finite, got -0.5"),
         (lambda: warmup_stable_decay(5, 3, 3), "nor together more than steps = 5, got 3 and 3"),
     ],
 )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from theorylab.core.problem import Problem
 from theorylab.instruments.kernels import ntk
 from theorylab.models.wide import wide_cnn, wide_mlp, wide_residual
+from theorylab.theory import kernels
 from theorylab.theory.activations import DUALS
 from theorylab.theory.kernels import conv_kernel, dense_kernel, linearized_residual, residual_kernel
 from theorylab.theory.wide_layers import Kernel, activate, convolve, dense, flatten, images, inputs, pool
@@ -53,6 +54,34 @@ def test_duals_are_the_gaussian_expectations(name: str, a: float, b: float, c: f
     found = [v.item() for v in DUALS[name](*torch.tensor([[b], [a], [c]], dtype=torch.float64))]
     expected = [by_quadrature(f, a, b, c) for f in (FUNCTIONS[name], slope(FUNCTIONS[name]))]
     assert found == pytest.approx(expected, abs=2e-2 if name == "relu" else 1e-9)
+
+
+def by_trapezoids(a: float, c: float, correlation: float) -> list[float]:
+    """E[φ(u)φ(v)] and E[φ'(u)φ'(v)] of tanh, densely: the rule's error is exp(−2π · (π/2) / 0.25), of the nearest poles at any variance."""
+
+    def nodes(scale: float) -> Tensor:
+        step = 0.25 / max(scale, 1.0)
+        return torch.arange(-math.ceil(9 / step), math.ceil(9 / step) + 1, dtype=torch.float64) * step
+
+    rest = math.sqrt(1 - correlation**2)
+    x, y = nodes(math.sqrt(max(a, c))), nodes(rest * math.sqrt(c))
+    p, r = (torch.exp(-z * z / 2) * (z[1] - z[0]) / math.sqrt(2 * math.pi) for z in (x, y))
+    total = torch.zeros(2, dtype=torch.float64)
+    for z, weight in zip(x.split(500), p.split(500), strict=True):
+        u, v = torch.tanh(math.sqrt(a) * z), torch.tanh(math.sqrt(c) * (correlation * z[:, None] + rest * y))
+        total += torch.stack([(weight * u) @ (v @ r), (weight * (1 - u * u)) @ ((1 - v * v) @ r)])
+    return total.tolist()
+
+
+@pytest.mark.parametrize(
+    ("a", "c", "correlation"),
+    [(q, q, rho) for q in (0.01, 1.0, 2.0, 20.0, 100.0) for rho in (1.0, 1 - 1e-6, 0.5, -0.99, -1.0)]
+    + [(1e4, 1e4, 1.0), (1e4, 1e4, -1.0), (1e4, 1e4, 0.5), (0.3, 50.0, 0.8), (1e-3, 1e3, 1.0)],
+)
+def test_the_dual_of_tanh_is_exact_at_any_variance_and_correlation(a: float, c: float, correlation: float) -> None:
+    covariance = correlation * (a if a == c else math.sqrt(a * c))
+    found = [v.item() for v in DUALS["tanh"](*torch.tensor([[covariance], [a], [c]], dtype=torch.float64))]
+    assert found == pytest.approx(by_trapezoids(a, c, correlation), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", DUALS)
@@ -156,6 +185,26 @@ def test_blocks_of_a_kernel_are_the_kernel_of_blocks() -> None:
     assert torch.allclose(block.ntk, whole.ntk[:2, 2:], rtol=1e-12)
 
 
+@pytest.mark.parametrize(("readout", "block"), [("pool", 81 * 4), ("pool", 1), ("flatten", 9 * 4)])
+def test_a_kernel_in_blocks_of_images_is_the_kernel(monkeypatch: pytest.MonkeyPatch, readout: str, block: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, z = (torch.randn(n, 2, 3, 3, generator=g, dtype=torch.float64) for n in (3, 5))
+    options = {"depth": 2, "padding": "zeros", "readout": readout, "bias_variance": 0.1}
+    whole, alone = conv_kernel(x, z, **options), conv_kernel(x, **options)
+    sizes = []
+
+    def counted(k: Kernel, *args) -> Kernel:
+        sizes.append(k.nngp.numel())
+        return convolve(k, *args)
+
+    monkeypatch.setattr(kernels, "convolve", counted)
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    for before, after in ((whole, conv_kernel(x, z, **options)), (alone, conv_kernel(x, **options))):
+        for name in ("nngp", "ntk", "own", "other"):
+            torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=1e-13, atol=0)
+    assert max(sizes) == max(block, 81 if readout == "pool" else 9)  # a pair of images is the least
+
+
 def test_pooling_a_convolutional_kernel_does_not_see_shifts_and_flattening_does() -> None:
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shifted = torch.roll(x, (1, 2), (2, 3))
@@ -202,7 +251,25 @@ def test_wrong_arguments_are_named() -> None:
         (lambda: flatten(images(image)), "equal places"),
         (lambda: linearized_residual(torch.eye(3), torch.zeros(2), 0.1, 1), r"theta must be \(n, n\)"),
         (lambda: linearized_residual(torch.eye(2), torch.zeros(2), 0.1, -1), "steps must be at least 0"),
+        (lambda: linearized_residual(torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.zeros(2), 0.1, 1), "theta must be symmetric"),
+        (lambda: linearized_residual(torch.full((2, 2), math.nan), torch.zeros(2), 0.1, 1), "theta must be symmetric"),
+        (lambda: dense_kernel(x, weight_variance=math.inf), "weight_variance must be positive and finite"),
+        (lambda: conv_kernel(image, bias_variance=math.inf), "bias_variance must be at least 0 and finite"),
+        (lambda: dense_kernel(x * math.nan), "x1 must hold finite numbers only, got 6"),
+        (lambda: conv_kernel(image, image / 0), "x2 must hold finite numbers only"),
     ):
         with pytest.raises(ValueError, match=words):
             wrong()
     assert isinstance(k, Kernel)
+
+
+def test_numbers_of_other_types_are_refused_before_their_products_overflow() -> None:
+    x, image = torch.zeros(2, 3), torch.zeros(2, 1, 4, 4)
+    for wrong, words in (
+        (lambda: dense_kernel(x.byte()), "x1 must hold floating-point numbers, got torch.uint8"),
+        (lambda: conv_kernel(image, image.long()), "x2 must hold floating-point numbers, got torch.int64"),
+        (lambda: dense_kernel(x, x.double()), "x2 must have the type of x1, torch.float32, got torch.float64"),
+        (lambda: conv_kernel(image, image.double()), "x2 must have the type of x1"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            wrong()

@@ -1,6 +1,7 @@
 """Predictions for scale-invariant weights against brute-force simulation of the recurrences they solve."""
 
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -59,6 +60,19 @@ def test_growth_at_the_border_of_real_roots() -> None:
     assert exponential_growth(1.0, border, momentum) == pytest.approx(math.sqrt(momentum))
     with pytest.raises(ValueError, match="real α"):
         exponential_growth(1.0, border * 1.001, momentum)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.25, 0.9])
+@pytest.mark.parametrize("share", [1e-12, 1e-6, 0.01, 0.5, 0.99])
+def test_the_buffer_keeps_its_digits_however_weak_the_decay(momentum: float, share: float) -> None:
+    """Against fifty digits, at a share of the largest decay with a real α."""
+    decay = share * (1 - math.sqrt(momentum)) ** 2
+    with localcontext() as context:
+        context.prec = 50
+        half = (1 + Decimal(momentum) - Decimal(decay)) / 2
+        alpha = half + (half * half - Decimal(momentum)).sqrt()
+        expected = -(1 - alpha) / alpha
+    assert matched_buffer(1.0, decay, momentum) == pytest.approx(float(expected), rel=1e-13)
 
 
 def test_norm_of_a_step_orthogonal_to_the_weights() -> None:
@@ -184,7 +198,12 @@ def test_the_pre_norm_stream_grows_within_its_bounds() -> None:
     ("call", "message"),
     [
         (lambda: equilibrium_angle(0.0, 0.1), "lr must be positive"),
-        (lambda: equilibrium_angle(0.1, -0.1), "weight_decay must not be negative"),
+        (lambda: equilibrium_angle(0.1, -0.1), "weight_decay must be at least 0"),
+        (lambda: equilibrium_angle(0.1, math.inf), "weight_decay must be at least 0 and finite"),
+        (lambda: exponential_growth(1.0, 1.0), "below 1 without momentum"),
+        (lambda: matched_buffer(1.0, 1.0), "below 1 without momentum"),
+        (lambda: equilibrium_norm4(0.1, 0.1, -3.0), "unit_squared_gradient must be at least 0"),
+        (lambda: equilibrium_norm4(0.1, 0.1, math.nan), "unit_squared_gradient must be at least 0"),
         (lambda: equilibrium_angle(0.1, 0.1, momentum=1.0), r"momentum must lie in \[0, 1\)"),
         (lambda: equilibrium_norm4(0.1, 0.0), "no equilibrium"),
         (lambda: equilibrium_steps(0.1, 0.0), "no equilibrium"),

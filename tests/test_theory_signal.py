@@ -27,13 +27,13 @@ def gaussian(f: Callable[[float], float]) -> float:
 
 
 @pytest.mark.parametrize(("name", "weight", "bias"), PHASES)
-@pytest.mark.parametrize("q", [0.05, 0.7, 2.0])
+@pytest.mark.parametrize("q", [0.05, 0.7, 2.0, 20.0, 100.0])
 def test_lengths_and_slopes_are_gaussian_expectations(name: str, weight: float, bias: float, q: float) -> None:
     value, slope = FUNCTIONS[name]
     expected = weight * gaussian(lambda z: value(math.sqrt(q) * z) ** 2) + bias
     assert theory.length_map(q, weight, bias, name) == pytest.approx(expected, abs=1e-9)
     expected = weight * gaussian(lambda z: slope(math.sqrt(q) * z) ** 2)
-    assert theory.chi(q, weight, name) == pytest.approx(expected, abs=1e-7)
+    assert theory.chi(q, weight, name) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(("name", "weight", "bias"), PHASES)
@@ -51,6 +51,23 @@ def test_iterating_the_maps_from_anywhere_leads_to_the_fixed_points_at_the_rate_
         assert rates[-1] == pytest.approx(scale, rel=2e-3)
 
 
+@pytest.mark.parametrize(("weight", "bias"), [(1.3, 0.1), (3.0, 0.1), (16.0, 0.09), (36.0, 0.1), (100.0, 0.1)])
+def test_the_map_itself_approaches_its_end_at_the_rate_of_the_depth_scale(weight: float, bias: float) -> None:
+    """Iterated by a dense trapezoid rule for tanh, whose poles come nearer as 1/√q: hence the step."""
+    x = np.arange(-9, 9, 0.3 / max(1.0, math.sqrt(weight + bias)))
+    p = np.exp(-x * x / 2) * (x[1] - x[0]) / math.sqrt(2 * math.pi)
+    q, path = 1.0, [0.0, 0.6]
+    for _ in range(200):
+        q = weight * float(p @ np.tanh(math.sqrt(q) * x) ** 2) + bias
+    while abs(path[-1] - path[-2]) > 1e-13:
+        other = path[-1] * x[:, None] + math.sqrt(1 - min(path[-1], 1.0) ** 2) * x
+        path.append((weight * float(p * np.tanh(math.sqrt(q) * x) @ np.tanh(math.sqrt(q) * other) @ p) + bias) / q)
+    far = np.abs(np.array(path[:-1]) - path[-1])
+    near = np.flatnonzero((far > 1e-8) & (far < 1e-4))[:-1]
+    assert theory.fixed_length(weight, bias) == pytest.approx(q, rel=1e-10)
+    assert -1 / np.log(far[near + 1] / far[near]) == pytest.approx(theory.depth_scale(weight, bias), rel=1e-3)
+
+
 def test_correlations_are_the_means_over_random_layers() -> None:
     """One layer of a million units, on two inputs of squared lengths 0.8 and correlation 0.4."""
     random = np.random.default_rng(0)
@@ -63,12 +80,13 @@ def test_correlations_are_the_means_over_random_layers() -> None:
 
 
 @pytest.mark.parametrize("name", ["tanh", "erf"])
-@pytest.mark.parametrize("bias", [0.02, 0.3])
+@pytest.mark.parametrize("bias", [0.02, 0.3, 10.0, 50.0])
 def test_the_phase_boundary_separates_order_from_chaos(name: str, bias: float) -> None:
     critical = theory.critical_weight_variance(bias, name)
-    assert theory.chi(theory.fixed_length(critical, bias, name), critical, name) == pytest.approx(1, abs=1e-9)
+    q, slope = theory.fixed_length(critical, bias, name), FUNCTIONS[name][1]
+    assert critical * gaussian(lambda z: slope(math.sqrt(q) * z) ** 2) == pytest.approx(1, abs=1e-9)
     assert theory.fixed_correlation(0.97 * critical, bias, name) == 1
-    assert theory.fixed_correlation(1.1 * critical, bias, name) < 0.99
+    assert theory.fixed_correlation(1.1 * critical, bias, name) < 0.999
     assert theory.depth_scale(critical * (1 - 1e-4), bias, name) > 20 * theory.depth_scale(0.8 * critical, bias, name)
 
 
@@ -105,6 +123,11 @@ def test_logarithms_of_singular_values_of_gaussian_products() -> None:
         (lambda: theory.length_map(1.0, 1.0, -0.1), "bias_variance must be"),
         (lambda: theory.length_map(1.0, 1.0, 0.0, "step"), "activation must be one of"),
         (lambda: theory.correlation_map(1.5, 1.0, 1.0), "c must lie"),
+        (lambda: theory.chi(1.0, 1.0, c=2.0), "c must lie"),
+        (lambda: theory.chi(1.0, 1.0, c=math.nan), "c must lie"),
+        (lambda: theory.chi(1.0, 1.0, "relu", c=-3.0), "c must lie"),
+        (lambda: theory.chi(1.0, math.inf), "weight_variance must be positive and finite"),
+        (lambda: theory.critical_weight_variance(math.inf), "bias_variance must be at least 0 and finite"),
         (lambda: theory.fixed_length(2.0, 0.1, "relu"), "weight_variance must be below 2"),
         (lambda: theory.fixed_length(3.0, 0.1, "gelu"), "grow without bound"),
         (lambda: theory.fixed_correlation(0.5, 0.0), "shrink to nothing"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, pick, spread, unchecked
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, pick, spread, unchecked
 
 Schedule = Callable[[Tensor], Tensor]
 """Steps already taken t = 0, 1, ... → the factor of the step size in the next one, of the same shape (replica,)."""
@@ -113,7 +113,7 @@ def power_decay(power: Hyper) -> Schedule:
         >>> power_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
         [1.0, 0.5]
     """
-    not_negative(power=power)
+    nonnegative(power=power)
     return OfReplicas(lambda t, a: (t + 1) ** -a, power)
 
 
@@ -130,7 +130,7 @@ def exponential_decay(factor: Hyper) -> Schedule:
         >>> exponential_decay(0.5)(torch.tensor([0.0, 3.0])).tolist()
         [1.0, 0.125]
     """
-    not_negative(factor=factor)
+    nonnegative(factor=factor)
     return OfReplicas(lambda t, rho: torch.as_tensor(rho, dtype=t.dtype, device=t.device) ** t, factor)
 
 

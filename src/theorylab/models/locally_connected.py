@@ -35,7 +35,7 @@ class LocallyConnected2d(nn.Module):
             raise ValueError(f"channels and size must be positive, got {channels} and {size}.")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}.")
-        self.size, self.kernel_size = size, kernel_size
+        self.size, self.kernel_size = (size[0], size[1]), kernel_size  # a tuple, as shapes are, also of a list
         inputs, outputs = channels
         bound = 1 / math.sqrt(inputs * kernel_size**2)  # as `nn.Conv2d` draws
         places = size[0] * size[1]
@@ -51,6 +51,14 @@ class LocallyConnected2d(nn.Module):
 
     @torch.no_grad()
     def share(self, kernel: Tensor, bias: Tensor) -> None:
-        """Take the weights of a convolution (out, in, k, k) and its bias (out,) at every place."""
+        """Take the weights of a convolution (out, in, k, k) and its bias (out,) at every place.
+
+        Raises:
+            ValueError: other shapes.
+        """
+        _, outputs, taps = self.weight.shape
+        expected = (outputs, taps // self.kernel_size**2, self.kernel_size, self.kernel_size)
+        if kernel.shape != expected or bias.shape != (outputs,):
+            raise ValueError(f"kernel must be {expected} and bias {(outputs,)}, got {tuple(kernel.shape)} and {tuple(bias.shape)}.")
         self.weight.copy_(kernel.flatten(1).expand_as(self.weight))
         self.bias.copy_(bias[:, None].expand_as(self.bias))

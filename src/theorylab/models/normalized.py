@@ -17,20 +17,35 @@ Kind = Literal["none", "batch", "layer", "group", "rms", "weight"]
 
 
 def batch_norm(x: Tensor, eps: float = 0.0) -> Tensor:
-    """Each channel less its mean over the rows, divided by its standard deviation over the rows; x (n, d)."""
+    """Each channel less its mean over the rows, divided by its standard deviation over the rows; x (n, d).
+
+    Raises:
+        ValueError: a single row.
+    """
+    if x.shape[0] < 2:
+        raise ValueError(f"batch_norm needs at least two rows, got {x.shape[0]}: a row less its own mean is zero.")
     centred = x - x.mean(0, keepdim=True)
     return centred * (centred.square().mean(0, keepdim=True) + eps).rsqrt()
 
 
 def group_norm(x: Tensor, groups: int, eps: float = 0.0) -> Tensor:
-    """Each group of channels of a row less its mean, divided by its standard deviation; x (n, d), ``groups`` divides d."""
+    """Each group of channels of a row less its mean, divided by its standard deviation; x (n, d), ``groups`` divides d.
+
+    Raises:
+        ValueError: groups that do not divide d, or of a single channel.
+    """
+    _check_groups(groups, x.shape[-1])
     grouped = x.unflatten(-1, (groups, -1))
     centred = grouped - grouped.mean(-1, keepdim=True)
     return (centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()).flatten(-2)
 
 
 def layer_norm(x: Tensor, eps: float = 0.0) -> Tensor:
-    """Each row less its mean, divided by its standard deviation; x (n, d)."""
+    """Each row less its mean, divided by its standard deviation; x (n, d).
+
+    Raises:
+        ValueError: a single channel.
+    """
     return group_norm(x, 1, eps)
 
 
@@ -43,12 +58,25 @@ def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
+def _check_groups(groups: int, width: int) -> None:
+    if groups < 1 or width % groups:
+        raise ValueError(f"groups must be positive and divide the width, got {groups} groups of {width} channels.")
+    if width // groups < 2:
+        raise ValueError(f"a group must have at least two channels, got {groups} of {width}: a channel less its own mean is zero.")
+
+
+def _check_eps(eps: float) -> None:
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"eps must be at least 0 and finite, got {eps}.")
+
+
 class NormalizedMLP(nn.Module):
     r"""h_{l+1} = φ(gain ⊙ norm(h_l W_lᵀ) + shift), then a linear head without normalization.
 
     Parameters are ``layers.l`` (width_{l+1}, width_l), ``head`` (k, width_L), and with ``affine`` also ``gains.l``, ``shifts.l``
-    (width_{l+1},). There are no biases before a normalization: BatchNorm and LayerNorm would remove them. Weight normalization divides each
-    row of W_l by (its squared norm + eps)^{1/2}. All are drawn from the global generator: normal with variance 1/fan-in, gains around 1.
+    (width_{l+1},). There are no biases before a normalization: BatchNorm would remove them, and elsewhere they would spoil the scale
+    invariance of the weights alone. Weight normalization divides each row of W_l by (its squared norm + eps)^{1/2}. All are drawn from the
+    global generator: normal with variance 1/fan-in, gains around 1.
 
     Args:
         widths: Inputs, hidden widths, outputs: at least three. A single output is squeezed, so that outputs are (n,).
@@ -60,7 +88,8 @@ class NormalizedMLP(nn.Module):
         activation: φ.
 
     Raises:
-        ValueError: too few widths, a negative ``eps``, groups that do not divide a hidden width, or an unknown normalization.
+        ValueError: too few widths, an ``eps`` out of range, groups (the whole width with ``"layer"``) that do not divide a hidden width or
+            have a single channel, or an unknown normalization. In the forward pass: a single row with ``"batch"``.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -89,10 +118,9 @@ class NormalizedMLP(nn.Module):
         super().__init__()
         if len(widths) < 3:
             raise ValueError(f"widths must name inputs, at least one hidden layer, and outputs, got {list(widths)}.")
-        if eps < 0:
-            raise ValueError(f"eps must not be negative, got {eps}.")
-        if normalization == "group" and any(w % groups for w in widths[1:-1]):
-            raise ValueError(f"groups must divide every hidden width, got {groups} groups for widths {list(widths[1:-1])}.")
+        _check_eps(eps)
+        for width in widths[1:-1] if normalization in ("layer", "group") else ():
+            _check_groups(groups if normalization == "group" else 1, width)
         norms: dict[str, Callable[[Tensor], Tensor]] = {
             "none": _unchanged,
             "batch": partial(batch_norm, eps=eps),
@@ -143,7 +171,7 @@ class PreNormResidual(nn.Module):
         eps: Added under the root of RMSNorm.
 
     Raises:
-        ValueError: fewer than one block.
+        ValueError: fewer than one block, or an ``eps`` out of range.
 
     Example:
         >>> PreNormResidual(5, 8, 2, blocks=3)(torch.randn(4, 5)).shape
@@ -156,6 +184,7 @@ class PreNormResidual(nn.Module):
         super().__init__()
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}.")
+        _check_eps(eps)
         self.eps = eps
         self.embed = nn.Parameter(torch.randn(width, inputs) / math.sqrt(inputs))
         self.read = nn.ParameterList(torch.randn(width, width) / math.sqrt(width) for _ in range(blocks))

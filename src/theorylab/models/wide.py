@@ -26,10 +26,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "erf": Erf, "gelu": 
 
 
 class WideLinear(nn.Module):
-    """A linear layer with standard normal parameters, scaled in the forward pass; no bias where its variance is 0."""
+    """A linear layer with standard normal parameters, scaled in the forward pass; no bias where its variance is 0.
+
+    Raises:
+        ValueError: a variance out of range.
+    """
 
     def __init__(self, inputs: int, outputs: int, weight_variance: float = 1.0, bias_variance: float = 0.0) -> None:
         super().__init__()
+        _check_variances(weight_variance, bias_variance)
         self.scale, self.bias_scale = math.sqrt(weight_variance / inputs), math.sqrt(bias_variance)
         self.weight = nn.Parameter(torch.randn(outputs, inputs))
         self.bias = nn.Parameter(torch.randn(outputs)) if bias_variance else None
@@ -41,7 +46,11 @@ class WideLinear(nn.Module):
 
 
 class WideConv2d(nn.Module):
-    """A convolution of stride 1 that keeps the image's size, with standard normal parameters, scaled in the forward pass."""
+    """A convolution of stride 1 that keeps the image's size, with standard normal parameters, scaled in the forward pass.
+
+    Raises:
+        ValueError: an even filter, another padding than ``"circular"`` or ``"zeros"``, or a variance out of range.
+    """
 
     def __init__(
         self,
@@ -53,6 +62,11 @@ class WideConv2d(nn.Module):
         padding: Literal["circular", "zeros"] = "circular",
     ) -> None:
         super().__init__()
+        _check_variances(weight_variance, bias_variance)
+        if filter_size < 1 or filter_size % 2 == 0:
+            raise ValueError(f"filter_size must be odd for the image to keep its size, got {filter_size}.")
+        if padding not in ("circular", "zeros"):
+            raise ValueError(f"padding must be 'circular' or 'zeros', got {padding!r}.")
         self.scale = math.sqrt(weight_variance / (inputs * filter_size**2))
         self.bias_scale = math.sqrt(bias_variance)
         self.mode, self.width = "constant" if padding == "zeros" else padding, filter_size // 2
@@ -99,13 +113,13 @@ def wide_mlp(
         bias_variance: Of every layer.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: an argument out of range.
 
     Example:
         >>> wide_mlp(3, 16, depth=2)(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
     """
-    _check(activation)
+    _check(activation, "depth", depth, 0)
     sizes = [inputs, *[width] * depth, outputs]
     layers: list[nn.Module] = []
     for i in range(depth + 1):
@@ -129,13 +143,13 @@ def wide_residual(
     Arguments as `wide_mlp`, with ``blocks`` for ``depth``.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: an argument out of range.
 
     Example:
         >>> wide_residual(3, 16, blocks=2)(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
     """
-    _check(activation)
+    _check(activation, "blocks", blocks, 0)
 
     def after(n: int) -> list[nn.Module]:
         return [ACTIVATIONS[activation](), WideLinear(width, n, weight_variance, bias_variance)]
@@ -174,13 +188,15 @@ def wide_cnn(
         readout: ``"pool"`` or ``"flatten"``.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: an argument out of range.
 
     Example:
         >>> wide_cnn(1, 16, 4, depth=2)(torch.zeros(5, 1, 4, 4)).shape
         torch.Size([5, 1])
     """
-    _check(activation)
+    _check(activation, "depth", depth, 1)
+    if readout not in ("pool", "flatten"):
+        raise ValueError(f"readout must be 'pool' or 'flatten', got {readout!r}.")
     layers: list[nn.Module] = []
     for i in range(depth):
         inputs = width if i else channels
@@ -191,6 +207,15 @@ def wide_cnn(
     return nn.Sequential(*layers, nn.Flatten(), last)
 
 
-def _check(activation: str) -> None:
+def _check(activation: str, name: str, layers: int, least: int) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}.")
+    if layers < least:
+        raise ValueError(f"{name} must be at least {least}, got {layers}.")
+
+
+def _check_variances(weight_variance: float, bias_variance: float) -> None:
+    if not (weight_variance > 0 and math.isfinite(weight_variance)):
+        raise ValueError(f"weight_variance must be positive and finite, got {weight_variance}.")
+    if not (bias_variance >= 0 and math.isfinite(bias_variance)):
+        raise ValueError(f"bias_variance must be at least 0 and finite, got {bias_variance}.")

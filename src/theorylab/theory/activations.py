@@ -48,8 +48,7 @@ def erf(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Williams 1997, "Computing with Infinite Networks", the sigmoidal transfer function.
     """
-    product = (1 + 2 * a) * (1 + 2 * c)
-    return torch.asin(2 * b / product.sqrt()) * (2 / math.pi), (product - 4 * b * b).rsqrt() * (4 / math.pi)
+    return _of_error_functions(b, a, c, np.array([0.5]), np.array([1.0]))
 
 
 def gelu(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,51 +73,61 @@ def gelu(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return covariance, 0.25 + (angle + (b + 2 * b * slope) / D.sqrt() + N * b / D**1.5) / (2 * math.pi)
 
 
-TERMS = 200
-"""Of the Hermite series of an activation that has no closed form, and nodes of the quadrature that finds its coefficients."""
+TERMS = 12
+"""Error functions whose weighted sum stands for an activation that has no closed form."""
 
 
 def tanh(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Of the hyperbolic tangent, which has no closed form: :math:`\sum_k \phi_k(a)\,\phi_k(c)\,\rho^k`, with :math:`\rho = b/\sqrt{ac}`
-    and :math:`\phi_k(a) = E[\phi(\sqrt a z)\, h_k(z)]` over normalized Hermite polynomials; likewise of its slope.
+    r"""Of the hyperbolic tangent, which has no closed form: of the mean of error functions
+    :math:`\tanh u = E\,\operatorname{erf}\big(u / (\sqrt2\,K)\big)`, where K has Kolmogorov's distribution.
 
-    A truncated series still is a positive definite kernel. The poles of tanh at ±iπ/2 make its error fall as :math:`e^{-\pi\sqrt{K/a}}` in
-    the number K of terms, where ρ is one: with `TERMS` it is rounding at a variance of one, 1e-9 at 3 (of the slope 1e-7) and 1e-5 at 10.
+    A Gauss rule of `TERMS` nodes in ln K takes the mean, so that both expectations are those of one function, a weighted sum of error
+    functions, and the kernel is positive definite. Whatever the variances, the singularities of what is integrated lie at negative K², a
+    fixed distance π/2 from the real axis of ln K: the relative error of both is below 1e-12 at all variances and correlations.
 
     Example:
         >>> one = torch.ones(1, dtype=torch.float64)
         >>> [round(v.item(), 6) for v in tanh(one, one, one)]
         [0.394294, 0.464403]
 
-    Source: Daniely et al. 2016, arXiv:1602.05897, the dual activation as a power series.
+    Source: Stefanski 1991, doi:10.1016/0167-7152(91)90181-P, the theorem (the logistic distribution is a normal one whose standard
+    deviation is 2K); the expectations of each pair of error functions as in `erf`.
     """
-    product = a * c
-    rho = torch.where(product > 0, b / torch.where(product > 0, product, torch.ones_like(product)).sqrt(), 0.0)
-    covariance, slopes = torch.zeros_like(rho), torch.zeros_like(rho)
-    series = zip(*_tanh_coefficients(a), *_tanh_coefficients(c), strict=True)
-    for value_a, slope_a, value_c, slope_c in reversed(list(series)):  # Horner's rule in ρ²: tanh is odd, and its slope even
-        covariance = covariance * rho * rho + value_a * value_c
-        slopes = slopes * rho * rho + slope_a * slope_c
-    return covariance * rho, slopes
-
-
-def _tanh_coefficients(a: Tensor) -> tuple[Tensor, Tensor]:
-    """Odd Hermite coefficients of z → tanh(√a z), and the even ones of its slope, (terms, *a.shape) each."""
-    z, rule = (torch.from_numpy(t).to(a) for t in _hermite_rule())
-    value = torch.tanh(a.sqrt()[..., None] * z)
-    odd, even = value @ rule[:, 1::2], (1 - value * value) @ rule[:, ::2]
-    return odd.movedim(-1, 0), even.movedim(-1, 0)
+    return _of_error_functions(b, a, c, *_kolmogorov_rule())
 
 
 @cache
-def _hermite_rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes z (n,), and h_k(z) times their weights for each k, (n, terms): against f(z) it gives f's coefficients."""
-    z, weights = np.polynomial.hermite_e.hermegauss(TERMS)
-    root = np.sqrt(weights / math.sqrt(2 * math.pi))
-    columns = [root, z * root]  # h_k times the root of the weight, which stays small
-    for k in range(1, TERMS - 1):
-        columns.append((z * columns[k] - math.sqrt(k) * columns[k - 1]) / math.sqrt(k + 1))
-    return z, root[:, None] * np.stack(columns, axis=1)
+def _kolmogorov_rule() -> tuple[np.ndarray, np.ndarray]:
+    """Squares of the nodes k and weights of the Gauss rule in ln k for Kolmogorov's density 8k Σ (−1)^{j−1} j² exp(−2j²k²).
+
+    Found by orthogonalizing polynomials over a fine trapezoid rule, whose error is rounding, as the density is smooth and dies out at both
+    ends faster than any exponential of ln k.
+    """
+    grid = np.linspace(math.log(0.15), math.log(4.6), 2000)
+    k, j = np.exp(grid)[:, None], np.arange(1, 61)
+    density = np.clip((8 * k * (-1.0) ** (j - 1) * j**2 * np.exp(-2 * (j * k) ** 2)).sum(1), 0, None)  # rounding is left where it ends
+    at = np.linspace(-1, 1, len(grid))
+    basis, _ = np.linalg.qr(np.sqrt(density * k[:, 0])[:, None] * np.polynomial.chebyshev.chebvander(at, TERMS - 1))
+    nodes, vectors = np.linalg.eigh(basis.T @ (at[:, None] * basis))  # multiplication by ln k, on polynomials
+    return np.exp(2 * np.interp(nodes, at, grid)), vectors[0] ** 2
+
+
+BLOCK = 2**16
+"""Numbers that are held at a time while pairs of error functions are summed: small enough for a cache."""
+
+
+def _of_error_functions(b: Tensor, a: Tensor, c: Tensor, squares: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
+    r"""Of :math:`\sum_i w_i \operatorname{erf}(u / \sqrt{2 s_i})`: over pairs, with :math:`r^{-2} = (s_i + a)(s_j + c) - b^2`, the sums
+    of :math:`\frac2\pi \arctan(b r)` and :math:`\frac2\pi r`, each times its weights.
+    """
+    gap = (a * c - b * b).clamp(min=0)[..., None]  # taken first: it is zero where u = ±v, and large numbers would leave rounding of it
+    b, a, c = b[..., None], a[..., None], c[..., None]
+    table = np.stack([np.repeat(squares, len(squares)), np.tile(squares, len(squares)), np.outer(weights, weights).ravel() * 2 / math.pi])
+    covariance, slopes = torch.zeros_like(gap[..., 0]), torch.zeros_like(gap[..., 0])
+    for s, t, weight in zip(*(v.split(max(1, BLOCK // max(1, gap.numel()))) for v in torch.from_numpy(table).to(gap)), strict=True):
+        r = (gap + c * s + (a + s) * t).rsqrt()
+        covariance, slopes = covariance + torch.atan(b * r) @ weight, slopes + r @ weight
+    return covariance, slopes
 
 
 def identity(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

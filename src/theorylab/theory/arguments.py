@@ -17,14 +17,14 @@ def positive(**values: float) -> None:
 
 
 def nonnegative(**values: float) -> None:
-    """Refuse what is negative or not finite; the argument's name is the keyword.
+    """Refuse what is not a finite number of at least 0; the argument's name is the keyword.
 
     Raises:
-        ValueError: naming the first that is.
+        ValueError: naming the first that is not.
     """
     for name, value in values.items():
         if not (value >= 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must not be negative, and finite, got {value}.")
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}.")
 
 
 def below_one(**values: float) -> None:

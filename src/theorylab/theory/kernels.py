@@ -5,6 +5,7 @@ Composed of the layers of `theorylab.theory.wide_layers`, where the parametrizat
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -35,7 +36,8 @@ def dense_kernel(
         Kernels (n, m) of one output; different outputs are independent.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or inputs as `theorylab.theory.wide_layers.inputs` refuses them.
+        TypeError: as `theorylab.theory.wide_layers.inputs`.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -64,7 +66,8 @@ def residual_kernel(
     """A linear layer, ``blocks`` residual blocks h + dense(φ(h)), and a linear layer on φ(h) that reads out; arguments as `dense_kernel`.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or inputs as `theorylab.theory.wide_layers.inputs` refuses them.
+        TypeError: as `theorylab.theory.wide_layers.inputs`.
 
     Example:
         >>> x = torch.eye(2, dtype=torch.float64)
@@ -77,6 +80,10 @@ def residual_kernel(
     for _ in range(blocks):
         k = residual(k, lambda h: dense(activate(h, activation), weight_variance, bias_variance))
     return dense(activate(k, activation), weight_variance, bias_variance)
+
+
+BLOCK = 2**24
+"""Numbers of a convolutional kernel that are held at a time, in each of a few tensors."""
 
 
 def conv_kernel(
@@ -102,10 +109,12 @@ def conv_kernel(
         bias_variance: Of every layer.
         filter_size: Odd.
         padding: ``"circular"`` or ``"zeros"``.
-        readout: ``"pool"`` averages over places and keeps n m (h w)² numbers on the way; ``"flatten"`` keeps n m h w.
+        readout: ``"pool"`` averages over places, which takes (h w)² numbers a pair of images on the way; ``"flatten"`` takes h w. Where
+            all pairs have more than `BLOCK`, blocks of images follow each other, and what is held is that many, or those of one pair.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or inputs as `theorylab.theory.wide_layers.images` refuses them.
+        TypeError: as `theorylab.theory.wide_layers.images`.
 
     Example:
         >>> x = torch.ones(1, 1, 4, 4, dtype=torch.float64)
@@ -119,10 +128,22 @@ def conv_kernel(
         raise ValueError(f"depth must be at least 1, got {depth}.")
     if readout not in ("pool", "flatten"):
         raise ValueError(f"readout must be 'pool' or 'flatten', got {readout!r}.")
-    k = images(x1, x2, pairs=readout == "pool")
-    for _ in range(depth):
-        k = activate(convolve(k, filter_size, weight_variance, bias_variance, padding), activation)
-    return dense(pool(k) if readout == "pool" else flatten(k), weight_variance, bias_variance)
+
+    def whole(x1: Tensor, x2: Tensor) -> Kernel:
+        k = images(x1, x2, pairs=readout == "pool")
+        for _ in range(depth):
+            k = activate(convolve(k, filter_size, weight_variance, bias_variance, padding), activation)
+        return dense(pool(k) if readout == "pool" else flatten(k), weight_variance, bias_variance)
+
+    x2 = x1 if x2 is None else x2
+    places = x1.shape[2:].numel()
+    each = places**2 if readout == "pool" else places
+    if len(x1) * len(x2) * each <= BLOCK:
+        return whole(x1, x2)
+    side = max(1, math.isqrt(BLOCK // each))
+    rows = [[whole(a, b) for b in x2.split(side)] for a in x1.split(side)]
+    nngp, ntk = (torch.cat([torch.cat([getattr(k, name) for k in row], 1) for row in rows]) for name in ("nngp", "ntk"))
+    return Kernel(nngp, ntk, torch.cat([row[0].own for row in rows]), torch.cat([k.other for k in rows[0]]))
 
 
 def linearized_residual(theta: Tensor, residual: Tensor, lr: float, steps: int) -> Tensor:
@@ -131,13 +152,13 @@ def linearized_residual(theta: Tensor, residual: Tensor, lr: float, steps: int) 
     Of the loss :math:`\frac{1}{2n}\lVert f - y\rVert^2`.
 
     Args:
-        theta: Its kernel on the n rows, (n, n).
+        theta: Its kernel on the n rows, (n, n), symmetric up to rounding.
         residual: f_0 − y, (n,).
         lr: Step size η.
         steps: t, at least 0.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative number of steps.
+        ValueError: shapes that do not fit, a kernel that is not symmetric, or a negative number of steps.
 
     Example:
         >>> linearized_residual(2 * torch.eye(2), torch.tensor([1.0, -2.0]), lr=0.5, steps=1).tolist()
@@ -148,6 +169,9 @@ def linearized_residual(theta: Tensor, residual: Tensor, lr: float, steps: int) 
     n = len(residual)
     if theta.shape != (n, n) or residual.ndim != 1:
         raise ValueError(f"theta must be (n, n) and residual (n,), got {tuple(theta.shape)} and {tuple(residual.shape)}.")
+    size, skew = (float(t.detach().abs().max()) for t in (theta, theta - theta.T))
+    if not skew <= 1e3 * torch.finfo(theta.dtype).eps * size:  # rounding of a sum over many parameters is far below
+        raise ValueError(f"theta must be symmetric, got entries of up to {size:.3g} that differ from their mirror images by {skew:.3g}.")
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}.")
     values, vectors = torch.linalg.eigh(theta)

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import torch
 
 from theorylab.theory.activations import DUALS, relu
-from theorylab.theory.arguments import below_one, positive
+from theorylab.theory.arguments import below_one, nonnegative, positive
 
 Placement = Literal["pre", "post"]
 Number = TypeVar("Number", float, torch.Tensor)
@@ -26,10 +26,11 @@ def exponential_growth(lr: float, weight_decay: float, momentum: float = 0.0) ->
         momentum: γ in [0, 1).
 
     Returns:
-        α in (√γ, 1]; the equivalent step grows by α^{−2} a step.
+        α in [√γ, 1], and positive; the equivalent step grows by α^{−2} a step.
 
     Raises:
-        ValueError: an argument out of range, or λη > (1 − √γ)², where the roots are complex and no exponential schedule is equivalent.
+        ValueError: an argument out of range; λη > (1 − √γ)², where the roots are complex and no exponential schedule is equivalent; or
+            λη = 1 without momentum, where α = 0: a step forgets the weights.
 
     Example:
         >>> round(exponential_growth(0.1, 0.1), 12)
@@ -39,14 +40,7 @@ def exponential_growth(lr: float, weight_decay: float, momentum: float = 0.0) ->
 
     Source: Li and Arora 2020, arXiv:1910.07454, Section 2 (constant step size, weight decay and momentum).
     """
-    _check_rates(lr, weight_decay, momentum)
-    half = (1 + momentum - weight_decay * lr) / 2
-    if weight_decay * lr > (1 - math.sqrt(momentum)) ** 2:
-        raise ValueError(
-            f"weight_decay·lr must be at most (1 − √momentum)² = {(1 - math.sqrt(momentum)) ** 2:.4g} for a real α, "
-            f"got {weight_decay * lr:.4g}: lower one of them."
-        )
-    return half + math.sqrt(max(half**2 - momentum, 0.0))
+    return 1 - _shrinkage(lr, weight_decay, momentum)
 
 
 def matched_buffer(lr: float, weight_decay: float, momentum: float = 0.0) -> float:
@@ -69,8 +63,23 @@ def matched_buffer(lr: float, weight_decay: float, momentum: float = 0.0) -> flo
 
     Source: derived from the three-term recurrence of Li and Arora 2020, arXiv:1910.07454, Section 2.
     """
-    alpha = exponential_growth(lr, weight_decay, momentum)
-    return -(1 - alpha) / (lr * alpha)
+    shrinkage = _shrinkage(lr, weight_decay, momentum)
+    return -shrinkage / (lr * (1 - shrinkage))
+
+
+def _shrinkage(lr: float, weight_decay: float, momentum: float) -> float:
+    """1 − α, the smaller root of x² − (1 − γ + λη) x + λη = 0, without a difference of nearly equal numbers; λη at γ = 0."""
+    _check_rates(lr, weight_decay, momentum)
+    product, root = weight_decay * lr, math.sqrt(momentum)
+    border = (1 - root) ** 2
+    if product > border:
+        raise ValueError(
+            f"weight_decay·lr must be at most (1 − √momentum)² = {border:.4g} for a real α, got {product:.4g}: lower one of them."
+        )
+    shrinkage = 2 * product / (1 - momentum + product + math.sqrt((border - product) * ((1 + root) ** 2 - product)))
+    if shrinkage == 1:
+        raise ValueError(f"weight_decay·lr must be below 1 without momentum, or α is 0 and a step forgets the weights, got {product:.4g}.")
+    return shrinkage
 
 
 def squared_norm_after_step(squared_norm: Number, squared_gradient: Number, lr: float, weight_decay: float = 0.0) -> Number:
@@ -123,7 +132,7 @@ def equilibrium_norm4(lr: float, weight_decay: float, unit_squared_gradient: flo
     Args:
         lr: Step size η > 0.
         weight_decay: Coupled decay λ > 0.
-        unit_squared_gradient: E‖ḡ‖²; left at 1, the ratio E‖θ‖⁴ / E‖ḡ‖².
+        unit_squared_gradient: E‖ḡ‖² ≥ 0; left at 1, the ratio E‖θ‖⁴ / E‖ḡ‖².
 
     Raises:
         ValueError: an argument out of range.
@@ -136,6 +145,7 @@ def equilibrium_norm4(lr: float, weight_decay: float, unit_squared_gradient: flo
     d‖θ‖⁴ = (−4ηλ‖θ‖⁴ + 2η²‖ḡ‖²) dt.
     """
     _check_rates(lr, weight_decay, 0.0)
+    nonnegative(unit_squared_gradient=unit_squared_gradient)
     if weight_decay == 0:
         raise ValueError("weight_decay must be positive: without decay the norm grows for ever, and there is no equilibrium.")
     return lr / (2 * weight_decay) * unit_squared_gradient
@@ -334,5 +344,4 @@ def _check_placement(placement: str) -> None:
 def _check_rates(lr: float, weight_decay: float, momentum: float) -> None:
     positive(lr=lr)
     below_one(momentum=momentum)
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}.")
+    nonnegative(weight_decay=weight_decay)

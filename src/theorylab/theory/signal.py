@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import digamma
 
 from theorylab.theory.activations import DUALS
+from theorylab.theory.arguments import nonnegative, positive
 
 
 def _expectations(activation: str, q: float, c: float = 1.0) -> tuple[float, float]:
@@ -68,8 +69,7 @@ def correlation_map(c: float, q: float, weight_variance: float, bias_variance: f
 
     Source: Poole et al. 2016, arXiv:1606.05340, Section 2 (the correlation map).
     """
-    if not -1 <= c <= 1:
-        raise ValueError(f"c must lie in [-1, 1], got {c}.")
+    _check_correlation(c)
     after = length_map(q, weight_variance, bias_variance, activation)
     if after == 0:
         raise ValueError("q must be positive where bias_variance is 0: signals of length zero have no correlation. Raise one of them.")
@@ -132,6 +132,7 @@ def chi(q: float, weight_variance: float, activation: str = "tanh", c: float = 1
     Source: Schoenholz et al. 2017, arXiv:1611.01232, Section 3; of gradients Section 4.
     """
     _check(q, weight_variance, 0.0)
+    _check_correlation(c)
     return weight_variance * _expectations(activation, q, c)[1]
 
 
@@ -190,8 +191,7 @@ def critical_weight_variance(bias_variance: float = 0.0, activation: str = "tanh
 
     Source: Poole et al. 2016, arXiv:1606.05340, Section 2 (the phase diagram); Schoenholz et al. 2017, arXiv:1611.01232, Section 3.
     """
-    if not bias_variance >= 0:
-        raise ValueError(f"bias_variance must be at least 0, got {bias_variance}.")
+    nonnegative(bias_variance=bias_variance)
     if activation in ("relu", "identity"):
         return 1 / _expectations(activation, 1.0)[1]
     if activation not in ("tanh", "erf"):
@@ -270,9 +270,10 @@ def _positive_length(weight_variance: float, bias_variance: float, activation: s
 
 
 def _check(q: float, weight_variance: float, bias_variance: float) -> None:
-    if not 0 <= q < math.inf:
-        raise ValueError(f"q must be finite and at least 0, got {q}.")
-    if not weight_variance > 0:
-        raise ValueError(f"weight_variance must be positive, got {weight_variance}.")
-    if not bias_variance >= 0:
-        raise ValueError(f"bias_variance must be at least 0, got {bias_variance}.")
+    nonnegative(q=q, bias_variance=bias_variance)
+    positive(weight_variance=weight_variance)
+
+
+def _check_correlation(c: float) -> None:
+    if not -1 <= c <= 1:
+        raise ValueError(f"c must lie in [-1, 1], got {c}.")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from theorylab.theory.activations import DUALS
+from theorylab.theory.arguments import nonnegative, positive
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ def inputs(x1: Tensor, x2: Tensor | None = None) -> Kernel:
     """Before the first layer: ⟨x, x'⟩/d of vectors (n, d) and (m, d); ``x2`` is ``x1`` by default.
 
     Raises:
-        ValueError: not vectors of one length.
+        ValueError: not vectors of one length, or numbers that are not finite.
+        TypeError: not floating-point numbers of one type: products of integers, as of pixels, would overflow.
     """
     x2 = x1 if x2 is None else x2
+    _check_numbers(x1, x2)
     if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
         raise ValueError(f"inputs must be (n, d) and (m, d), got {tuple(x1.shape)} and {tuple(x2.shape)}.")
     d = x1.shape[1]
@@ -68,9 +71,11 @@ def images(x1: Tensor, x2: Tensor | None = None, *, pairs: bool = True) -> Kerne
         pairs: All pairs of places, n m (h w)² numbers, which `pool` needs; equal places suffice for `flatten`.
 
     Raises:
-        ValueError: not images of one size.
+        ValueError: not images of one size, or numbers that are not finite.
+        TypeError: not floating-point numbers of one type: products of integers, as of pixels, would overflow.
     """
     x2 = x1 if x2 is None else x2
+    _check_numbers(x1, x2)
     if x1.ndim != 4 or x1.shape[1:] != x2.shape[1:]:
         raise ValueError(f"images must be (n, c, h, w) and (m, c, h, w), got {tuple(x1.shape)} and {tuple(x2.shape)}.")
     c = x1.shape[1]
@@ -79,17 +84,28 @@ def images(x1: Tensor, x2: Tensor | None = None, *, pairs: bool = True) -> Kerne
     return Kernel(nngp, torch.zeros_like(nngp), torch.einsum(within, x1, x1) / c, torch.einsum(within, x2, x2) / c)
 
 
+def _check_numbers(x1: Tensor, x2: Tensor) -> None:
+    for name, x in (("x1", x1), ("x2", x2)):
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must hold floating-point numbers, got {x.dtype}: convert it, for example with {name}.double().")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{name} must hold finite numbers only, got {int((~torch.isfinite(x)).sum())} that are NaN or infinite.")
+    if x1.dtype != x2.dtype:
+        raise TypeError(f"x2 must have the type of x1, {x1.dtype}, got {x2.dtype}: convert one of them.")
+
+
 def dense(k: Kernel, weight_variance: float = 1.0, bias_variance: float = 0.0) -> Kernel:
     r"""A linear layer: :math:`\Sigma' = \sigma_w^2\Sigma + \sigma_b^2` and :math:`\Theta' = \Sigma' + \sigma_w^2\Theta`.
 
     The first term of the tangent kernel is the share of the layer's own parameters.
 
+    Raises:
+        ValueError: a variance out of range.
+
     Source: Jacot et al. 2018, arXiv:1806.07572, Theorem 1.
     """
-    if not weight_variance > 0:
-        raise ValueError(f"weight_variance must be positive, got {weight_variance}.")
-    if not bias_variance >= 0:
-        raise ValueError(f"bias_variance must be at least 0, got {bias_variance}.")
+    positive(weight_variance=weight_variance)
+    nonnegative(bias_variance=bias_variance)
     nngp = weight_variance * k.nngp + bias_variance
     own, other = (weight_variance * v + bias_variance for v in (k.own, k.other))
     return Kernel(nngp, nngp + weight_variance * k.ntk, own, other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, replica_ones, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, replica_ones, selectable, spread
 
 
 @selectable
@@ -33,7 +33,7 @@ def accelerated(lr: Hyper) -> Optimizer:
     Source: Nesterov 1983 (Soviet Mathematics Doklady 27); in this form Kim and Fessler 2016, arXiv:1406.5468, Algorithm FGM1.
     """
 
-    not_negative(lr=lr)
+    nonnegative(lr=lr)
 
     def init(params: Params) -> Any:
         # one θ a parameter, so that every state tensor has the parameter's replica axis

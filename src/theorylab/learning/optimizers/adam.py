@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, not_negative, replica_ones, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, nonnegative, replica_ones, selectable, spread
 
 
 @selectable
@@ -49,7 +49,7 @@ def adam(
     Algorithm 2, with PyTorch's bias correction.
     """
     beta1, beta2 = betas
-    not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+    nonnegative(lr=lr, eps=eps, weight_decay=weight_decay)
     below_one(**{"betas[0]": beta1, "betas[1]": beta2})
     decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
 

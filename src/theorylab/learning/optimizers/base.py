@@ -118,13 +118,13 @@ def unit(grads: Params) -> Params:
     return {k: g / spread(norm, g) for k, g in scaled.items()}
 
 
-def not_negative(**hypers: Hyper) -> None:
+def nonnegative(**hypers: Hyper) -> None:
     """Refuse hyper-parameters below zero or not finite; an argument's name is the keyword.
 
     Raises:
         ValueError: naming the first such.
     """
-    _within(hypers, math.inf, "must not be negative, and finite")
+    _within(hypers, math.inf, "must be at least 0 and finite")
 
 
 def below_one(**hypers: Hyper) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, not_negative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, nonnegative, selectable, spread
 
 
 @selectable
@@ -36,7 +36,7 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
 
     Source: Li and Arora 2020, arXiv:1910.07454, Section 2, where this schedule replaces weight decay.
     """
-    not_negative(lr=lr, growth=growth)
+    nonnegative(lr=lr, growth=growth)
     below_one(momentum=momentum)
 
     def init(params: Params) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, selectable, spread
 
 
 @selectable
@@ -32,7 +32,7 @@ def exponentiated_gradient(lr: Hyper, *, normalize: bool = False) -> Optimizer:
 
     Source: Kivinen and Warmuth 1997, doi:10.1006/inco.1996.2612, Section 3 (the algorithms EGU, and EG where normalized).
     """
-    not_negative(lr=lr)
+    nonnegative(lr=lr)
 
     def step(p: Tensor, g: Tensor) -> Tensor:
         exponent = -spread(lr, g) * g

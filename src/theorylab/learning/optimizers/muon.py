@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from theorylab.learning.matrix_steps import for_matrices
-from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, not_negative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, nonnegative, selectable, spread
 from theorylab.linalg.orthogonalize import newton_schulz, polar_factor
 
 
@@ -53,7 +53,7 @@ def muon(
     """
     if scale not in ("original", "match_rms_adamw"):
         raise ValueError(f'scale must be "original" or "match_rms_adamw", got {scale!r}.')
-    not_negative(lr=lr, weight_decay=weight_decay, **({} if steps is None else {"steps": steps}))
+    nonnegative(lr=lr, weight_decay=weight_decay, **({} if steps is None else {"steps": steps}))
     below_one(momentum=momentum)
 
     def factor(p: Tensor) -> float:

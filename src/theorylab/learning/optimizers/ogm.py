@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, replica_ones, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, replica_ones, selectable, spread
 
 
 @selectable
@@ -37,7 +37,7 @@ def ogm(lr: Hyper, *, steps: int) -> Optimizer:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    not_negative(lr=lr)
+    nonnegative(lr=lr)
 
     def init(params: Params) -> Any:
         # one θ and one counter a parameter, so that every state tensor has the parameter's replica axis

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, not_negative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, nonnegative, selectable, spread
 
 
 @selectable
@@ -39,7 +39,7 @@ def rmsprop(
     Source: Tieleman and Hinton 2012, Lecture 6.5 of Neural Networks for Machine Learning; centered: Graves 2013, arXiv:1308.0850,
     Equations 38-45.
     """
-    not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+    nonnegative(lr=lr, eps=eps, weight_decay=weight_decay)
     below_one(alpha=alpha, momentum=momentum)
     decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
     plain = not isinstance(momentum, torch.Tensor) and momentum == 0

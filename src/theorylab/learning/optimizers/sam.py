@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, not_negative, selectable, unit
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, nonnegative, selectable, unit
 
 
 @selectable
@@ -33,7 +33,7 @@ def sam(base: Optimizer, rho: Hyper = 0.05) -> Optimizer:
     """
     if base.probe is not None:
         raise ValueError(f"base must take its gradient at the parameters, got {base.name}: give the optimizer within it.")
-    not_negative(rho=rho)
+    nonnegative(rho=rho)
 
     def probe(grads: Params, state: Any, params: Params) -> Params:
         uphill = unit(grads)  # zero where the gradient is: there is no uphill then, and none is needed

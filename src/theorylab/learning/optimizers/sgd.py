@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, not_negative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, nonnegative, selectable, spread
 
 
 @selectable
@@ -35,7 +35,7 @@ def sgd(lr: Hyper, *, momentum: Hyper = 0.0, nesterov: bool = False, weight_deca
     Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Sutskever et al. 2013, Section 2, for this form of Nesterov's method; decoupled:
     Loshchilov and Hutter 2019, Algorithm 1 (SGDW), arXiv:1711.05101, with the schedule multiplier absorbed: the decay of a step is ηλ.
     """
-    not_negative(lr=lr, weight_decay=weight_decay)
+    nonnegative(lr=lr, weight_decay=weight_decay)
     below_one(momentum=momentum)
     plain = not hasattr(momentum, "shape") and momentum == 0
     if nesterov and plain:

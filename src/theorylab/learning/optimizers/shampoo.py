@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from theorylab.learning.matrix_steps import for_matrices
-from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, not_negative, replica_ones, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, nonnegative, replica_ones, selectable, spread
 from theorylab.linalg.orthogonalize import inverse_root
 
 
@@ -42,7 +42,7 @@ def shampoo(lr: Hyper, *, eps: Hyper = 1e-6, decay: Hyper = 1.0, exponent: float
 
     Source: Gupta, Koren and Singer 2018, arXiv:1802.09568, Algorithm 1.
     """
-    not_negative(lr=lr, eps=eps, decay=decay)
+    nonnegative(lr=lr, eps=eps, decay=decay)
 
     def start(p: Tensor) -> Any:
         m, n = p.shape[-2:]
@@ -98,7 +98,7 @@ def soap(
     Source: Vyas et al. 2024, arXiv:2409.11321, Algorithm 3, with its preconditioning frequency set to one.
     """
     beta1, beta2 = betas
-    not_negative(lr=lr, eps=eps, weight_decay=weight_decay, floor=floor)
+    nonnegative(lr=lr, eps=eps, weight_decay=weight_decay, floor=floor)
     below_one(**{"betas[0]": beta1, "betas[1]": beta2, "shampoo_beta": shampoo_beta})
 
     def start(p: Tensor) -> Any:

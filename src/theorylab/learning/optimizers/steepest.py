@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, selectable, spread, unit
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, selectable, spread, unit
 
 
 @selectable
@@ -71,7 +71,7 @@ def greedy_coordinate(lr: Hyper) -> Optimizer:
 
 def _steepest(name: str, lr: Hyper, direction: Callable[[Params], Params]) -> Optimizer:
     """The step along a direction of unit norm; the norm is a replica's, so every tensor needs the leading replica axis, even of one."""
-    not_negative(lr=lr)
+    nonnegative(lr=lr)
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         unit: dict[str, Tensor] = direction(grads)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from theorylab.core.arguments import given
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, not_negative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, selectable, spread
 
 
 @selectable
@@ -43,7 +43,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
     least = given(amplification).min()
     if not least >= 1:
         raise ValueError(f"amplification must be at least 1, where SVAG is SGD, got {float(least):g}.")
-    not_negative(lr=lr)
+    nonnegative(lr=lr)
     root = (2 * amplification - 1) ** 0.5
 
     def init(params: Params) -> Any:

@@ -84,8 +84,9 @@ ISOMETRY = Claim(
     kind="identity",
     relation=Equals(atol=1e-10),
     control="normal weights of variance 1/width, which keep squared lengths on average",
-    reading="Normal weights keep the mean of the squared singular values at 1, but almost all of them vanish exponentially with depth "
-    "while a few grow: some directions learn, most do not. With ReLUs even orthogonal weights leave no isometry (Pennington et al. 2017).",
+    reading="Normal weights keep the expected mean of the squared singular values at 1, but with depth almost all vanish exponentially. "
+    "A few grow as long as depth is far below width, so that some directions learn and most do not; beyond it none is left, for all "
+    "Lyapunov exponents are negative. With ReLUs even orthogonal weights leave no isometry (Pennington et al. 2017).",
 )
 DELTA = Claim(
     "convolution/signal/delta_orthogonal",

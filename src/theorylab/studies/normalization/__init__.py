@@ -1,8 +1,9 @@
 r"""What normalization layers do to optimization.
 
 *Setting.* BatchNorm, LayerNorm, GroupNorm and RMSNorm divide activations by their size. Weights that feed such a layer can be multiplied
-by a constant without any change of the output: the loss is scale-invariant in them. Most weights of modern networks are of this kind, and
-weight decay, which shrinks them, then regularizes nothing and changes the speed of learning instead.
+by a constant without any change of the output: the loss is scale-invariant in them. Where a normalization follows every linear map but
+the last, all weights before the last are of this kind; in a pre-norm transformer, which normalizes a sum of what many layers wrote, no
+single matrix is. Weight decay, which shrinks such weights, regularizes nothing and changes the speed of learning instead.
 
 *Notation.* :math:`\theta` is a scale-invariant tensor of weights, :math:`L(c\theta) = L(\theta)` for :math:`c > 0`; :math:`\eta` is the
 step size, :math:`\lambda` the weight decay, :math:`\gamma` the momentum; :math:`\eta/\|\theta\|^2` is the effective step size, that of
