@@ -38,7 +38,7 @@ def test_mlp_without_bias_scales_with_the_power_of_its_depth():
     torch.testing.assert_close(nets[1](x), 8 * nets[0](x))
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "group", "rms", "none"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "rms", "weight", "none"])
 def test_cnn_trains_with_every_norm_and_any_size(norm):
     net = cnn([2, 4, 8], 3, norm=norm)
     for height, width in ((8, 8), (7, 5)):
@@ -104,11 +104,23 @@ def test_a_cnn_on_a_circle_with_pooling_does_not_see_shifts_and_the_others_do(di
 
 
 @pytest.mark.parametrize(("size", "places"), [((7, 5), 4), ((9,), 3), ((8, 8), 4), ((1, 1), 1)])
-@pytest.mark.parametrize("norm", ["batch", "layer", "group", "rms", "none"])
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "rms", "weight", "none"])
 def test_a_cnn_that_flattens_reads_every_place(size, places, norm):
     net = cnn([2, 4, 4, 8], 3, norm=norm, dims=len(size), readout="flatten", size=size)
     assert net(torch.randn(6, 2, *size, generator=torch.Generator().manual_seed(0))).shape == (6, 3)
     assert net[-1].in_features == 8 * places
+
+
+def test_weight_normalization_leaves_a_kernel_its_direction_alone():
+    """Of a factor on the direction the network sees nothing, and at the start it is the network without it."""
+    plain, net = (seeded(lambda n=n: cnn([2, 4, 8], 3, norm=n), 0) for n in ("none", "weight"))
+    x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(net(x), plain(x))
+    before = net(x)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.mul_(3.0 if name.endswith("original1") else 1.0)
+    torch.testing.assert_close(net(x), before)
 
 
 @pytest.mark.parametrize("dims", [1, 2])
@@ -236,7 +248,7 @@ def test_cp_factorization_learns_by_all_of_its_factors_in_a_functional_call():
         (lambda: mlp([3, 0]), "widths"),
         (lambda: mlp([3, 2], activation="step"), "activation"),
         (lambda: cnn([3], 2), "channels"),
-        (lambda: cnn([1, 4], 2, norm="weight"), "norm"),
+        (lambda: cnn([1, 4], 2, norm="instance"), "norm"),
         (lambda: cnn([1, 4], 2, kernel_size=2), "kernel_size"),
         (lambda: cnn([1, 6], 2, norm="group"), "divisible by 4"),
         (lambda: cnn([1, 4], 2, activation="step"), "activation"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from theorylab.models.initializers import delta_orthogonal_
 from theorylab.models.mlp import ACTIVATIONS
 
-Norm = Literal["batch", "layer", "group", "rms", "none"]
+Norm = Literal["batch", "layer", "group", "rms", "weight", "none"]
 Init = Literal["torch", "he", "orthogonal", "delta_orthogonal"]
 
 
@@ -76,7 +77,8 @@ def cnn(
         outputs: Number of outputs k; outputs are (n, k).
         kernel_size: Odd.
         norm: ``"batch"`` (running statistics in buffers), ``"layer"`` (all channels and places of one row), ``"group"`` (the channels
-            in four groups; needs channels divisible by 4 where there are more), ``"rms"`` (as layer norm, but nothing is subtracted), or
+            in four groups; needs channels divisible by 4 where there are more), ``"rms"`` (as layer norm, but nothing is subtracted),
+            ``"weight"`` (each kernel divided by its norm and given a length of its own, `torch.nn.utils.parametrizations.weight_norm`), or
             ``"none"``. With a batch norm the convolution before it has no bias, which the norm would take away, and with a group norm
             none, which would spoil the invariance under a scale of the kernel alone; with the others it has one.
         activation: A name in `theorylab.models.mlp.ACTIVATIONS`.
@@ -110,12 +112,12 @@ def cnn(
     if norm == "group" and any(c > 4 and c % 4 for c in channels[1:]):
         raise ValueError(f"norm='group' makes four groups: channels must be divisible by 4, got {list(channels[1:])}.")
     for name, value, allowed in (
-        ("norm", norm, ("batch", "layer", "group", "rms", "none")),
+        ("norm", norm, get_args(Norm)),
         ("activation", activation, sorted(ACTIVATIONS)),
         ("dims", dims, (1, 2)),
         ("padding", padding, ("zeros", "circular")),
         ("readout", readout, ("pool", "flatten")),
-        ("init", init, ("torch", "he", "orthogonal", "delta_orthogonal")),
+        ("init", init, get_args(Init)),
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
@@ -134,10 +136,10 @@ def cnn(
             stride=1 if i == 1 else 2,
             padding=kernel_size // 2,
             padding_mode=padding,
-            bias=norm in ("layer", "rms", "none"),
+            bias=norm not in ("batch", "group"),
         )
         _initialize(conv, init)
-        layers += [conv, _norm(norm, channels[i], dims, eps), ACTIVATIONS[activation]()]
+        layers += [weight_norm(conv) if norm == "weight" else conv, _norm(norm, channels[i], dims, eps), ACTIVATIONS[activation]()]
     places = 1
     if readout == "pool":
         layers.append((nn.AdaptiveAvgPool1d if dims == 1 else nn.AdaptiveAvgPool2d)(1))
