@@ -152,6 +152,8 @@ def test_targets_by_row_number_and_all_rows() -> None:
     problem = small()
     every = influence(problem, damping=0.1)
     torch.testing.assert_close(influence(problem, [3, 0], damping=0.1), every[:, [3, 0]])
+    late = torch.arange(problem.n) > 7  # a mask, not rows 0 and 1 over and over
+    torch.testing.assert_close(influence(problem, late, damping=0.1), every[:, late])
     torch.testing.assert_close(every, every.T)  # a symmetric form
     assert bool((every.diagonal() < 0).all())  # a row lowers its own loss
 
@@ -263,8 +265,9 @@ def test_an_indefinite_hessian_is_refused_or_damped_aloud() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": [12]}, "within 0..11"),
-        ({"targets": torch.tensor([-1])}, "within 0..11"),
+        ({"targets": [12]}, "lie in 0..11"),
+        ({"targets": torch.tensor([-1])}, "lie in 0..11"),
+        ({"targets": torch.tensor([True, False])}, "one entry for each of the 12 rows"),
         ({"damping": -1.0}, "damping must be at least 0"),
         ({"damping": 0.0, "solver": "dense"}, "singular"),
         ({"damping": 0.0, "solver": "dual"}, "damping must be positive"),

@@ -80,6 +80,23 @@ def test_flags_what_is_fragile_and_lets_pass_what_is_not() -> None:
     assert next(iter(audit(runs, measures).measures)).name == "the gap itself"
 
 
+def test_the_seed_is_no_setting_to_be_worst_in() -> None:
+    """Runs that differ in their seed alone differ by chance, and a measure is not worse for ordering them otherwise."""
+    settings = [{"lr": lr, "seed": seed} for seed in range(3) for lr in (0.1, 1.0)]
+    runs = [Run(problem(i), float(given["lr"] + 0.01 * given["seed"]), given) for i, given in enumerate(settings)]
+    gaps = {id(run.problem.model): run.gap for run in runs}
+    right = {id(run.problem.model): run.settings["lr"] - 0.01 * run.settings["seed"] for run in runs}  # type: ignore[operator]
+    wrong = dict(zip(gaps, (0.0, 5.0, 3.0, 1.0, 4.0, 2.0), strict=True))
+    table = audit(runs, lambda p: {"wrong under lr": wrong[id(p.model)], "right under lr": right[id(p.model)]}, resamples=50)
+    first, second = table.measures
+    assert (first.name, first.agreement) == ("right under lr", {"lr": 1.0, "seed": 0.0})
+    assert second.agreement == {"lr": pytest.approx(1 / 3), "seed": pytest.approx(2 / 3)}
+    assert (first.worst_setting, second.worst_setting) == ("lr", "lr")
+    assert ["lr 1.00" in line for line in str(table).splitlines()] == [False, True, False]
+    alone = [Run(run.problem, run.gap, {"seed": i}) for i, run in enumerate(runs)]
+    assert audit(alone, lambda p: {"gap": gaps[id(p.model)]}, resamples=50).measures[0].worst_setting is None
+
+
 def test_the_standard_measures_are_told_apart_by_rescaling() -> None:
     runs = grid(lambda seed, lr, labels: lr + 2 * (labels == "random") + 0.01 * seed)[:3]
     table = audit(runs, resamples=50)

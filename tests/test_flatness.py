@@ -66,6 +66,42 @@ def test_is_a_standard_deviation_on_a_quadratic() -> None:
         assert found.stderr < 0.1 * found.value
 
 
+def line(size: float, dtype: torch.dtype) -> Problem:
+    """A linear net on inputs of this size, at its minimum."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 2, bias=False), size * torch.randn(50, 3, dtype=torch.float64)
+    return Problem(net, F.mse_loss, (x.to(dtype), F.linear(x.to(dtype), net.weight.detach().to(dtype))), dtype=dtype)
+
+
+@pytest.mark.parametrize("size", [1e6, 1e7, 1e9])
+def test_the_sharpest_minimum_is_found_where_the_digits_reach_and_refused_where_not(size: float) -> None:
+    """Inputs c times as large make the loss c² times as curved, and σ is 1/c of what it was."""
+    gentle, steep = (flatness(line(c, torch.float64), drop=0.01) for c in (1.0, size))
+    assert steep.value * size == pytest.approx(gentle.value, rel=1e-3)  # its tol, and rounding by 1e-16 of steps of 1e-11 and more
+    assert steep.stderr * size == pytest.approx(gentle.stderr, rel=1e-2)
+    with pytest.raises(ValueError, match=r"too steep for these digits\. Use dtype=torch\.float64"):
+        flatness(line(size, torch.float32), drop=0.01)
+
+
+def test_a_rise_that_rounding_of_the_loss_hides_is_refused() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    far = Problem(nn.Linear(3, 1), F.mse_loss, (x, torch.full((50, 1), 1e4)))
+    for measure in (flatness, slow_flatness):
+        with pytest.raises(ValueError, match="units of rounding of the loss"):
+            measure(far)
+    assert flatness(far, drop=1e4).value > 0
+
+
+def test_a_risk_that_jumps_has_no_flatness() -> None:
+    x = torch.ones(4, 1)
+    net = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    jump = Problem(net, lambda o, y: (o != y).double().mean() + 0 * o.sum(), (x, x), dtype=torch.float64)
+    with pytest.raises(ValueError, match="the risk jumps"):
+        flatness(jump)
+
+
 def test_the_standard_error_is_that_of_other_draws() -> None:
     problem = relu_problem()
     found = [flatness(problem, draws=4, seed=100 * s) for s in range(30)]

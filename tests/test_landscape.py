@@ -136,9 +136,10 @@ def test_paths_refuse_wrong_input() -> None:
         mode_connectivity(a, {})
     with pytest.raises(ValueError, match="must have shape"):
         mode_connectivity(a, {"weight": torch.zeros(3)})
-    norm = make("cnn, BatchNorm eval")
-    with pytest.raises(ValueError, match="train=True"):
-        mode_connectivity(norm, norm)
+    instance = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten(), nn.Linear(2, 1))
+    for norm in (make("cnn, BatchNorm eval"), Problem(instance, F.mse_loss, (torch.randn(4, 2), torch.zeros(4, 1)))):
+        with pytest.raises(ValueError, match="train=True"):
+            mode_connectivity(norm, norm)
 
 
 def _close(ax) -> None:

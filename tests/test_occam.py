@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from theorylab.core.instrument import Inapplicable
@@ -160,7 +160,28 @@ def test_a_test_set_is_read_beside_it_and_random_labels_get_no_bound() -> None:
     assert occam(random).value > 0.5
 
 
-def test_running_statistics_are_not_passed_over() -> None:
-    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    with pytest.raises(Inapplicable, match="running statistics"):
-        occam(Problem(net, F.cross_entropy, (torch.randn(6, 2), torch.arange(6) % 3)))
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
+def test_running_statistics_are_not_passed_over(norm: nn.Module) -> None:
+    net = nn.Sequential(nn.Unflatten(1, (3, 2)), norm, nn.Flatten())
+    problem = Problem(nn.Sequential(nn.Linear(6, 6), net, nn.Linear(6, 3)), F.cross_entropy, (torch.randn(6, 6), torch.arange(6) % 3))
+    with pytest.raises(Inapplicable, match=f"running statistics of {type(norm).__name__} were computed from rows"):
+        occam(problem)
+
+
+class Centred(nn.Module):
+    """A linear map of inputs less their mean, which is a buffer."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.head = nn.Linear(len(mean), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x - self.mean)
+
+
+def test_buffers_that_are_not_sent_are_assumed_to_be_free_of_the_rows() -> None:
+    x, y = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    said = "buffers do not depend on the rows"
+    assert said in occam(Problem(Centred(x.mean(0)), F.cross_entropy, (x, y))).assumptions
+    assert said not in occam(Problem(nn.Linear(2, 3), F.cross_entropy, (x, y))).assumptions

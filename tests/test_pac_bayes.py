@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -188,6 +189,48 @@ def test_rows_are_kept_apart() -> None:
         certify(problem, prior="data_free", prior_rows=0.5)
     with pytest.raises(ValueError, match="must leave rows"):
         certify(problem, prior_rows=1.0)
+
+
+@pytest.mark.parametrize("prior", ["split", "data_free"])
+def test_a_mask_counts_the_rows_that_it_marks(prior: Literal["split", "data_free"]) -> None:
+    problem, options = make("mlp"), {"prior": prior, "training": QUICK, "mc": 3}
+    mask = torch.arange(12) % 3 > 0
+    apart = {"prior_rows": ~mask} if prior == "split" else {}
+    found = certify(problem, bound_rows=mask, **apart, **options)
+    assert found.rows.tolist() == [1, 2, 4, 5, 7, 8, 10, 11]
+    assert found.terms["rows"] == 8
+    numbers = {name: rows.nonzero()[:, 0] for name, rows in apart.items()}
+    assert found == certify(problem, bound_rows=mask.nonzero()[:, 0], **numbers, **options)
+
+
+@pytest.mark.parametrize("prior", ["split", "data_free"])
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (torch.zeros(2000, dtype=torch.long), "bound_rows must hold each row once, got row 0 2000 times"),
+        (torch.tensor([3, 4, 3]), "got row 3 2 times"),
+        (torch.tensor([11, 12]), r"bound_rows must lie in 0\.\.11, got 11\.\.12"),
+        (torch.tensor([-1, 3]), r"bound_rows must lie in 0\.\.11, got -1\.\.3"),
+        (torch.tensor([1.0, 2.0]), r"bound_rows must be a list of at least one row number.*float32"),
+        (torch.zeros(12, dtype=torch.bool), "at least one row number, or a mask that marks one"),
+        (torch.ones(5, dtype=torch.bool), r"one entry for each of the 12 rows, got shape \(5,\)"),
+    ],
+)
+def test_rows_that_are_no_independent_draws_are_not_counted(prior: Literal["split", "data_free"], rows: Tensor, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        certify(make("mlp"), prior=prior, bound_rows=rows)
+
+
+def test_a_prior_has_rows_of_its_own_under_whatever_name() -> None:
+    problem = make("mlp")
+    for rows, match in (
+        (torch.arange(-6, 0), r"prior_rows must lie in 0\.\.11, got -6\.\.-1"),  # the same rows as 6 ... 11
+        (torch.tensor([2, 2]), "prior_rows must hold each row once"),
+        (torch.arange(12), "got all 12 of them"),
+        (torch.tensor(0.5), "at least one row number"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            certify(problem, prior_rows=rows, bound_rows=torch.arange(6, 12))
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,13 @@ def test_a_cell_without_a_batching_rule_is_taken_row_by_row() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rows": []}, "at least one row number"), ({"rows": [0, 12]}, r"rows must lie in 0..11, got 0..12"), ({"chunk": 0}, "chunk must be")],
+    [
+        ({"rows": []}, "at least one row number"),
+        ({"rows": [0, 12]}, r"rows must lie in 0..11, got 0..12"),
+        ({"rows": [0.0, 1.0]}, r"row number, or a mask that marks one, got torch\.float32"),
+        ({"rows": [True, False]}, "one entry for each of the 12 rows"),
+        ({"chunk": 0}, "chunk must be"),
+    ],
 )
 def test_wrong_rows_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

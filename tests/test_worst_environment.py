@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from itertools import product
+
 import numpy as np
+import pytest
 import torch
 
-from theorylab.studies.generalization.measures import Agreement, redrawn
+from theorylab.core.claim import Finding, Verdict
+from theorylab.core.scale import Scale
+from theorylab.core.study import load_study
+from theorylab.studies.generalization import measures as studied
+from theorylab.studies.generalization.measures import JIANG, RANKING, Agreement, MeasuresConfig, Trained, redrawn
 
 
 def noise(measures: int, seeds: int, settings: int, mean: np.ndarray | float = 0.0) -> Agreement:
@@ -27,6 +35,22 @@ def test_a_setting_that_fools_a_measure_is_found() -> None:
     found = noise(2, 200, 3, mean)
     assert abs(found.worst()[0].mean() + 0.6) < 5 * 0.3 / np.sqrt(200)
     assert abs(found.best_worst().mean() - 0.8) < 5 * 0.3 / np.sqrt(200)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_control_asks_whether_a_measure_could_be_right(monkeypatch: pytest.MonkeyPatch, repeats: bool) -> None:
+    """Where a gap on other rows does not repeat the gap, no measure can foresee it, and the statements about worst settings say nothing."""
+    study, rng = load_study("generalization/measures"), np.random.default_rng(0)
+
+    def grid(config: MeasuresConfig) -> Iterator[Trained]:
+        for seed, width, lr in product(config.replica_seeds, config.widths, config.lrs):
+            settings: dict[str, Hashable] = {"width": width, "step size": lr}
+            gap, other = rng.normal(size=2)
+            yield Trained(seed, settings, {JIANG: gap}, gap, gap if repeats else other, True)
+
+    monkeypatch.setattr(studied, "train_grid", grid)
+    found = [f for f in study.run(study.scales[Scale.TINY]) if isinstance(f, Finding) and f.role == "control" and f.claim != RANKING.key]
+    assert [f.verdict is Verdict.FAILS for f in found] == [repeats, repeats]
 
 
 def test_redrawn_labels_are_a_share_and_change_nine_in_ten_of_it() -> None:

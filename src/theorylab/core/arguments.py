@@ -1,4 +1,4 @@
-"""What a Problem asks of a model, a loss and its options before any work."""
+"""What a Problem asks of a model, a loss and its options, and an instrument of numbers and rows, before any work."""
 
 from __future__ import annotations
 
@@ -46,6 +46,38 @@ def given(values: Any, dtype: torch.dtype | None = None) -> Tensor:
         [1, 2]
     """
     return torch.as_tensor(values, dtype=dtype, device=values.device if isinstance(values, Tensor) else "cpu")
+
+
+def row_numbers(rows: Any, n: int, name: str) -> Tensor:
+    """Which of ``n`` rows are meant, (k,) on the CPU: their numbers in the order given, or those that a mask marks.
+
+    A mask read as numbers would be rows 0 and 1 over and over, and a negative number a row by another name.
+
+    Args:
+        rows: Integers, in any order and with repetitions, or booleans, one for each of the n rows.
+        n: How many rows there are.
+        name: What the caller calls ``rows``.
+
+    Raises:
+        ValueError: no row, numbers that are not whole, a row that does not exist, or a mask of another length.
+
+    Example:
+        >>> row_numbers([2, 0], 3, "rows").tolist(), row_numbers([False, True, True], 3, "rows").tolist()
+        ([2, 0], [1, 2])
+    """
+    chosen = given(rows).cpu()
+    if chosen.dtype == torch.bool:
+        if chosen.shape != (n,):
+            raise ValueError(f"{name}, as a mask, must have one entry for each of the {n} rows, got shape {tuple(chosen.shape)}.")
+        chosen = chosen.nonzero()[:, 0]
+    if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{name} must be a list of at least one row number, or a mask that marks one, got {chosen.dtype} of shape "
+            f"{tuple(chosen.shape)}."
+        )
+    if not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
+        raise ValueError(f"{name} must lie in 0..{n - 1}, got {int(chosen.min())}..{int(chosen.max())}.")
+    return chosen.long()
 
 
 def _kind(value: Any) -> str:

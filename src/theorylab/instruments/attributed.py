@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.core.arguments import given
+from theorylab.core.arguments import given, row_numbers
 from theorylab.core.batches import Batch, as_batches, rows_of
 from theorylab.core.problem import Problem
 from theorylab.instruments.products import MEMORY_BUDGET
@@ -31,9 +31,7 @@ def parse_targets(problem: Problem, targets: Any, target: Target | None) -> tupl
     elif (isinstance(targets, Tensor) and not targets.is_floating_point()) or (
         isinstance(targets, list) and targets and all(isinstance(i, int) for i in targets)
     ):
-        rows = given(targets).cpu().long()
-        if rows.ndim != 1 or len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= problem.n:
-            raise ValueError(f"targets, as row numbers, must be a list within 0..{problem.n - 1}, got {targets!r}.")
+        rows = row_numbers(targets, problem.n, "targets")
         moved = problem.on(problem.batches)
     elif isinstance(targets, Problem):
         moved = problem.on(targets.to(dtype=problem.dtype, device=problem.device).batches)

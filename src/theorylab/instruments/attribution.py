@@ -280,7 +280,7 @@ def influence(
     Args:
         problem: The risk on the training rows, at the trained parameters. The loss is without the weight decay.
         targets: Rows (x, y) or batches of such that are attributed, or a problem on them, as `Problem.from_hf` makes of other sequences; or
-            row numbers of the training set; None for all training rows.
+            row numbers of the training set, or a mask of it; None for all training rows.
         target: What is attributed of each: a function (outputs, y) → one number a row (m,), or several (m, ...). By default the loss.
         curvature: C. "ggn" the generalized Gauss-Newton matrix, "kfac" and "ekfac" its Kronecker-factored approximations with the exact
             expectation over classes, "fisher" the second moment of the rows' gradients, "hessian" the Hessian, refused where C + λI is

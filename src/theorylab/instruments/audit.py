@@ -64,10 +64,15 @@ class MeasureAudit:
     rescaling: float | None
     flags: tuple[str, ...]
 
+    @property
+    def worst_setting(self) -> str | None:
+        """The setting of least agreement, None where there is none. Not the seed: runs that differ in it alone differ by chance."""
+        return min((s for s in self.agreement if s != SEED), key=lambda s: self.agreement[s], default=None)
+
 
 @dataclass(frozen=True)
 class Audit:
-    """All measures, the best first by their worst agreement, then by τ; prints as a table."""
+    """All measures, the best first by the agreement in their worst setting, then by τ; prints as a table."""
 
     measures: tuple[MeasureAudit, ...]
 
@@ -78,8 +83,8 @@ class Audit:
     def __str__(self) -> str:
         rows = [("measure", "τ", "interval", "worst setting", "flags")]
         for m in self.measures:
-            worst = min(m.agreement, key=lambda k: m.agreement[k], default="")
-            said = f"{worst} {m.agreement[worst]:.2f}" if worst else ""
+            worst = m.worst_setting
+            said = "" if worst is None else f"{worst} {m.agreement[worst]:.2f}"
             rows.append((m.name, f"{m.tau:+.2f}", f"{m.interval[0]:+.2f} … {m.interval[1]:+.2f}", said, "; ".join(m.flags) or "none"))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows)
@@ -164,12 +169,13 @@ def audit(
     r"""Ask of every measure whether it orders runs as their generalization gap does, and what moves it that should not.
 
     A high τ over all runs may come from one setting alone, e.g. width. So each setting is looked at by pairs of runs which differ in it and
-    in nothing else; the worst setting is what counts. A measure is *flagged* where it (1) agrees with the gap in fewer than half of such
-    pairs, (2) responds to a setting with a sign that depends on the seed, in more than a quarter of cases, (3) moves under a rescaling that
-    leaves the network's function as it is, or (4) has an interval for τ that holds zero.
+    in nothing else; the worst setting is what counts, and the seed is none. A measure is *flagged* where it (1) agrees with the gap in
+    fewer than half of such pairs, (2) responds to a setting with a sign that depends on the seed, in more than a quarter of cases, (3)
+    moves under a rescaling that leaves the network's function as it is, or (4) has an interval for τ that holds zero.
 
     Args:
-        runs: At least three, with the same names of settings and not all of one gap. ``"seed"`` marks repetitions.
+        runs: At least three, with the same names of settings and not all of one gap. ``"seed"`` marks repetitions, which differ by chance:
+            a measure is neither ranked nor flagged by how it orders them.
         measures: Problem → name → number, larger for larger expected gaps; asked once a run, and once more rescaled.
         resamples: Of the bootstrap.
         seed: Of bootstrap and rescaling.
@@ -207,7 +213,12 @@ def audit(
         audits.append(
             MeasureAudit(name, values, tau, (low, high), agreement, fickle, rescaling, _flags(agreement, fickle, rescaling, (low, high)))
         )
-    return Audit(tuple(sorted(audits, key=lambda m: (-min(m.agreement.values(), default=0.0), -m.tau))))
+
+    def rank(m: MeasureAudit) -> tuple[float, float]:
+        worst = m.worst_setting
+        return 0.0 if worst is None else -m.agreement[worst], -m.tau
+
+    return Audit(tuple(sorted(audits, key=rank)))
 
 
 def _check(runs: Sequence[Run]) -> tuple[str, ...]:

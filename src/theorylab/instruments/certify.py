@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
@@ -205,8 +205,8 @@ def certify(
     mc: int = 400,
     risk: Literal["error", "loss"] = "error",
     clamp: float | None = None,
-    prior_rows: Tensor | float | None = None,
-    bound_rows: Tensor | None = None,
+    prior_rows: Tensor | Sequence[int] | float | None = None,
+    bound_rows: Tensor | Sequence[int] | None = None,
     init: Params | None = None,
     training: Training = Training(),  # frozen
     seed: int = 0,
@@ -226,8 +226,9 @@ def certify(
         mc: Draws from the posterior, at least 2.
         risk: ``"error"``, the probability of a wrong class, or ``"loss"``, the problem's own loss a row, cut at ``clamp``.
         clamp: Upper end of the loss, which must not be negative.
-        prior_rows: Numbers of the rows that train a split prior, or their share; default: half, drawn by ``seed``.
-        bound_rows: Numbers of the rows that the bound counts; default: all others.
+        prior_rows: Numbers of the rows that train a split prior, each once, or a mask (n,), or their share; default: half, drawn by
+            ``seed``.
+        bound_rows: Numbers of the rows that the bound counts, each once, or a mask (n,); default: all others.
         init: Initial parameters instead of fresh ones, by name; they must not depend on the bound's rows.
         training: How long and how fast.
         seed: Of the split, the initialization, the minibatches and the draws.
@@ -238,7 +239,8 @@ def certify(
     Raises:
         Inapplicable: no rows of their own (BatchNorm in training mode), dropout, half precision, no classes, or no initialization free of
             the data.
-        ValueError: rows that serve both prior and bound, a loss without ``clamp``, or an argument out of its range.
+        ValueError: rows that serve both prior and bound, do not exist or are given twice, a loss without ``clamp``, or an argument out of
+            its range.
         FloatingPointError: training diverged.
 
     Example:

@@ -20,7 +20,9 @@ from theorylab.instruments.predictions import not_classification, predictions, r
 Kind = Literal["isotropic", "magnitude", "adaptive"]
 Risk = Literal["loss", "error"]
 START, LIMIT = 2.0**-7, 2.0**10
-"""Standard deviations at which the search begins and ends."""
+"""Standard deviations at which the search begins, and up to which it doubles them."""
+UNITS = 4
+"""Of rounding of the loss that its rise must be worth: that of the start alone then moves σ by a few percent at most."""
 
 
 def noise_scale(params: Params, kind: Kind) -> Params:
@@ -55,6 +57,21 @@ def _check(problem: Problem, drop: float, kind: str, risk: str, draws: int) -> N
         raise Inapplicable(f"flatness does not apply: {reason} Or measure risk='loss'.")
 
 
+def _finest(problem: Problem, scale: Tensor, centre: Tensor) -> float:
+    """σ below which the steps σDε are shorter than the unit of rounding of the parameters, and land where rounding takes them."""
+    kind, noise = torch.finfo(problem.dtype), float(scale.double().norm())
+    return max(kind.tiny, kind.eps * float(centre.double().norm()) / noise) if noise else kind.tiny
+
+
+def _check_digits(problem: Problem, drop: float, loss: float) -> None:
+    unit = torch.finfo(problem.dtype).eps * abs(loss)
+    if drop < UNITS * unit:
+        raise ValueError(
+            f"drop must be at least {UNITS} units of rounding of the loss to be seen, {UNITS * unit:g} for a loss of {loss:g} in "
+            f"{problem.dtype}, got {drop:g}. Use dtype=torch.float64 or a larger drop."
+        )
+
+
 def _root(tol: float) -> Callable[[Callable[[float], float], float, float], float]:
     from scipy.optimize import brentq
 
@@ -62,16 +79,22 @@ def _root(tol: float) -> Callable[[Callable[[float], float], float, float], floa
 
 
 def _crossing(
-    rise: Callable[[float], np.ndarray], drop: float, root: Callable[[Callable[[float], float], float, float], float]
+    rise: Callable[[float], np.ndarray], drop: float, least: float, root: Callable[[Callable[[float], float], float, float], float]
 ) -> Estimate:
-    """σ at which the mean of ``rise(σ)`` first reaches ``drop``, with the standard error that its draws leave."""
+    """σ at which the mean of ``rise(σ)`` first reaches ``drop``, above ``least``, with the standard error that its draws leave."""
 
     def excess(s: float) -> float:
         return float(rise(s).mean()) - drop
 
     high = START
-    while excess(high) > 0 and high > START**3:
+    while excess(high) >= 0:
         high /= 2
+        if high < least:
+            raise ValueError(
+                f"drop must be more than the rise of the risk under the least noise that rounding of the parameters leaves as it is, got "
+                f"drop={drop:g} and a rise of {excess(2 * high) + drop:g} at σ={2 * high:g}: the risk jumps, or is too steep for these "
+                "digits. Use dtype=torch.float64, a larger drop, or smaller inputs."
+            )
     while excess(high) < 0:
         high *= 2
         if high > LIMIT:
@@ -79,7 +102,7 @@ def _crossing(
                 f"the risk must rise by drop to be measured, got a rise below {drop:g} at every σ up to {LIMIT:g}: it does not depend on "
                 "the selected parameters, or drop is larger than they can do. Lower drop."
             )
-    sigma = root(excess, high / 2, high) if excess(high / 2) < 0 else high
+    sigma = root(excess, high / 2, high)
     h = 0.05 * sigma  # wide enough that a risk of steps has a slope
     slope = float((rise(sigma + h) - rise(sigma - h)).mean()) / (2 * h)
     each = rise(sigma)
@@ -106,6 +129,8 @@ def slow_flatness(
         return float(moved.loss().detach()) if risk == "loss" else float(row_errors(*predictions(moved)).double().mean())
 
     start = risk_at(centre)
+    if risk == "loss":
+        _check_digits(problem, drop, start)
 
     @cache
     def rise(s: float) -> np.ndarray:
@@ -113,7 +138,7 @@ def slow_flatness(
             pairs = [(risk_at(centre + s * noise), risk_at(centre - s * noise)) for noise in _draws(problem, scale, draws, seed)]
         return np.array([(up + down) / 2 - start for up, down in pairs])
 
-    return _crossing(rise, drop, _root(tol))
+    return _crossing(rise, drop, _finest(problem, scale, centre), _root(tol))
 
 
 def never_rises(problem: Problem) -> str | None:
@@ -159,13 +184,15 @@ def flatness(
         drop: Rise of the risk, positive: nats of loss, or a share of wrong rows.
         kind: Of the noise.
         risk: The problem's own loss, or the error of a classification.
-        draws: Pairs ±ε, at least 2; each is evaluated at some fifteen values of σ.
+        draws: Pairs ±ε, at least 2; each is evaluated at some fifteen values of σ, and one more for every halving below the start of the
+            search.
         tol: Relative accuracy of σ for these draws.
         seed: Of the draws.
 
     Raises:
         Inapplicable: ``risk="error"`` of no classification, or a loss that is linear in the parameters.
-        ValueError: the loss is not finite, or does not rise by ``drop``.
+        ValueError: the loss is not finite, or does not rise by ``drop``; or σ, or ``drop`` beside the loss, is too small for the digits of
+            the parameters' type.
 
     Example:
         >>> x = torch.ones(1, 1)
@@ -189,6 +216,8 @@ def flatness(
 
     with problem.safe(), torch.no_grad():
         start = risk_at(centre)
+        if risk == "loss":
+            _check_digits(problem, drop, start)
 
         @cache
         def rise(s: float) -> np.ndarray:
@@ -198,4 +227,4 @@ def flatness(
                 each.append((risk_at(centre + step) + risk_at(centre - step)) / 2 - start)
             return np.array(each)
 
-        return _crossing(rise, drop, _root(tol))
+        return _crossing(rise, drop, _finest(problem, scale, centre), _root(tol))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from theorylab.core.problem import Params, Problem
 from theorylab.instruments.landscape import losses_at
@@ -81,11 +82,11 @@ def mode_connectivity(
         The losses along both paths with ``line_barrier`` and ``curve_barrier``; ``.plot(ax=None)`` draws them.
 
     Raises:
-        ValueError: other parameters in the second solution, an argument out of range, a loss that is not finite, or BatchNorm with
-            running statistics: those of one solution are wrong on the way to another, so the problem must be one with train=True.
+        ValueError: other parameters in the second solution, an argument out of range, a loss that is not finite, or running
+            statistics (BatchNorm): those of one solution are wrong on the way to another, so the problem must be one with train=True.
 
     Example:
-        >>> net = nn.Linear(1, 1, bias=False)
+        >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> well = Problem(net, lambda o, y: (o.square() - y).square().mean(), (torch.ones(4, 1), torch.ones(4, 1)))
         >>> left, right = (well.at({"weight": torch.tensor([[w]])}) for w in (-1.0, 1.0))
         >>> mode_connectivity(left, right, steps=0).line_barrier
@@ -99,8 +100,8 @@ def mode_connectivity(
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}.")
-    if not problem.train and any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in problem.model.modules()):
-        raise ValueError("BatchNorm's running statistics belong to one solution only: make the problem with train=True.")
+    if not problem.train and any(isinstance(m, _NormBase) and m.running_mean is not None for m in problem.model.modules()):
+        raise ValueError("running statistics, as of BatchNorm, belong to one solution only: make the problem with train=True.")
     params: Params = dict(other.params if isinstance(other, Problem) else other)
     missing = [k for k in problem.params if k not in params]
     if missing:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from theorylab.core.instrument import instrument
 from theorylab.core.problem import Params, Problem
@@ -20,8 +20,12 @@ from theorylab.stats.binomial import kl_inverse
 
 
 def _carries_statistics(problem: Problem) -> str | None:
-    if any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in problem.model.modules()):
-        return "BatchNorm's running statistics were computed from rows, and no code for them is counted. Fold it into the layer before."
+    for module in problem.model.modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            return (
+                f"the running statistics of {type(module).__name__} were computed from rows, and no code for them is counted. Fold them "
+                "into the layer before."
+            )
     return None
 
 
@@ -110,7 +114,7 @@ def occam(
         test: A problem on unseen rows; a test-set bound of the coded network is then beside this one.
 
     Raises:
-        Inapplicable: no classification of independent rows, or BatchNorm, whose running statistics would have to be sent as well.
+        Inapplicable: no classification of independent rows, or running statistics (BatchNorm), which would have to be sent as well.
         ValueError: the loss is not finite, or an argument out of its range.
 
     Example:

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from theorylab.core.arguments import given
+from theorylab.core.arguments import row_numbers
 from theorylab.core.batches import rows_of
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite
@@ -178,12 +178,7 @@ def _checked(problem: Problem, rows: Sequence[int] | Tensor | None, chunk: int |
         raise ValueError(f"chunk must be at least 1, got {chunk}.")
     if rows is None:
         return None
-    chosen = given(rows).cpu()
-    if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"rows must be a list of at least one row number, got {rows!r}.")
-    if not 0 <= int(chosen.min()) <= int(chosen.max()) < problem.n:
-        raise ValueError(f"rows must lie in 0..{problem.n - 1}, got {int(chosen.min())}..{int(chosen.max())}.")
-    return chosen.long()
+    return row_numbers(rows, problem.n, "rows")
 
 
 def _by_batch(problem: Problem, chosen: Tensor | None) -> Iterator[tuple[int, Rows, _Explained]]:
@@ -293,7 +288,7 @@ def per_example_grads(problem: Problem, *, rows: Sequence[int] | Tensor | None =
 
     Args:
         problem: The risk and the point; its loss is the mean of a loss of each row.
-        rows: Which rows, counted through the batches in order; all of them by default. Batches that hold none are skipped.
+        rows: Which rows, counted through the batches in order, or a mask (n,); all of them by default. Batches that hold none are skipped.
         chunk: Rows taken at once, to bound temporaries; by default as many as fit.
 
     Raises:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from theorylab.core.arguments import row_numbers
 from theorylab.core.batches import Batch, map_tensors
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem
@@ -69,23 +71,41 @@ def in_one_batch(problem: Problem) -> Problem:
     return whole
 
 
-def split_rows(n: int, prior: str, prior_rows: Tensor | float | None, bound_rows: Tensor | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers of the prior and of the bound."""
+def split_rows(
+    n: int, prior: str, prior_rows: Tensor | Sequence[int] | float | None, bound_rows: Tensor | Sequence[int] | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Row numbers of the prior and of the bound, none of them twice: an inequality for n independent rows counts each once.
+
+    Raises:
+        ValueError: rows that do not exist, are given twice or serve both, or none left to one of them.
+    """
+    counted = None if bound_rows is None else _different(bound_rows, n, "bound_rows")
     if prior == "data_free":
         if prior_rows is not None:
             raise ValueError("prior_rows must be left out for a prior that is free of data.")
-        return torch.empty(0, dtype=torch.long, device="cpu"), torch.arange(n, device="cpu") if bound_rows is None else bound_rows
-    if isinstance(prior_rows, Tensor):
-        chosen = prior_rows.long()
-    else:
+        return torch.empty(0, dtype=torch.long, device="cpu"), torch.arange(n, device="cpu") if counted is None else counted
+    if prior_rows is None or isinstance(prior_rows, int | float):
         share = 0.5 if prior_rows is None else prior_rows
         if not 1 <= round(share * n) < n:
             raise ValueError(f"prior_rows must leave rows to the prior and to the bound, got the share {share} of {n}.")
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")[: round(share * n)]
-    rest = torch.ones(n, dtype=torch.bool, device="cpu")
-    rest[chosen] = False
-    rows = rest.nonzero()[:, 0] if bound_rows is None else bound_rows.long()
-    shared = set(rows.tolist()) & set(chosen.tolist())
+    else:
+        chosen = _different(prior_rows, n, "prior_rows")
+        if len(chosen) == n:
+            raise ValueError(f"prior_rows must leave rows to the prior and to the bound, got all {n} of them.")
+    if counted is None:
+        rest = torch.ones(n, dtype=torch.bool, device="cpu")
+        rest[chosen] = False
+        return chosen, rest.nonzero()[:, 0]
+    shared = set(counted.tolist()) & set(chosen.tolist())
     if shared:
         raise ValueError(f"bound_rows must not hold rows that the prior was trained on, got {len(shared)} of them, e.g. row {min(shared)}.")
-    return chosen, rows
+    return chosen, counted
+
+
+def _different(rows: Tensor | Sequence[int], n: int, name: str) -> Tensor:
+    found = row_numbers(rows, n, name)
+    each, counts = found.unique(return_counts=True)
+    if len(each) < len(found):
+        raise ValueError(f"{name} must hold each row once, got row {int(each[counts.argmax()])} {int(counts.max())} times.")
+    return found

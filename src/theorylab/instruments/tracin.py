@@ -129,7 +129,7 @@ def tracin(
         checkpoints: Points :math:`\theta_t` from which steps were taken: parameters by name, a model's ``state_dict()``, or problems on
             the same rows, as for models with BatchNorm, whose statistics move. None for the problem's own parameters.
         rates: η, of all checkpoints or one for each.
-        targets: Rows (x, y) or batches of such; or row numbers of the training set; None for all training rows.
+        targets: Rows (x, y) or batches of such; or row numbers of the training set, or a mask of it; None for all training rows.
         target: f, a function (outputs, y) → one number a row (m,), or several (m, ...), whose scores are then (n, target, ...). By default
             the loss.
         memory: Bytes that blocks of rows' and of targets' gradients may take.

@@ -158,7 +158,7 @@ def trak(
 
     Args:
         problem: The risk on the training rows, at the trained parameters.
-        targets: Rows (x, y) or batches of such; or row numbers of the training set; None for all training rows.
+        targets: Rows (x, y) or batches of such; or row numbers of the training set, or a mask of it; None for all training rows.
         k: Entries of the projected gradients. None for a quarter of the number of rows, at most 512 or the number of parameters;
             "all" for no projection.
         output: f, a function (outputs, y) → one number a row. By default the loss.

@@ -69,8 +69,8 @@ def kl_inverse(q: Any, c: Any) -> Any:
         >>> kl_inverse(0.1, 0.0) - 0.1 < 1e-7, kl_inverse(0.3, float("inf"))
         (True, 1.0)
 
-    Source: Langford and Schapire 2005, "Tutorial on Practical Prediction Theory for Classification", Section 3 (the inverted relative
-    entropy); the rounding is ours.
+    Source: Langford 2005, "Tutorial on Practical Prediction Theory for Classification", Journal of Machine Learning Research 6, 273-306,
+    Section 3 (the inverted relative entropy); the rounding is ours.
     """
     q, c = np.broadcast_arrays(_unit(q, "q"), np.asarray(c, dtype=np.float64))
     if not bool((c >= 0).all()):

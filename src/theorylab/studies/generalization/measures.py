@@ -8,8 +8,9 @@ if always the wrong way round. The mean over settings is the granulated τ of Ji
 
 A worst setting found on the same networks would look worse than it is, and a best measure better. So both are chosen on the other seeds,
 and read off at the seed that was left out. The gap on other rows, taken as a measure of the gap on these, shows what could be reached:
-where a setting has no effect that these rows can tell from chance, no measure can be right. That is so of weight decay on networks of this
-size, which is therefore left to the large scale.
+where a setting has no effect that these rows can tell from chance, no measure can be right, and to find none that is says nothing of
+measures. So this gap is the control of both statements. Weight decay is such a setting on networks of this size, and is therefore left to
+the large scale.
 
 The grid was chosen in pilots with other seeds, so that training is stable and arrives at the common loss; the statements were put into
 their form after those pilots. A first version at six seeds, decay among its settings, was seen at seed 0: both statements held, with
@@ -72,7 +73,7 @@ TYPICAL = Claim(
     source=Source("Dziugaite et al. 2020", "Section 1 (summary: robust sign-error of existing measures)", "arXiv:2010.11924"),
     kind="statistical",
     relation=AtMost(),
-    control="the gap itself as the measure",
+    control="the gap on other test rows as the measure",
     reading="Most measures have a setting that moves them one way and the gap the other: many grow with what widens a network, while its "
     "gap shrinks. A τ over all pairs does not show it. Measures are given the sign of their bounds: larger should mean worse.",
 )
@@ -83,7 +84,7 @@ BEST = Claim(
     source=Source("Dziugaite et al. 2020", "Section 1 (no measure has a better robust sign-error than a coin)", "arXiv:2010.11924"),
     kind="statistical",
     relation=AtMost(),
-    control="the gap itself as the measure",
+    control="the gap on other test rows as the measure",
     reading="This is the literature's statement, of some forty measures and many more settings than here, and on a small grid it need not "
     "hold: few settings are easy to survive. Further ones can only lower a measure's worst, so one that survives is not yet robust.",
 )
@@ -274,7 +275,7 @@ def permuted(groups: list[list[Trained]], config: MeasuresConfig) -> np.ndarray:
     "generalization/measures",
     claims=[RANKING, TYPICAL, BEST],
     tiny=MeasuresConfig(
-        seeds=5, widths=(8, 32), depths=(2,), lrs=(0.02, 0.04), batches=(15,), rows=100, loss=0.5, epochs=60, permutations=300
+        seeds=4, widths=(8, 16, 32, 64), depths=(2,), lrs=(0.02, 0.04, 0.06), batches=(15,), rows=60, loss=0.5, epochs=100, permutations=300
     ),
     small=MeasuresConfig(),
     large=MeasuresConfig(
@@ -297,7 +298,7 @@ def measure_study(config: MeasuresConfig) -> Iterator[Finding | Series | Stage]:
     groups = [[n for n in nets if n.seed == seed] for seed in config.replica_seeds]
     gaps = [[n.gap for n in group] for group in groups]
     found = agreement(groups, {name: [[n.measures[name] for n in group] for group in groups] for name in nets[0].measures}, gaps)
-    ceiling = agreement(groups, {"gap on other rows": [[n.other_gap for n in group] for group in groups], "the gap itself": gaps}, gaps)
+    ceiling = agreement(groups, {"gap on other rows": [[n.other_gap for n in group] for group in groups]}, gaps)
 
     yield Stage("comparing orders")
     late = sum(not n.arrived for n in nets)
@@ -309,10 +310,8 @@ def measure_study(config: MeasuresConfig) -> Iterator[Finding | Series | Stage]:
     said = f"over all seeds: {found.names[best]}, at its worst under {found.settings[int(overall[best].argmin())]}"
     yield TYPICAL.check(predicted=0.0, measured=found.worst().mean(0), setting=f"mean over {len(found.names)} measures")
     yield BEST.check(predicted=0.0, measured=found.best_worst(), setting="the most robust measure", note=said)
-    noisy, itself = ceiling.worst()
-    said = f"measured on other rows, the gap has {noisy.mean():.2f} in its worst setting: what a perfect measure could reach"
     for claim in (TYPICAL, BEST):
-        yield claim.control_check(predicted=0.0, measured=itself, setting="the gap itself", note=said)
+        yield claim.control_check(predicted=0.0, measured=ceiling.worst()[0], setting="the gap on other rows")
     yield from figures(found, ceiling)
 
 
