@@ -115,11 +115,11 @@ def _kernel_entries(pool: Any, x: Tensor) -> int:
 
 
 @contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
+def _in_mode(model: nn.Module, train: bool) -> Iterator[None]:
     flags = [(m, m.training) for m in model.modules()]
     try:
         for module, _ in flags:
-            module.training = False
+            module.training = train
         yield
     finally:
         for module, training in flags:
@@ -127,9 +127,9 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def traced(problem: Problem) -> fx.GraphModule | str:
-    """The graph of the model in evaluation mode, or why there is none."""
+    """The graph of the model in the mode of the problem, or why there is none."""
     try:
-        with _in_evaluation(problem.model):
+        with _in_mode(problem.model, problem.train):
             return fx.symbolic_trace(problem.model)
     except Exception as error:  # control flow that depends on data, or anything that a user's forward pass raises on a proxy
         return f"the network's graph cannot be traced ({type(error).__name__}: {error}). Write it as modules without branches on data."
