@@ -50,6 +50,19 @@ def test_rescaling_leaves_the_function_and_the_path_norm_alone() -> None:
     assert rescaled(tanh) is None
 
 
+def test_a_layer_that_is_used_twice_or_whose_bias_is_held_is_not_rescaled() -> None:
+    torch.manual_seed(0)
+    tied = nn.Linear(4, 4)
+    data = torch.randn(20, 4), torch.arange(20) % 3
+    net = nn.Sequential(tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    one = Problem(net, F.cross_entropy, data, dtype=torch.float64)
+    other = rescaled(one)
+    assert other is not None
+    assert [k for k in one.params if not torch.equal(one.params[k], other.params[k])] == ["4.weight", "4.bias", "6.weight"]
+    assert rescaled(Problem(net, F.cross_entropy, data, params="*.weight")) is None
+    assert rescaled(Problem(net[:4], F.cross_entropy, data)) is None
+
+
 def grid(gap) -> list[Run]:
     """Two learning rates, true and random labels, three seeds."""
     settings = [{"seed": s, "lr": lr, "labels": labels} for s in range(3) for lr in (0.1, 1.0) for labels in ("true", "random")]

@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from zoo import make
 
-from theorylab.core.instrument import Inapplicable
-from theorylab.core.problem import Params, Problem
-from theorylab.instruments.invariances import angular_update, balancedness, invariances
+from theorylab.core.problem import Problem
+from theorylab.instruments.invariances import angular_update, invariances
 from theorylab.models.normalized import NormalizedMLP
 
 
@@ -69,35 +68,6 @@ def test_angles_are_exact_when_small() -> None:
     for before in ({}, {"w": torch.zeros(2)}, {"w": torch.ones(3)}):
         with pytest.raises(ValueError, match="'w'"):
             angular_update(before, {"w": u})
-
-
-def chain(middle: type[nn.Module]) -> Problem:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 5), middle(), nn.Linear(5, 5), middle(), nn.Linear(5, 2))
-    return Problem(net, F.mse_loss, (torch.randn(30, 4), torch.randn(30, 2)), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("middle", [nn.Identity, nn.ReLU])
-def test_a_step_changes_the_balance_by_the_square_of_the_step_and_gradients_alone(middle: type[nn.Module]) -> None:
-    """Δ(VᵀV − WWᵀ − bbᵀ) = η²(G_VᵀG_V − G_W G_Wᵀ − g_b g_bᵀ), exactly; the diagonal through a ReLU."""
-    problem, lr = chain(middle), 0.1
-    g: Params = problem.unflatten(problem.gradient())
-    pairs = balancedness(descend(problem, lr, 1), before=problem.params)
-    assert [(p.first, p.second) for p in pairs] == [("0.weight", "2.weight"), ("2.weight", "4.weight")]
-    for p in pairs:
-        b = p.first.replace("weight", "bias")
-        square = g[p.second].T @ g[p.second] - g[p.first] @ g[p.first].T - torch.outer(g[b], g[b])
-        expected = square.diagonal() if middle is nn.ReLU else square
-        assert p.drift == pytest.approx(lr**2 * float(expected.norm()), rel=1e-8)
-        assert p.difference.shape == expected.shape
-
-
-def test_through_other_activations_nothing_is_conserved_and_it_is_refused() -> None:
-    with pytest.raises(Inapplicable, match="no two dense layers"):
-        balancedness(chain(nn.Tanh))
-    problem = chain(nn.ReLU)
-    with pytest.raises(Inapplicable, match="no two dense layers"):
-        balancedness(Problem(problem.model, F.mse_loss, problem.batches[0].content, params="2.*", dtype=torch.float64))
 
 
 def test_readings_are_measures_and_bad_factors_are_refused() -> None:

@@ -84,6 +84,51 @@ def test_the_margin_is_in_units_of_the_rows(p, scale):
     assert max_margin(scale * rows, p)[0] == pytest.approx(scale * max_margin(rows, p)[0], rel=1e-8)
 
 
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-4, 1e-6])
+def test_a_margin_far_below_the_rows_has_its_digits(gap):
+    """Points 1000 ± gap on a line, and a bias: the hull of their rows is a segment, whose nearest point in each norm is known."""
+    above, below = 1000 + gap, 1000 - gap
+    rows = torch.tensor([[above, 1.0], [-below, -1.0]], dtype=torch.float64)
+    apart, total = above - below, above + below
+    expected = {1: apart / (total + 2), 2: apart / math.hypot(total, 2), math.inf: apart / total}
+    for p, largest in expected.items():
+        margin, w = max_margin(rows, p)
+        assert margin == pytest.approx(largest, rel=1e-12 / gap)  # the gap itself is a difference of digits
+        assert float((rows @ w).min()) == pytest.approx(margin, rel=1e-12 / gap)
+
+
+@pytest.mark.parametrize("size", [1e7, 1e8, 1e9, 1e12])
+def test_a_long_row_does_not_hide_a_short_one(size):
+    rows = torch.tensor([[size, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    found = [max_margin(rows, p)[0] for p in (1, 2, math.inf)]
+    assert found == pytest.approx([size / (1 + size), size / math.hypot(1, size), 1.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4])
+@pytest.mark.parametrize("separable", [True, False])
+def test_features_far_from_zero_are_separable_or_not_as_they_are_at_zero(offset, separable):
+    """A bias takes up the offset, so that with one the data are separable where they were."""
+    x, y = labelled(30, 4, seed=5)
+    y = y if separable else torch.where(torch.arange(30) % 2 > 0, 1.0, -1.0).double()
+    at_zero, far = (torch.cat([x + c, torch.ones(30, 1)], 1) * y[:, None] for c in (0.0, offset))
+    for p in (1, 2, math.inf):
+        margin, w = max_margin(far, p)
+        assert (margin > 0) is (max_margin(at_zero, p)[0] > 0) is separable
+        assert float((far @ w).min()) == pytest.approx(margin, rel=1e-7)
+
+
+def test_a_margin_that_rounding_hides_is_refused_and_not_guessed():
+    rows = torch.tensor([[1e200, 0.0], [0.0, 1e-200]], dtype=torch.float64)  # the ratio of their lengths is no float64
+    for p in (1, 2, math.inf):
+        with pytest.raises(ArithmeticError, match=f"for p = {p} that float64 can tell from 0"):
+            max_margin(rows, p)
+
+
+def test_integer_rows_have_classifiers_that_are_no_integers():
+    margin, w = max_margin(torch.tensor([[3, 4]]), 2)
+    assert (margin, w.tolist()) == (pytest.approx(5.0), pytest.approx([0.6, 0.8]))
+
+
 def test_max_margin_refuses_other_norms_and_rows():
     with pytest.raises(ValueError, match="p must be"):
         max_margin(torch.eye(2), 3)

@@ -114,6 +114,17 @@ def test_inseparable_features_are_said_to_be_so() -> None:
     }
 
 
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-6, 1e-11])
+def test_a_head_that_separates_shows_that_the_features_are_separable(gap: float) -> None:
+    """Points 1000 ± gap with a bias; the smallest gap is below what the programs see, and the head is then its own witness."""
+    x = torch.tensor([[1000 + gap], [1000 - gap]], dtype=torch.float64)
+    found = margin_geometry(linear(x, torch.tensor([[1.0], [-1.0]]), torch.ones(1, 1), torch.tensor([-1000.0])))
+    assert found.separable
+    for m in found.margins:
+        assert 0 < m.present <= m.largest
+        assert m.norm != "l2" or m.present == pytest.approx(m.largest, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("net", "y", "match"),
     [

@@ -116,6 +116,20 @@ def test_refuses_what_its_norms_would_not_describe(net: nn.Module, match: str) -
         norms(image_problem(net))
 
 
+def test_refuses_a_layer_that_is_called_twice() -> None:
+    """With a weight of 3I its chain has the slope 9, which a product over layers, each once, does not bound."""
+    a = nn.Linear(3, 3, bias=False)
+    x, y = torch.eye(3), torch.arange(3)
+    problem = Problem(nn.Sequential(a, nn.ReLU(), a), F.cross_entropy, (x, y), dtype=torch.float64)
+    with pytest.raises(Inapplicable, match="0 is called 2 times"):
+        norms(problem)
+    b = nn.Linear(3, 3, bias=False)
+    b.weight = a.weight  # another layer of the same weight is a factor of its own
+    tied = Problem(nn.Sequential(a, nn.ReLU(), b), F.cross_entropy, (x, y), dtype=torch.float64).at({"0.weight": 3 * torch.eye(3)})
+    assert math.exp(norms(tied).log_spectral) == pytest.approx(9.0)
+    assert math.exp(dense_norms(tied).log_spectral) == pytest.approx(9.0)
+
+
 def test_a_layer_that_is_zero_has_no_logarithm() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(84, 3))
     nn.init.zeros_(net[1].weight)

@@ -72,6 +72,53 @@ def test_residual_connections_pools_and_batchnorm_are_linear_pieces() -> None:
     assert path_norm(problem) == pytest.approx(0.5 * math.log(total), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("pool", "size"),
+    [
+        (nn.AvgPool1d(3, stride=2, padding=1, ceil_mode=True), (6,)),
+        (nn.AvgPool1d(3, stride=2, padding=1, count_include_pad=False), (6,)),
+        (nn.AvgPool2d(2, divisor_override=1), (4, 4)),
+        (nn.AvgPool2d((3, 2), stride=2, padding=(1, 0), ceil_mode=True), (6, 5)),
+        (nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False, ceil_mode=True), (6, 6)),
+        (nn.AvgPool3d(2, stride=2, padding=1, count_include_pad=False), (3, 4, 2)),
+        (nn.AvgPool3d(2, divisor_override=3), (2, 3, 4)),
+    ],
+    ids=str,
+)
+def test_a_pool_is_the_matrix_that_it_applies(pool: nn.Module, size: tuple[int, ...]) -> None:
+    entries = math.prod(size)
+    matrix = pool(torch.eye(entries, dtype=torch.float64).reshape(entries, 1, *size)).flatten(1)  # (input, output)
+    net = nn.Sequential(pool, nn.Flatten(), nn.Linear(matrix.shape[1], 1, bias=False))
+    nn.init.ones_(net[2].weight)
+    assert path_norm(relu_problem(net, 1, *size)) == pytest.approx(0.5 * math.log(float(matrix.square().sum())), abs=1e-12)
+
+
+class Sum(nn.Module):
+    def __init__(self, plus) -> None:
+        super().__init__()
+        self.a, self.b, self.plus = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), plus
+        nn.init.constant_(self.a.weight, 3.0)
+        nn.init.constant_(self.b.weight, 4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plus(self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize(
+    "plus", [torch.add, lambda a, b: a.add(b), lambda a, b: a + b, lambda a, b: a.add_(b)], ids=["torch.add", "add", "+", "add_"]
+)
+def test_a_sum_adds_paths(plus) -> None:
+    assert path_norm(relu_problem(Sum(plus), 1)) == pytest.approx(math.log(5), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "plus", [lambda a, b: torch.add(a, b, alpha=10), lambda a, b: a.add(b, alpha=10), lambda a, b: a.add_(b, alpha=-1)], ids=str
+)
+def test_a_sum_with_a_factor_is_not_plain_and_is_refused(plus) -> None:
+    with pytest.raises(Inapplicable, match="plain sum of two tensors"):
+        path_norm(relu_problem(Sum(plus), 1))
+
+
 def test_rescaling_a_relu_layer_changes_nothing_and_a_tanh_layer_is_refused() -> None:
     torch.manual_seed(0)
     problem = relu_problem(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), 3)

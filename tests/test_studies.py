@@ -124,6 +124,24 @@ def test_configs_check_their_ranges(key: str) -> None:
         assert f.metadata.get("help") or f.type == "str", f"{key}: setting {f.name} needs a help text (use `setting`)"
 
 
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("implicit_bias/diagonal", {"nonzero": 31}, "nonzero must be at most d = 30, got 31"),
+        ("implicit_bias/diagonal", {"noise_nonzero": 41}, "noise_nonzero must be at most noise_d = 40, got 41"),
+        ("implicit_bias/diagonal", {"n": 30}, "n must be less than d"),
+        ("implicit_bias/diagonal", {"alphas": (10.0, 1.0, 0.1)}, "alphas must be at least two numbers in rising order"),
+        ("implicit_bias/diagonal", {"alphas": (10.0,)}, "alphas must be at least two numbers in rising order"),
+        ("implicit_bias/diagonal", {"lrs": (1e-3, 1e-3)}, "lrs must hold at least two step sizes"),
+        ("generalization/grokking", {"decays": (3.0,)}, "decays must be at least two numbers in rising order"),
+        ("generalization/grokking", {"decays": (1.0, 1.0)}, "decays must be at least two numbers in rising order"),
+    ],
+)
+def test_settings_that_could_not_be_measured_are_refused_before_any_work(key: str, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(load_study(key).scales[Scale.SMALL], **changes)
+
+
 def test_contract_violations_are_named() -> None:
     study = load_study("optimization/saddle")
     config = study.scales[Scale.TINY]

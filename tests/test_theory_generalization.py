@@ -46,14 +46,26 @@ def test_each_form_solves_its_lower_bound_of_kl(e: float, k: float) -> None:
 
 def test_arguments_out_of_range_are_refused() -> None:
     assert pac_bayes_slack(0.0, 1, 0.5) == pytest.approx(math.log(4) / 2)
-    for args in ((-1.0, 10, 0.1), (1.0, 0, 0.1), (1.0, 10, 0.0)):
-        with pytest.raises(ValueError, match="kl must be"):
+    for args, name in (
+        ((-1.0, 10, 0.1), "kl"),
+        ((math.nan, 10, 0.1), "kl"),
+        ((1.0, 0, 0.1), "n"),
+        ((1.0, math.nan, 0.1), "n"),
+        ((1.0, 10, 0.0), "n must be at least 1 and delta"),
+        ((1.0, 10, math.nan), "n must be at least 1 and delta"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
             pac_bayes_slack(*args)
-    with pytest.raises(ValueError, match="lam must"):
-        lambda_bound(0.1, 0.1, 2.0)
-    for function in (best_lambda, quadratic_bound, square_root_bound):
-        with pytest.raises(ValueError, match="k positive"):
-            function(0.1, 0.0)
+    for lam in (2.0, math.nan):
+        with pytest.raises(ValueError, match="lam must"):
+            lambda_bound(0.1, 0.1, lam)
+    for function in (best_lambda, quadratic_bound, square_root_bound, lambda e, k: lambda_bound(e, k, 1.0)):
+        for k in (0.0, math.nan):
+            with pytest.raises(ValueError, match="k must be positive"):
+                function(0.1, k)
+        for error in (-0.1, math.nan):
+            with pytest.raises(ValueError, match="error must be at least 0"):
+                function(error, 0.1)
 
 
 # ---- least squares of smallest norm ------------------------------------------------------------------------------------------------------
@@ -89,6 +101,21 @@ def test_the_risk_explodes_at_the_threshold_and_is_the_limit_of_the_fixed_point_
         assert gaps[0] < 0.02
         assert gaps[1] == pytest.approx(gaps[0] / 10, rel=0.1)  # the limit is off by order 1/n
         assert gaps[2] == pytest.approx(gaps[1] / 10, rel=0.1)
+
+
+@pytest.mark.parametrize("p", [1, 3, 4, 5, 6, 7, 20])
+def test_without_noise_the_risk_is_the_part_of_the_target_that_no_row_sees(p: int) -> None:
+    """A uniformly drawn row space of dimension n = 5 holds n/p of |β|² on average, all of it where p ≤ n."""
+    assert isotropic_ridgeless_risk(5, p, signal=2.0, noise=0.0) == pytest.approx(2.0 * max(0.0, 1 - 5 / p), abs=1e-15)
+
+
+def test_a_spectrum_that_is_flat_up_to_rounding_has_the_ridge_of_a_flat_one() -> None:
+    rng = np.random.default_rng(0)
+    for p, n in ((3, 2), (20, 7), (1000, 999), (1000, 1)):
+        for _ in range(20):
+            lam = np.where(rng.random(p) < 0.5, 1.0, np.nextafter(1.0, 2.0))
+            assert implicit_ridge(lam, n) == pytest.approx(p / n - 1, rel=1e-10)
+            assert ridgeless_risk(lam, np.zeros(p), n, noise=1.0) == pytest.approx(ridgeless_risk(np.ones(p), np.zeros(p), n, noise=1.0))
 
 
 def test_the_implicit_ridge_solves_its_equation() -> None:
@@ -138,7 +165,13 @@ def test_effective_ranks_are_ordered_and_count_a_flat_tail() -> None:
 def test_what_has_no_risk_is_refused() -> None:
     with pytest.raises(ValueError, match="n and p must be at least 1"):
         isotropic_ridgeless_risk(0, 3)
-    with pytest.raises(ValueError, match="not the number of eigenvalues"):
+    for name in ("signal", "noise"):
+        for value in (-1.0, math.nan):
+            with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite"):
+                isotropic_ridgeless_risk(3, 9, **{name: value})
+    with pytest.raises(ValueError, match="noise must be at least 0 and finite, got nan"):
+        ridgeless_risk([1.0, 1.0], [1.0, 1.0], 1, noise=math.nan)
+    with pytest.raises(ValueError, match="not be the number of eigenvalues"):
         ridgeless_risk([1.0, 1.0], [1.0, 1.0], 2, noise=1.0)
     with pytest.raises(ValueError, match="one an eigenvalue"):
         ridgeless_risk([1.0, 1.0], [1.0], 1, noise=1.0)

@@ -59,6 +59,17 @@ def test_min_norm_refuses_what_it_cannot_solve():
         theory.minimum_norm_solution(repeated, normal(2))
 
 
+@pytest.mark.parametrize("solution", [theory.minimum_norm_solution, theory.minimum_l1_solution])
+def test_numbers_that_are_not_finite_are_named(solution):
+    bad = torch.tensor([[1.0, float("nan"), 2.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="x must be finite, got 1 entries"):
+        solution(bad, torch.ones(1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="y must be finite"):
+        solution(normal(1, 3), bad[:, 1])
+    with pytest.raises(ValueError, match="start must be finite"):
+        theory.minimum_norm_solution(normal(1, 3), normal(1), bad[0])
+
+
 # minimum ℓ1 norm
 
 
@@ -84,6 +95,10 @@ def test_min_l1_finds_a_planted_sparse_vector_and_no_smaller_interpolant():
         assert (w + 0.1 * normal(18, seed=seed) @ null).abs().sum() > w.abs().sum()
 
 
+def test_min_l1_of_integers_is_no_integer():
+    assert theory.minimum_l1_solution(torch.tensor([[3, 4]]), torch.tensor([10])).tolist() == pytest.approx([0.0, 2.5])
+
+
 def test_min_l1_refuses_a_system_without_solution():
     with pytest.raises(ValueError, match="interpolant"):
         theory.minimum_l1_solution(torch.ones(2, 3), torch.tensor([0.0, 1.0]))
@@ -100,6 +115,8 @@ def test_norm_growth_is_the_norm_of_the_svm_of_unit_functional_margin():
     assert abs(float(unit_functional.norm()) - theory.norm_growth_slope(margin)) < 1e-9
     with pytest.raises(ValueError, match="positive"):
         theory.norm_growth_slope(0.0)
+    with pytest.raises(ValueError, match="positive"):
+        theory.norm_growth_slope(float("nan"))
 
 
 # balance

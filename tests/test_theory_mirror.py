@@ -141,6 +141,19 @@ def test_a_start_at_the_tiniest_scale_still_converges():
     assert float((x @ (w - planted)).norm()) < 1e-10
 
 
+@pytest.mark.parametrize("target", [0.0, 1e-12, 1e-6])
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
+def test_targets_far_smaller_than_the_start_have_a_projection(target, alpha):
+    """The terms of Xw cancel there, and what rounding leaves of them is all that can be asked of the residual."""
+    potential, x, start = theory.hyperbolic_entropy(alpha), normal(3, 8, seed=1), normal(8, seed=2)
+    y = torch.full((3,), target, dtype=torch.float64)
+    w = theory.bregman_projection(potential, x, y, start)
+    assert float((x @ w - y).norm()) < 2e-12 * float((x.abs() @ w.abs()).norm())
+    moved = potential.mirror(w) - potential.mirror(start)
+    null = torch.linalg.svd(x).Vh[3:]
+    assert float((null @ moved).norm() / moved.norm()) < 1e-9
+
+
 def test_what_has_no_projection_is_refused():
     x = torch.ones(1, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match="interpolant inside"):  # positive weights cannot sum to −1

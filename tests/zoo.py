@@ -140,6 +140,7 @@ def per_row(outputs: Tensor, targets: Tensor) -> Tensor:
 
 ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], Callable[[], Any], dict[str, Any]]] = {
     "mlp": (mlp, F.cross_entropy, vectors, {}),
+    "deep linear": (lambda: mlp(act=nn.Identity), F.cross_entropy, vectors, {}),
     "mlp, minibatches": (mlp, F.cross_entropy, vectors, {"batch_size": 5}),
     "mlp, row losses": (mlp, per_row, vectors, {}),
     "cnn, BatchNorm eval": (cnn, F.cross_entropy, images, {}),

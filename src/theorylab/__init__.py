@@ -55,7 +55,7 @@ _PUBLIC = {
     "occam_likelihood": "instruments.occam_likelihood",
     "flatness": "instruments.flatness",
     "invariances": "instruments.invariances",
-    "balancedness": "instruments.invariances",
+    "balancedness": "instruments.balancedness",
     "angular_update": "instruments.invariances",
     "row_space_residual": "instruments.row_space",
     "effective_rates": "instruments.effective",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -10,9 +11,17 @@ from typing import Any, Literal, TypeVar
 T = TypeVar("T")
 
 
-def setting(default: T, help: str, *, low: float | None = None, high: float | None = None) -> T:
-    """A field of a `Config` with its meaning (units included) and closed range, checked on construction."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+def setting(default: T, help: str, *, low: float | None = None, high: float | None = None, rising: bool = False) -> T:
+    """A field of a `Config` with its meaning (units included) and closed range, checked on construction.
+
+    Args:
+        default: Its value at laptop scale.
+        help: Its meaning.
+        low: The least value, of every entry of a tuple.
+        high: The largest.
+        rising: The tuple must hold at least two numbers, each larger than the one before.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "rising": rising})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +55,8 @@ class Config:
                     raise ValueError(f"{f.name} must be at least {low:g}, got {v}{tail}")
                 if high is not None and not v <= high:
                     raise ValueError(f"{f.name} must be at most {high:g}, got {v}{tail}")
+            if f.metadata.get("rising") and not (len(value) > 1 and all(a < b for a, b in itertools.pairwise(value))):
+                raise ValueError(f"{f.name} must be at least two numbers in rising order, got {value}{tail}")
 
     @property
     def replica_seeds(self) -> list[int]:

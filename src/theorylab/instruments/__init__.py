@@ -1,6 +1,7 @@
 """Measurements of a Problem: plain functions, each registered with its oracle and its source."""
 
 from theorylab.instruments import attribution as attribution
+from theorylab.instruments import balancedness as balancedness
 from theorylab.instruments import bounds as bounds
 from theorylab.instruments import certify as certify
 from theorylab.instruments import clipping as clipping

@@ -11,10 +11,9 @@ import torch
 
 from theorylab.core.problem import Problem
 from theorylab.core.reading import Reading
+from theorylab.instruments.balancedness import layer_pairs
 from theorylab.instruments.flatness import flatness
-from theorylab.instruments.invariances import layer_pairs
 from theorylab.instruments.norms import norms
-from theorylab.instruments.path_norm import traced
 from theorylab.learning.population import Population
 from theorylab.stats.rank_correlation import kendall_tau
 
@@ -136,13 +135,11 @@ def rescaled(problem: Problem, *, seed: int = 0) -> Problem | None:
     Raises:
         ArithmeticError: the loss changed, by more than rounding.
     """
-    graph = traced(problem)
-    if isinstance(graph, str):
+    found = layer_pairs(problem)
+    if isinstance(found, str):
         return None
     generator, moved = torch.Generator().manual_seed(seed), dict(problem.params)
-    pairs = [(inner, outer) for inner, outer, _ in layer_pairs(graph) if {f"{inner}.weight", f"{outer}.weight"} <= moved.keys()]
-    modules = dict(problem.model.named_modules())
-    pairs = [(i, o) for i, o in pairs if getattr(modules[i], "bias", None) is None or f"{i}.bias" in moved]
+    pairs = [(pair.inner, pair.outer) for pair in found if not pair.why_not]
     for inner, outer in pairs:
         W = moved[f"{inner}.weight"]
         c = (math.log(8) * (2 * torch.rand(len(W), generator=generator, dtype=torch.float64, device="cpu") - 1)).exp().to(W)

@@ -1,19 +1,17 @@
-"""What training may change without changing the function: scale invariance, the rate and angle it really moves at, balancedness."""
+"""What training may change without changing the function: scale invariance, and the rate and angle that it really moves at."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from theorylab.core.instrument import Inapplicable, instrument
+from theorylab.core.instrument import instrument
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
-from theorylab.instruments.path_norm import RELUS, traced
 from theorylab.instruments.refusals import too_few_digits
 
 FACTORS = (0.5, 2.0)
@@ -139,6 +137,7 @@ def invariances(
         ValueError: the loss is not finite or zero, or a factor that is not positive.
 
     Example:
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 2))
         >>> x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
         >>> found = invariances(Problem(net, nn.functional.cross_entropy, (x, torch.arange(8) % 2)))
@@ -157,95 +156,3 @@ def invariances(
     with problem.safe(), torch.no_grad():
         losses = [[loss_at({**problem.params, k: c * p}) for c in factors] for k, p in problem.params.items()]
         return _summary(problem, gradient, losses, loss_at(problem.params), lr, threshold, before)
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Two weight matrices in sequence, with h hidden units between them.
-
-    Attributes:
-        first: Name of the inner layer's weight W, (h, d); its bias b counts as one more input.
-        second: Name of the outer layer's weight V, (k, h).
-        through_relu: Whether a ReLU lies between, so that only the diagonal is conserved.
-        difference: VᵀV − (WWᵀ + bbᵀ), (h, h), or its diagonal (h,) through a ReLU.
-        imbalance: Frobenius norm of the difference, over ‖V‖² + ‖W‖² + ‖b‖².
-        drift: Frobenius norm of what the difference changed by since ``before``; None where that was not given.
-    """
-
-    first: str
-    second: str
-    through_relu: bool
-    difference: Tensor
-    imbalance: float
-    drift: float | None
-
-
-def balancedness(problem: Problem, *, before: Params | None = None) -> tuple[Balance, ...]:
-    r"""How far consecutive layers are from balanced, :math:`W_{l+1}^\top W_{l+1} = W_l W_l^\top`, and how far that moved. A measure.
-
-    Gradient flow conserves the difference of the two sides exactly, for linear layers in sequence, and its diagonal through a ReLU: a
-    drift is due to the step size, to weight decay, or to an optimizer other than gradient descent, whose own is of order η² a step.
-
-    Args:
-        problem: A model whose graph can be traced; pairs are dense layers with nothing between them but ReLU, identity or dropout.
-        before: Earlier parameters, by name, for the drift.
-
-    Raises:
-        Inapplicable: no two dense layers follow each other so, with both weights selected.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
-        >>> problem = Problem(net, nn.functional.mse_loss, (torch.ones(1, 1), torch.ones(1, 1)))
-        >>> problem = problem.at({"0.weight": torch.tensor([[3.0]]), "1.weight": torch.tensor([[5.0]])})
-        >>> balancedness(problem)[0].difference.tolist()  # 5² − 3²
-        [[16.0]]
-
-    Source: Arora et al. 2018, arXiv:1802.06509, Theorem 1; Du et al. 2018, arXiv:1806.00900, Theorem 2.1.
-    """
-    graph = traced(problem)
-    if isinstance(graph, str):
-        raise Inapplicable(f"balancedness does not apply: {graph}")
-    found = []
-    for inner, outer, relu in layer_pairs(graph):
-        first, second = f"{inner}.weight", f"{outer}.weight"
-        if first not in problem.params or second not in problem.params:
-            continue
-        bias = f"{inner}.bias"
-        now = _difference(problem.params, first, second, bias, relu)
-        named = {k: problem.params[k] if before is None else before.get(k, problem.params[k]) for k in problem.params}
-        size = math.fsum(float(problem.params[k].double().square().sum()) for k in (first, second, bias) if k in problem.params)
-        drift = None if before is None else float((now - _difference(named, first, second, bias, relu)).norm())
-        found.append(Balance(first, second, relu, now, float(now.norm()) / size if size else 0.0, drift))
-    if not found:
-        raise Inapplicable(
-            "balancedness does not apply: no two dense layers follow each other with nothing but ReLU, identity or dropout between them. "
-            "Through other activations no such quantity is conserved."
-        )
-    return tuple(found)
-
-
-def _difference(params: Params, first: str, second: str, bias: str, relu: bool) -> Tensor:
-    W, V = params[first].double(), params[second].double()
-    b = params[bias].double() if bias in params else W.new_zeros(len(W))
-    whole = V.T @ V - W @ W.T - torch.outer(b, b)
-    return whole.diagonal().clone() if relu else whole
-
-
-def layer_pairs(graph: fx.GraphModule) -> list[tuple[str, str, bool]]:
-    """(inner, outer, whether a ReLU lies between) of dense layers in sequence."""
-    modules, pairs = dict(graph.named_modules()), []
-    for node in graph.graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.Linear):
-            continue
-        relu, step = False, node
-        while len(step.users) == 1:
-            step = next(iter(step.users))
-            module = modules.get(str(step.target)) if step.op == "call_module" else None
-            if isinstance(module, nn.Linear):
-                pairs.append((str(node.target), str(step.target), relu))
-                break
-            if isinstance(module, nn.ReLU) or (step.op != "call_module" and step.target in RELUS):
-                relu = True
-            elif not isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd):
-                break
-    return pairs

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,16 @@ def is_no_chain(problem: Problem) -> str | None:
         if named[k].ndim > 1 and not chain:
             return f"{k} belongs to a {type(owner).__name__}; norms are of dense layers and convolutions. Leave it out of params=."
         known += chain and named[k].ndim > 1
-    return None if known else "none of the selected parameters is the weight of a dense layer or a convolution. Select one in params=."
+    if not known:
+        return "none of the selected parameters is the weight of a dense layer or a convolution. Select one in params=."
+    calls = _forward(problem)
+    for name, module in problem.model.named_modules():
+        if module in calls and calls[module].times > 1:
+            return (
+                f"{name} is called {calls[module].times} times in a forward pass, and a product over layers has its norm once. "
+                "Give each call a layer of its own, which may share the weight."
+            )
+    return None
 
 
 def linear_layers(problem: Problem) -> list[LinearLayer]:
@@ -104,13 +112,12 @@ def called_layers(problem: Problem) -> list[LinearLayer]:
     def value(t: Tensor | None, default: float) -> Tensor:
         return torch.tensor(default, dtype=torch.float64, device=problem.device) if t is None else tensors[names[id(t)]].detach().double()
 
-    with _calls(problem) as calls, problem.safe(), torch.no_grad():
-        problem.batch_loss(0)
+    calls = _forward(problem)
     layers = []
     for name, module in problem.model.named_modules():
         if module not in calls:
             continue
-        shape, weight = calls[module]
+        shape, weight, _ = calls[module]
         if isinstance(module, _BatchNorm):
             if module.running_var is not None:
                 scale = value(module.weight, 1.0) / (value(module.running_var, 1.0) + module.eps).sqrt()
@@ -120,24 +127,33 @@ def called_layers(problem: Problem) -> list[LinearLayer]:
     return layers
 
 
-@contextmanager
-def _calls(problem: Problem) -> Iterator[dict[nn.Module, tuple[tuple[int, ...], Tensor]]]:
-    """Fills a dictionary with the shape of one input row, and the weight, of every linear layer that is called within.
+class _Call(NamedTuple):
+    """The last call of a layer: the shape of one input row, the weight as the layer uses it, and how often it was called by then."""
 
-    A weight that is computed, by a parametrization, is taken as the layer uses it. The hooks go when the context ends.
-    """
-    calls: dict[nn.Module, tuple[tuple[int, ...], Tensor]] = {}
+    shape: tuple[int, ...]
+    weight: Tensor
+    times: int
+
+
+def _forward(problem: Problem) -> dict[nn.Module, _Call]:
+    """The calls of linear layers in a forward pass; a weight that is computed, by a parametrization, is taken as the layer uses it."""
+    calls: dict[nn.Module, _Call] = {}
 
     def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         x = args[0] if args else kwargs["input"]
         rank = len(module.kernel_size) + 1 if isinstance(module, _ConvNd) else x.ndim - 1  # an unbatched image has no row axis
         weight: Tensor | None = module.weight  # pyright: ignore[reportAssignmentType]  None in a BatchNorm without scale
-        calls[module] = tuple(x.shape[x.ndim - rank :]), x.new_empty(0) if weight is None else weight.detach().double().clone()
+        times = calls[module].times + 1 if module in calls else 1
+        calls[module] = _Call(
+            tuple(x.shape[x.ndim - rank :]), x.new_empty(0) if weight is None else weight.detach().double().clone(), times
+        )
 
     wanted = [m for m in problem.model.modules() if isinstance(m, CHAIN) and not isinstance(m, _ConvTransposeNd)]
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wanted]
     try:
-        yield calls
+        with problem.safe(), torch.no_grad():
+            problem.batch_loss(0)
     finally:
         for hook in hooks:
             hook.remove()
+    return calls

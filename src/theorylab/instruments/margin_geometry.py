@@ -205,6 +205,7 @@ def margin_geometry(problem: Problem) -> MarginGeometry:
     Raises:
         Inapplicable: no classification, a model that does not end in a Linear layer, or half precision.
         ValueError: the loss is not finite, the head is zero, or rows, classes and weights are too many for the programs.
+        ArithmeticError: the largest margin is too small against the features to be found; see `theorylab.linalg.margin.max_margin`.
 
     Example:
         >>> x, y = torch.tensor([[3.0, 4.0], [-3.0, -4.0]]), torch.tensor([[1.0], [-1.0]])
@@ -220,12 +221,8 @@ def margin_geometry(problem: Problem) -> MarginGeometry:
     head, rows = _measured(problem)
     w = head.weight.flatten()
     least = float((rows @ w).min())
-    largest = {name: max_margin(rows, p)[0] for name, p in NORMS.items()}
+    present = {name: least / float(torch.linalg.vector_norm(w, p)) for name, p in NORMS.items()}
+    # the head is one of those that are compared, and shows what it separates even where rounding hides that from the programs
+    largest = {name: max(0.0, present[name], max_margin(rows, p)[0]) for name, p in NORMS.items()}
     separable = all(v > 0 for v in largest.values())
-    return MarginGeometry(
-        head.name,
-        separable,
-        tuple(
-            Margin(name, least / float(torch.linalg.vector_norm(w, p)), largest[name] if separable else 0.0) for name, p in NORMS.items()
-        ),
-    )
+    return MarginGeometry(head.name, separable, tuple(Margin(k, present[k], largest[k] if separable else 0.0) for k in NORMS))

@@ -76,7 +76,7 @@ class _Squared(fx.Interpreter):
         if isinstance(module, nn.Flatten):
             return _Scaled(module(x), log)
         if isinstance(module, POOLS):
-            return _Scaled(module(x) / _kernel_entries(module, x), log)  # a mean of k inputs has weights 1/k: squared, 1/k²
+            return _settled(_squared_average(module, x), log)
         if isinstance(module, _BatchNorm):
             mean, var = self.weight(module.running_mean), self.weight(module.running_var)
             assert mean is not None
@@ -109,17 +109,28 @@ class _Squared(fx.Interpreter):
         return _settled(y * math.exp(log - scale) + (bias * math.exp(-scale / 2)).square(), scale)
 
 
-def _kernel_entries(pool: Any, x: Tensor) -> int:
-    k = pool.kernel_size
-    return k ** (x.ndim - 2) if isinstance(k, int) else math.prod(k)
+def _squared_average(pool: Any, x: Tensor) -> Tensor:
+    """The pool with its weights squared: 1/k² for each of the k inputs that it takes the mean of, fewer perhaps at a border."""
+    ones = torch.ones_like(x)
+    return pool(x) * pool(ones) / _window_sums(pool, ones)
+
+
+def _window_sums(pool: Any, x: Tensor) -> Tensor:
+    """What the pool divides."""
+    kernel, stride, padding = pool.kernel_size, pool.stride, pool.padding
+    if isinstance(pool, nn.AvgPool1d):  # has no divisor to set, as planes of one row have
+        planes = F.avg_pool2d(x.unsqueeze(-2), (1, *kernel), (1, *stride), (0, *padding), pool.ceil_mode, pool.count_include_pad, 1)
+        return planes.squeeze(-2)
+    sums: Any = F.avg_pool2d if isinstance(pool, nn.AvgPool2d) else F.avg_pool3d
+    return sums(x, kernel, stride, padding, pool.ceil_mode, pool.count_include_pad, 1)
 
 
 @contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
+def _in_mode(model: nn.Module, train: bool) -> Iterator[None]:
     flags = [(m, m.training) for m in model.modules()]
     try:
         for module, _ in flags:
-            module.training = False
+            module.training = train
         yield
     finally:
         for module, training in flags:
@@ -127,9 +138,9 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def traced(problem: Problem) -> fx.GraphModule | str:
-    """The graph of the model in evaluation mode, or why there is none."""
+    """The graph of the model in the mode of the problem, or why there is none."""
     try:
-        with _in_evaluation(problem.model):
+        with _in_mode(problem.model, problem.train):
             return fx.symbolic_trace(problem.model)
     except Exception as error:  # control flow that depends on data, or anything that a user's forward pass raises on a proxy
         return f"the network's graph cannot be traced ({type(error).__name__}: {error}). Write it as modules without branches on data."
@@ -152,9 +163,9 @@ def off_relu_graph(problem: Problem) -> str | None:
         if node.op == "call_module":
             reason = _no_path_through(modules[node.target])
         elif node.op in ("call_function", "call_method"):
-            tensors = [a for a in node.args if isinstance(a, fx.Node)]
-            known = node.target in RESHAPING or node.target in RELUS or (node.target in ADDING and len(tensors) == 2)
-            reason = None if known else "no linear layer, ReLU, reshaping or sum of two tensors"
+            plain = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs  # alpha= is a weight
+            known = node.target in RESHAPING or node.target in RELUS or (node.target in ADDING and plain)
+            reason = None if known else "no linear layer, ReLU, reshaping or plain sum of two tensors"
         else:
             reason = None if node.op in ("placeholder", "output") else "a parameter used outside a layer"
         if reason is not None:
@@ -169,9 +180,7 @@ def _no_path_through(module: nn.Module) -> str | None:
         return None
     if isinstance(module, _BatchNorm):
         return None if module.running_var is not None else "a BatchNorm without running statistics"
-    if isinstance(module, POOLS):
-        return None if module.padding in (0, (0,), (0, 0), (0, 0, 0)) and not module.ceil_mode else "an average with padding"
-    fine = isinstance(module, nn.Linear | nn.ReLU | nn.Identity | nn.Flatten | nn.modules.dropout._DropoutNd)
+    fine = isinstance(module, (nn.Linear, nn.ReLU, nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, *POOLS))
     return None if fine else f"a {type(module).__name__}"
 
 

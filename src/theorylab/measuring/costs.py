@@ -258,6 +258,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "occam_likelihood": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),
     "invariances": lambda problem: Work(6, 0, 2),
+    "balancedness": lambda problem: Work(2, 10, 4),
     "signal_profile": lambda problem: Work(2),
     "influence": _attribution(12),
     "tracin": _attribution(2),

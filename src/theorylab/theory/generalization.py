@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from theorylab.theory.arguments import nonnegative, positive
+
 
 def pac_bayes_slack(kl: float, n: int, delta: float) -> float:
     r"""K = (KL + ln(2√n/δ)) / (2n), half of what the PAC-Bayes-kl inequality allows: kl(e ‖ risk) ≤ 2k.
 
     Args:
-        kl: KL(posterior ‖ prior) in nats, at least 0; ln M for one of M hypotheses under a uniform prior.
+        kl: KL(posterior ‖ prior) in nats, at least 0 and finite; ln M for one of M hypotheses under a uniform prior.
         n: Rows, at least 1.
         delta: Probability of failure, in (0, 1).
 
@@ -25,8 +27,9 @@ def pac_bayes_slack(kl: float, n: int, delta: float) -> float:
 
     Source: Maurer 2004, arXiv:cs/0411099, Theorem 5.
     """
-    if kl < 0 or n < 1 or not 0 < delta < 1:
-        raise ValueError(f"kl must be at least 0, n at least 1 and delta in (0, 1), got kl={kl}, n={n}, delta={delta}.")
+    nonnegative(kl=kl)
+    if not n >= 1 or not 0 < delta < 1:
+        raise ValueError(f"n must be at least 1 and delta in (0, 1), got n={n}, delta={delta}.")
     return (kl + math.log(2 * math.sqrt(n) / delta)) / (2 * n)
 
 
@@ -93,8 +96,8 @@ def square_root_bound(error: float, k: float) -> float:
 
 
 def _check(error: float, k: float) -> None:
-    if error < 0 or not k > 0:
-        raise ValueError(f"error must be at least 0 and k positive, got error={error}, k={k}.")
+    nonnegative(error=error)
+    positive(k=k)
 
 
 # ---- least squares of smallest norm ------------------------------------------------------------------------------------------------------
@@ -107,6 +110,7 @@ def isotropic_ridgeless_risk(n: int, p: int, *, signal: float = 1.0, noise: floa
         \|\beta\|^2\left(1 - \dfrac np\right) + \sigma^2\,\dfrac{n}{p-n-1} & p > n + 1 \end{cases}
 
     and infinite in between, where the inverse Wishart matrix has no mean. With fewer features than rows it is the same for any covariance.
+    Without noise only the second case's first term is left, which is finite for every p > n.
 
     Args:
         n: Rows, at least 1.
@@ -123,11 +127,15 @@ def isotropic_ridgeless_risk(n: int, p: int, *, signal: float = 1.0, noise: floa
 
     Source: Hastie et al. 2022, arXiv:1903.08560, Theorem 1, of which it is the form at finite n (the mean of an inverse Wishart matrix).
     """
-    if n < 1 or p < 1 or signal < 0 or noise < 0:
-        raise ValueError(f"n and p must be at least 1, signal and noise at least 0, got n={n}, p={p}, signal={signal}, noise={noise}.")
+    nonnegative(signal=signal, noise=noise)
+    if not (n >= 1 and p >= 1):
+        raise ValueError(f"n and p must be at least 1, got n={n}, p={p}.")
+    missed = signal * (1 - n / p) if p > n else 0.0  # of β, in directions that no row has
+    if noise == 0:
+        return missed
     if abs(n - p) <= 1:
         return math.inf
-    return noise * p / (n - p - 1) if p < n else signal * (1 - n / p) + noise * n / (p - n - 1)
+    return missed + noise * min(n, p) / (abs(n - p) - 1)
 
 
 def implicit_ridge(eigenvalues: Any, n: int) -> float:
@@ -155,7 +163,8 @@ def implicit_ridge(eigenvalues: Any, n: int) -> float:
     low, high = ((lam.size / n - 1) * v for v in (lam.min(), lam.max()))
     if low == high:
         return float(low)
-    root = brentq(lambda t: float((lam / (lam + math.exp(t))).sum()) - n, math.log(low), math.log(high), xtol=1e-14)
+    # and twice as wide also where the eigenvalues differ by rounding alone, which may hide the sign at the ends
+    root = brentq(lambda t: float((lam / (lam + math.exp(t))).sum()) - n, math.log(low / 2), math.log(2 * high), xtol=1e-14)
     return math.exp(float(root))  # pyright: ignore[reportArgumentType]
 
 
@@ -186,8 +195,9 @@ def ridgeless_risk(eigenvalues: Any, coefficients: Any, n: int, *, noise: float)
     beta = np.asarray(coefficients, dtype=np.float64)
     if beta.shape != lam.shape or not np.isfinite(beta).all():
         raise ValueError(f"coefficients must be finite, one an eigenvalue ({lam.size},), got shape {beta.shape}.")
-    if noise < 0 or lam.size == n:
-        raise ValueError(f"noise must be at least 0 and n not the number of eigenvalues ({lam.size}), got noise={noise}, n={n}.")
+    nonnegative(noise=noise)
+    if lam.size == n:
+        raise ValueError(f"n must not be the number of eigenvalues, where the risk has no limit, got {n}.")
     kappa = implicit_ridge(lam, n)
     fitted = float(((lam / (lam + kappa)) ** 2).sum())
     bias = kappa**2 * float((lam * beta**2 / (lam + kappa) ** 2).sum())
@@ -226,7 +236,7 @@ def _spectrum(eigenvalues: Any, n: int) -> np.ndarray:
     lam = np.asarray(eigenvalues, dtype=np.float64)
     if lam.ndim != 1 or lam.size == 0 or not (np.isfinite(lam).all() and (lam > 0).all()):
         raise ValueError(f"eigenvalues must be a vector of positive finite numbers, got {lam}.")
-    if n < 1:
+    if not n >= 1:
         raise ValueError(f"n must be at least 1, got {n}.")
     return lam
 
@@ -257,7 +267,7 @@ def one_pass_error(d: int, m: int, *, negated: bool = False) -> float:
     """
     from scipy.special import ndtr
 
-    if d < 1 or m < 1:
+    if not (d >= 1 and m >= 1):
         raise ValueError(f"d and m must be at least 1, got d={d}, m={m}.")
     return float(ndtr(7 / 8 * math.sqrt(d / (m + 1)) if negated else -math.sqrt(d / m) / 8))
 

@@ -9,6 +9,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
+from theorylab.theory.arguments import positive
+
 
 def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:
     r"""The interpolant of an underdetermined linear system that lies nearest to a start, in the Euclidean norm.
@@ -27,7 +29,7 @@ def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> 
         (..., d).
 
     Raises:
-        ValueError: n > d, or rows that are linearly dependent to working precision.
+        ValueError: n > d, numbers that are not finite, or rows that are linearly dependent to working precision.
 
     Example:
         >>> minimum_norm_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([25.0])).tolist()
@@ -38,6 +40,7 @@ def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> 
     n, d = x.shape[-2:]
     if n > d:
         raise ValueError(f"x must have no more rows than columns (an underdetermined system), got {n} rows and {d} columns.")
+    _finite(x=x, y=y, **({} if start is None else {"start": start}))
     q, r = torch.linalg.qr(x.mT)  # Xᵀ = QR, so X⁺ = Q R⁻ᵀ
     pivots = r.diagonal(dim1=-2, dim2=-1).abs()
     if bool((pivots.amin(-1) <= torch.finfo(x.dtype).eps * d * pivots.amax(-1)).any()):
@@ -45,6 +48,12 @@ def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> 
     residual = y if start is None else y - (x @ start.unsqueeze(-1)).squeeze(-1)
     step = (q @ torch.linalg.solve_triangular(r.mT, residual.unsqueeze(-1), upper=False)).squeeze(-1)
     return step if start is None else start + step
+
+
+def _finite(**tensors: Tensor) -> None:
+    for name, t in tensors.items():
+        if not bool(t.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got {int((~t.isfinite()).sum())} entries that are not.")
 
 
 def minimum_l1_solution(x: Tensor, y: Tensor) -> Tensor:
@@ -60,10 +69,10 @@ def minimum_l1_solution(x: Tensor, y: Tensor) -> Tensor:
         y: (n,).
 
     Returns:
-        (d,), in the dtype of ``x``.
+        (d,), in the dtype of ``x``, float64 for integers.
 
     Raises:
-        ValueError: no interpolant.
+        ValueError: numbers that are not finite, or no interpolant.
 
     Example:
         >>> minimum_l1_solution(torch.tensor([[3.0, 4.0]]), torch.tensor([20.0])).tolist()
@@ -71,11 +80,12 @@ def minimum_l1_solution(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Chen, Donoho and Saunders 1998, doi:10.1137/S1064827596304010, Section 2 (basis pursuit as a linear program).
     """
+    _finite(x=x, y=y)
     rows, d = x.double().cpu().numpy(), x.shape[-1]
     found = linprog(np.ones(2 * d), A_eq=np.hstack([rows, -rows]), b_eq=y.double().cpu().numpy())  # w = u − v with u, v ≥ 0
     if not found.success:
         raise ValueError(f"x and y must have an interpolant, and the linear program found none: {found.message}")
-    return torch.from_numpy(found.x[:d] - found.x[d:]).to(x)
+    return torch.from_numpy(found.x[:d] - found.x[d:]).to(x if x.is_floating_point() else x.double())
 
 
 def norm_growth_slope(margin: float) -> float:
@@ -87,7 +97,7 @@ def norm_growth_slope(margin: float) -> float:
         margin: γ₂ > 0, the largest ℓ2 margin (see `theorylab.linalg.margin.max_margin`).
 
     Raises:
-        ValueError: ``margin`` ≤ 0.
+        ValueError: ``margin`` is not positive and finite.
 
     Example:
         >>> norm_growth_slope(0.5)
@@ -95,8 +105,7 @@ def norm_growth_slope(margin: float) -> float:
 
     Source: Soudry et al. 2018, Theorem 3, arXiv:1710.10345.
     """
-    if margin <= 0:
-        raise ValueError(f"margin must be positive (separable data), got {margin}.")
+    positive(margin=margin)
     return 1 / margin
 
 

@@ -82,7 +82,9 @@ class GrokkingConfig(Config):
     width: int = setting(64, "units of the hidden layer", low=2)
     fraction: float = setting(0.5, "share of the table that is trained on", low=0.1, high=0.9)
     lr: float = setting(0.01, "AdamW's step size", low=1e-5, high=0.1)
-    decays: tuple[float, ...] = setting((0.5, 1.0, 2.0), "weight decays λ, in rising order; a step takes ηλ of a weight", low=1e-4)
+    decays: tuple[float, ...] = setting(
+        (0.5, 1.0, 2.0), "weight decays λ, in rising order; a step takes ηλ of a weight", low=1e-4, rising=True
+    )
     steps: int = setting(1000, "steps of every network", low=200)
     closely: int = setting(60, "first steps, after each of which accuracies are taken: fitting takes fewer", low=10, high=200)
     every: int = setting(10, "later steps between looks at the accuracies", low=1)

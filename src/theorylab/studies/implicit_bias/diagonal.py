@@ -111,7 +111,9 @@ class DiagonalConfig(Config):
     nonzero: int = setting(3, "planted entries", low=1)
     lrs: tuple[float, ...] = setting((2e-3, 1e-3, 5e-4), "step sizes η of the hyperbolic entropy, at α = 1", low=1e-5, high=1e-2)
     flow_steps: int = setting(3000, "steps at each of these", low=100)
-    alphas: tuple[float, ...] = setting((1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0), "initial scales α, in rising order", low=1e-6, high=100.0)
+    alphas: tuple[float, ...] = setting(
+        (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0), "initial scales α, in rising order", low=1e-6, high=100.0, rising=True
+    )
     rich_steps: int = setting(10_000, "steps from each initial scale", low=100)
     noise_n: int = setting(20, "rows under label noise", low=1)
     noise_d: int = setting(40, "inputs under label noise", low=2)
@@ -123,9 +125,14 @@ class DiagonalConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for n, d in ((self.n, self.d), (self.noise_n, self.noise_d)):
+        for part in ("", "noise_"):
+            n, d, nonzero = (getattr(self, part + k) for k in ("n", "d", "nonzero"))
             if n >= d:
-                raise ValueError(f"there must be fewer rows than inputs for an underdetermined problem, got {n} rows and {d} inputs.")
+                raise ValueError(f"{part}n must be less than {part}d for an underdetermined problem, got {n} rows and {d} inputs.")
+            if nonzero > d:
+                raise ValueError(f"{part}nonzero must be at most {part}d = {d}, got {nonzero}.")
+        if len(set(self.lrs)) < 2:
+            raise ValueError(f"lrs must hold at least two step sizes to give an order, got {self.lrs}.")
 
 
 class Planted(NamedTuple):
