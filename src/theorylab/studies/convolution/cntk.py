@@ -69,7 +69,7 @@ class CntkConfig(Config):
     depth: int = setting(2, "convolutions of the kernels whose images are shifted", low=1)
     images: int = setting(4, "images at which networks are compared with the limit", low=2)
     side: int = setting(4, "places of these images along each side", low=3)
-    widths: tuple[int, ...] = setting((32, 64, 256, 1024, 2048), "channels m of a network, in rising order", low=8)
+    widths: tuple[int, ...] = setting((32, 64, 256, 1024, 2048), "channels m of a network, in rising order", low=8, rising=True)
     draws: int = setting(32, "networks of a seed and width", low=1)
 
 

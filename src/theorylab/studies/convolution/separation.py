@@ -54,7 +54,9 @@ FC_QUADRATIC = Claim(
 class SeparationConfig(Config):
     """A seed is one stream of training rows, one test set, and one network at random weights for each d."""
 
-    dimensions: tuple[int, ...] = setting((4, 6, 8, 12, 16), "half of the inputs d, of kernel regression, in rising order", low=2)
+    dimensions: tuple[int, ...] = setting(
+        (4, 6, 8, 12, 16), "half of the inputs d, of kernel regression, in rising order", low=2, rising=True
+    )
     shared: tuple[int, ...] = setting((4, 16, 32), "the same for the network with shared weights", low=2)
     connected: tuple[int, ...] = setting((), "the same for trained fully connected networks; none by default", low=2)
     sets: int = setting(512, "training sets of a seed for kernel regression, times d²: many where d is small", low=1)

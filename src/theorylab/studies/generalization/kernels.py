@@ -64,7 +64,7 @@ LINEARISED_GD = Claim(
 class KernelsConfig(Config):
     """A seed is a group of draws of every width, whose median distance is one sample, and one network that is trained."""
 
-    widths: tuple[int, ...] = setting((32, 64, 128, 256, 512, 1024, 2048), "hidden units m, in rising order", low=8)
+    widths: tuple[int, ...] = setting((32, 64, 128, 256, 512, 1024, 2048), "hidden units m, in rising order", low=8, rising=True)
     draws: int = setting(8, "networks of a seed and width", low=1)
     inputs: int = setting(5, "entries of an input", low=1)
     points: int = setting(10, "inputs at which kernels are compared", low=2)

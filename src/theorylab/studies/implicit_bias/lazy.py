@@ -68,7 +68,9 @@ class LazyConfig(Config):
     n: int = setting(20, "rows", low=2)
     d: int = setting(10, "inputs", low=1)
     width: int = setting(64, "hidden units", low=1)
-    alphas: tuple[float, ...] = setting((8.0, 16.0, 32.0, 64.0), "factors α to which the power law is fitted, in rising order", low=1.0)
+    alphas: tuple[float, ...] = setting(
+        (8.0, 16.0, 32.0, 64.0), "factors α to which the power law is fitted, in rising order", low=1.0, rising=True
+    )
     rich: tuple[float, ...] = setting((0.5, 1.0, 2.0, 4.0), "smaller factors, for the figure", low=0.05)
     steps: int = setting(1500, "steps from each start", low=1)
     step: float = setting(0.25, "step size times the largest curvature at the start, 2λ_max(Θ)/n", low=1e-3, high=1.0)

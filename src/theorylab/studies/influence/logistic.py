@@ -72,7 +72,7 @@ class LogisticConfig(Config):
     rows: int = setting(100, "rows n of the derivative", low=4)
     inputs: int = setting(31, "inputs d", low=1)
     decay: float = setting(0.01, "λ of the mean objective", low=1e-6)
-    sizes: tuple[int, ...] = setting((50, 100, 200, 400), "rows n at which one is left out, in rising order", low=4)
+    sizes: tuple[int, ...] = setting((50, 100, 200, 400), "rows n at which one is left out, in rising order", low=4, rising=True)
     left_out: int = setting(40, "rows that are left out in turn, the first ones", low=1)
 
 
