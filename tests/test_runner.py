@@ -343,6 +343,9 @@ def record_with(job: Job, claim: list[Verdict], control: list[Verdict], error: s
         (["holds", "inconclusive"], ["fails"], "", "inconclusive", 0),
         (["holds"], ["holds"], "", "control holds", 1),
         (["holds"], ["inconclusive"], "", "control inconclusive", 0),
+        (["holds"], ["fails", "holds"], "", "control holds", 1),  # one control that fails makes no other good
+        (["holds"], ["fails", "inconclusive", "fails"], "", "control inconclusive", 0),
+        (["holds"], ["fails", "fails"], "", "holds", 0),
         (["fails"], ["holds"], "", "fails", 1),
         (["holds"], ["fails"], "Traceback\nValueError: x", "error", 1),
         (["fails"], ["fails"], "Traceback\nValueError: x", "fails", 1),  # what it saw before it broke off refutes the claim

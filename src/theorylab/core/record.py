@@ -89,9 +89,13 @@ class Record:
         return self.provenance.study
 
     def verdict(self, claim: str, role: str = "claim") -> Verdict | None:
-        """The verdict of all checks of a claim together, or None where the run did not get to it."""
+        """The verdict of all checks of a claim together, or None where the run did not get to it.
+
+        Of several settings of a claim the worst counts; of several controls the best, for all of them must fail.
+        """
         verdicts = [f.verdict for f in self.findings if f.claim == claim and f.role == role]
-        return Verdict.worst(verdicts) if verdicts else None
+        together = Verdict.best if role == "control" else Verdict.worst
+        return together(verdicts) if verdicts else None
 
     def outcome(self, claim: str) -> Literal["holds", "fails", "inconclusive", "error"]:
         """What the run found of a claim, its control aside.
