@@ -105,6 +105,24 @@ def test_one_failure_stops_no_other_study(lab: FakeLab, tmp_path: Path) -> None:
     assert [d.reason for d in decisions.values()] == ["", "", "failed last time", "failed last time"]
 
 
+def test_what_a_study_found_before_it_raised_is_kept(lab: FakeLab, tmp_path: Path) -> None:
+    body = """
+    yield ONE.check(predicted=1.0, measured={measured})
+    yield Series("early", "A line", x="x", y="y").line("a", [0, 1], [1, 2])
+    raise ZeroDivisionError("of a study")
+    """
+    refuted, confirmed = lab.add("refuted", body.format(measured=5.0)), lab.add("confirmed", body.format(measured=1.0))
+    result, _ = compute(jobs(refuted, confirmed), tmp_path / "runs")
+    for key, outcome in ((refuted, "fails"), (confirmed, "error")):  # what it saw may refute the claim, but cannot confirm it
+        record = load(folder_of(tmp_path / "runs", record_of(result, key).provenance))
+        assert record.error.rstrip().endswith("ZeroDivisionError: of a study")
+        assert [f.role for f in record.findings] == ["claim"]
+        assert [s.key for s in record.series] == ["early"]
+        assert record.outcome(f"{key}/one") == outcome
+    assert result.counts == {"fails": 1, "error": 1}
+    assert result.exit_status == 1
+
+
 def test_a_worker_that_dies_takes_no_other_study_with_it(lab: FakeLab, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     dies = lab.add("dies", "wait_for('begun')\nos.kill(os.getpid(), signal.SIGKILL)")
