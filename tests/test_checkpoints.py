@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,19 +13,23 @@ from pathlib import Path
 import pytest
 import torch
 from fakelab import FakeLab, installed
-from test_population import CLASSES, LR, D, data, dropped, population
+from test_population import CLASSES, LR, SEEDS, D, data, dropped, make, population
 from test_runner import compute, jobs
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 
 from theorylab.core import checkpoints as checkpoints_module
 from theorylab.core.checkpoints import checkpoints, discard, once
+from theorylab.core.files import write_atomically
 from theorylab.core.record import folder_of, training_folder
+from theorylab.learning import identity
 from theorylab.learning import population as population_module
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
+from theorylab.learning.schedule import power_decay, scheduled
 from theorylab.learning.trajectory import Trajectory
+from theorylab.models.mlp import mlp
 from theorylab.runners.schedule import decide
 
 STEPS, EVERY = 23, 4
@@ -166,14 +171,87 @@ def test_a_recorded_step_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert_same(again, undisturbed, again.train(STEPS, every=EVERY, measure=losses), path)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"seeds": [3, 1, 4, 2]}, {"optimizer": adam(LR)}, {"make_model": lambda: nn.Linear(D, CLASSES)}],
-    ids=["seeds", "optimizer", "shapes"],
-)
-def test_a_state_of_another_training_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, other: dict) -> None:
+class Scaled(nn.Module):
+    """A network with a number that is no parameter."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale, self.net = scale, nn.Linear(D, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.net(x)
+
+
+def larger() -> nn.Module:
+    net = make()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)
+    return net
+
+
+WEIGHTS = torch.ones(len(SEEDS), len(data()[0]), dtype=torch.float64)
+FEWER = torch.cat([WEIGHTS[:, 1:], torch.zeros(len(SEEDS), 1)], 1)  # as many rows of the same, but one
+REAL = {"data": numbers(), "loss": mse_loss}
+OTHERS = {
+    "seeds": ({}, {"seeds": [3, 1, 4, 2]}),
+    "optimizer": ({}, {"optimizer": adam(LR)}),
+    "shapes": ({}, {"make_model": lambda: nn.Linear(D, CLASSES)}),
+    "data": ({}, {"data": data(seed=1)}),
+    "data of a replica": (
+        {"data": tuple(t.expand(len(SEEDS), *t.shape) for t in data()), "data_per_replica": True},
+        {"data": tuple(t[torch.tensor([[*range(30)]] * 3 + [[*range(29), 0]])] for t in data()), "data_per_replica": True},
+    ),
+    "rows": ({"row_weights": WEIGHTS}, {"row_weights": FEWER}),
+    "rows of minibatches": ({"row_weights": WEIGHTS, "batch_size": 8}, {"row_weights": FEWER, "batch_size": 8}),
+    "loss": (REAL, REAL | {"loss": lambda out, y: (out - y).abs().mean()}),
+    "what a loss closes over": (
+        {"loss": partial(cross_entropy, label_smoothing=0.1)},
+        {"loss": partial(cross_entropy, label_smoothing=0.2)},
+    ),
+    "step size": ({"optimizer": sgd(0.1)}, {"optimizer": sgd(0.2)}),
+    "step size of a replica": ({}, {"optimizer": sgd(LR * torch.tensor([1, 1, 1, 2]))}),
+    "momentum": ({"optimizer": sgd(LR, momentum=0.5)}, {"optimizer": sgd(LR, momentum=0.9)}),
+    "schedule": ({"optimizer": scheduled(sgd, 0.1, power_decay(0.5))}, {"optimizer": scheduled(sgd, 0.1, power_decay(1.0))}),
+    "batch size": ({"batch_size": 8}, {"batch_size": 9}),
+    "full batches": ({}, {"batch_size": 8}),
+    "precision": ({}, {"dtype": torch.float32}),
+    "label noise": (REAL | {"label_noise": 0.1}, REAL | {"label_noise": 0.2}),
+    "initial parameters": ({}, {"make_model": larger}),
+    "activation": (
+        {"make_model": lambda: mlp([D, 8, CLASSES], activation="tanh")},
+        {"make_model": lambda: mlp([D, 8, CLASSES], activation="gelu")},
+    ),
+    "a number of the network": ({"make_model": lambda: Scaled(1.0)}, {"make_model": lambda: Scaled(2.0)}),
+    "what is trained": ({}, {"trainable": lambda name: "weight" in name}),
+}
+
+
+def test_a_recorded_step_does_not_outlive_the_way_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population_module, "RECORD_FROM", 0)
+
+    def program(chunk: int, measure: Callable[[Population], dict[str, Tensor]] = losses) -> Population:
+        monkeypatch.setattr(population_module, "fastest_chunk", lambda *_: chunk)
+        pop = population(seeds=[3], optimizer=sgd(0.1), batch_size=8)  # a group of one, as a loop has
+        pop.train(3)
+        pop.train(STEPS, every=EVERY, measure=measure)
+        return pop
+
+    undisturbed = program(chunk=0)
+    with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
+        program(chunk=0, measure=stopped_at(15))
+    (tmp_path / "0001.pt").unlink()  # as of a short training, which is done again, and now in another way
     with checkpoints(tmp_path, every=0):
-        population().train(STEPS)
+        again = program(chunk=1)
+    assert again.mode == undisturbed.mode == "loop"
+    assert all(torch.equal(p, undisturbed.params[name]) for name, p in again.params.items())
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_state_of_another_training_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    first, other = OTHERS[kind]
+    with checkpoints(tmp_path, every=0):
+        population(**first, mode="vmap").train(STEPS)
     pop, undisturbed = population(**other, mode="vmap"), population(**other, mode="vmap")
     with checkpoints(tmp_path, every=0):
         pop.train(STEPS)
@@ -182,12 +260,104 @@ def test_a_state_of_another_training_is_not_used(tmp_path: Path, caplog: pytest.
     assert all(torch.equal(p, undisturbed.params[name]) for name, p in pop.params.items())
 
 
-def test_a_damaged_state_is_told_of_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_comes_from_replaced_parameters_is_not_used_for_others(tmp_path: Path) -> None:
+    def program(factor: float) -> Population:
+        pop = population(mode="vmap")
+        pop.train(STEPS)
+        pop.params = {name: factor * p for name, p in pop.params.items()}
+        pop.train(STEPS)
+        return pop
+
+    with checkpoints(tmp_path, every=0):
+        program(0.5)
+    with checkpoints(tmp_path, every=0):
+        again = program(2.0)
+    undisturbed = program(2.0)
+    assert all(torch.equal(p, undisturbed.params[name]) for name, p in again.params.items())
+
+
+def test_a_program_that_keeps_results_of_its_own_is_not_given_those_of_other_trainings(tmp_path: Path) -> None:
+    kept: dict[float, Tensor] = {}
+
+    def program(stop: bool) -> list[Tensor]:
+        for factor in (1.0, 2.0, 3.0):
+            if factor not in kept:
+                pop = population(optimizer=sgd(factor * LR), mode="vmap")
+                pop.train(STEPS)
+                kept[factor] = pop.losses()
+            if stop:
+                raise Stopped
+        return list(kept.values())
+
+    undisturbed = program(stop=False)
+    kept.clear()
+    with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
+        program(stop=True)
+    with checkpoints(tmp_path, every=0):
+        again = program(stop=False)
+    assert torch.equal(torch.stack(again), torch.stack(undisturbed))
+
+
+def test_a_training_is_the_same_however_its_replicas_are_cut_and_whatever_was_asked_of_them() -> None:
+    def hooked() -> nn.Module:
+        net = make()
+        net.register_forward_hook(lambda module, given, out: 2 * out)
+        return net
+
+    def known(mode: str, asked: bool) -> str:
+        pop = population(make_model=hooked, mode=mode, batch_size=8)
+        if asked:
+            pop.losses()
+        return identity.identity_of(pop._groups, pop.loss, pop.batch_size)
+
+    assert len({known(mode, asked) for mode in ("vmap", "loop") for asked in (False, True)}) == 1
+    # replicas that can only be told by data of their own
+    own = {"data": tuple(t.expand(len(SEEDS), *t.shape) for t in numbers()), "loss": mse_loss, "data_per_replica": True, "label_noise": 0.1}
+    cut = [population(**own, mode=mode)._call(1, None) for mode in ("vmap", "loop")]
+    assert cut[0] == cut[1] is not None
+
+
+def test_data_are_looked_through_once_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    whole = identity.identity
+    monkeypatch.setattr(identity, "identity", lambda *things: asked.append(1) or whole(*things))
+    population().train(STEPS)
+    assert not asked
+    with checkpoints(tmp_path, every=0):
+        pop = population()
+        pop.train(STEPS)
+        pop.train(STEPS)
+    assert len(asked) == 1
+
+
+def test_what_cannot_be_told_from_others_leaves_no_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lock = threading.Lock()
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        with lock:
+            return cross_entropy(outputs, targets)
+
+    with checkpoints(tmp_path, every=0):
+        pop = population(loss=loss, mode="vmap")
+        pop.train(STEPS)
+        assert once(lambda: [lock.locked()]) == [False]
+    undisturbed = population(mode="vmap")
+    undisturbed.train(STEPS)
+    assert all(torch.equal(p, undisturbed.params[name]) for name, p in pop.params.items())
+    assert caplog.text.count("no checkpoint is kept") == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["half of a file", "a tensor", "another dictionary"])
+def test_a_damaged_state_is_told_of_and_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     with checkpoints(tmp_path, every=0):
         whole = population(mode="vmap")
         whole.train(STEPS)
     path = tmp_path / "0001.pt"
-    path.write_bytes(path.read_bytes()[:500])
+    if damage == "half of a file":
+        path.write_bytes(path.read_bytes()[:500])
+    else:
+        torch.save(torch.ones(3) if damage == "a tensor" else {"weight": torch.ones(3)}, path)
     with checkpoints(tmp_path, every=0):
         pop = population(mode="vmap")
         pop.train(STEPS)
@@ -220,11 +390,20 @@ def test_nothing_is_left_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     discard(tmp_path / "states")  # where there is none
 
 
-def test_a_part_is_computed_once(tmp_path: Path) -> None:
-    asked = []
+def asked_of(log: Path) -> list[str]:
+    """What wrote its name there; a list would be a part of what a part is."""
+    return log.read_text().split() if log.exists() else []
+
+
+def write(log: Path, name: str) -> None:
+    log.write_text(" ".join([*asked_of(log), name]))
+
+
+def test_a_part_is_computed_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path, asked = tmp_path_factory.mktemp("states"), tmp_path_factory.mktemp("log") / "asked"
 
     def part(name: str) -> list[dict[str, object]]:
-        asked.append(name)
+        write(asked, name)
         pop = population(mode="vmap")
         pop.train(STEPS)
         return [{"name": name, "losses": pop.losses(), "numbers": [1, 2.5]}]
@@ -242,12 +421,12 @@ def test_a_part_is_computed_once(tmp_path: Path) -> None:
         return [first, once(partial(part, "second"))]
 
     undisturbed = program(stop=False)
-    asked.clear()
+    asked.unlink()
     with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
         program(stop=True)
     with checkpoints(tmp_path, every=0):
         again = program(stop=False)
-    assert asked == ["first", "second"]
+    assert asked_of(asked) == ["first", "second"]
     assert [p[0]["name"] for p in again] == ["first", "second"]
     for mine, other in zip(again, undisturbed, strict=True):
         assert torch.equal(mine[0]["losses"], other[0]["losses"])  # type: ignore[arg-type]
@@ -268,6 +447,77 @@ def test_training_inside_a_part_goes_on(tmp_path: Path) -> None:
     with checkpoints(tmp_path, every=0):
         found = once(lambda: part(losses))
     assert all(torch.equal(found[name], path[name]) for name in path.values)
+
+
+def test_a_part_is_not_given_what_another_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with checkpoints(tmp_path, every=0):
+        assert [once(partial(pow, 2, k)) for k in (1, 2)] == [2, 4]
+    with checkpoints(tmp_path, every=0):  # a program that has kept the first by itself
+        assert once(partial(pow, 2, 2)) == 4
+    assert "another training" in caplog.text
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["room", "full disk"])
+def test_what_was_trained_inside_a_part_stays_until_the_part_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    undisturbed = population(batch_size=8, mode="vmap")
+    undisturbed.train(STEPS)
+
+    def part() -> dict[str, Tensor]:
+        pop = population(batch_size=8, mode="vmap")
+        pop.train(STEPS)
+        return pop.params
+
+    def left() -> list[str]:
+        return sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.pt"))
+
+    with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
+        once(lambda: [part(), stop()])  # as it ended, before the part had
+    # for the part as a whole, what is due depends on whether this process took its time
+    assert left() == ["0001/0001.pt"]
+
+    def write_but_parts(path: Path, content: object) -> None:
+        if not room and path.parent == tmp_path:
+            raise OSError("disk full")
+        write_atomically(path, content)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoints_module, "write_atomically", write_but_parts)
+    monkeypatch.setattr(Population, "_advance", None)  # no step can be taken
+    for attempt in ("goes on", "finds it"):
+        with checkpoints(tmp_path, every=3600):
+            found = once(part)
+        assert all(torch.equal(found[name], p) for name, p in undisturbed.params.items()), attempt
+        assert left() == (["0001.pt"] if room else ["0001/0001.pt"])
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def test_training_inside_a_measure_leaves_the_order_of_others_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(now: Population) -> dict[str, Tensor]:
+        inner = population(data=data(seed=now.step_count), mode="vmap")
+        inner.train(3)
+        return losses(now) | {"inner": inner.losses(), "part": once(partial(torch.full, (now.size,), float(now.step_count)))}
+
+    def interrupted(now: Population) -> dict[str, Tensor]:
+        if now.step_count >= 9:
+            raise Stopped
+        return measured(now)
+
+    def program(measure: Callable[[Population], dict[str, Tensor]]) -> tuple[Trajectory, Trajectory]:
+        first, second = population(mode="vmap"), population(optimizer=sgd(2 * LR), mode="vmap")
+        return first.train(STEPS, every=EVERY, measure=measure), second.train(STEPS, every=EVERY, measure=losses)
+
+    undisturbed = program(measured)
+    with checkpoints(tmp_path, every=0), pytest.raises(Stopped):
+        program(interrupted)
+    assert [p.name for p in tmp_path.rglob("*.pt")] == ["0001.pt"]
+    with checkpoints(tmp_path, every=0):
+        found = program(measured)
+    for mine, other in zip(found, undisturbed, strict=True):
+        assert torch.equal(mine.steps, other.steps)
+        assert all(torch.equal(mine[name], other[name]) for name in other.values)
+    assert sorted(p.name for p in tmp_path.rglob("*.pt")) == ["0001.pt", "0002.pt"]
 
 
 def test_long_training_tells_how_far_it_is(tmp_path: Path) -> None:
@@ -327,6 +577,7 @@ import torch
 from theorylab.core import checkpoints
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
+from theorylab.learning.schedule import power_decay, scheduled
 
 checkpoints._here.get().every = 0.0  # the test does not wait for a minute
 data = torch.ones(4, 1), torch.zeros(4, 1)

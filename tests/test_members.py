@@ -19,10 +19,13 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from theorylab.core import checkpoints as checkpoints_module
+from theorylab.core.checkpoints import checkpoints
 from theorylab.core.progress import Bar
 from theorylab.instruments.model_games import retraining_game
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.population import Population
 from theorylab.learning.retraining import half_subsets, retrain
 from theorylab.learning.shadow_models import shadow_models
 
@@ -184,6 +187,29 @@ def test_what_is_kept_is_found(kept: Path) -> None:
     assert torch.equal(found, retrain(**given()))
     _, seen = told(folder=kept, masks=torch.cat([half_subsets(10, 5, seed=1), half_subsets(10, 2, seed=9)]))
     assert seen[0] == 8  # of more subsets the whole chunks at the beginning
+
+
+@pytest.mark.parametrize(("stop", "left"), [(7, 12), (9, 10)], ids=["between chunks", "in a chunk"])
+def test_chunks_and_checkpoints_together_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, left: int) -> None:
+    """Chunks that are found are not trained: the states of those after them are found all the same, and no chunk is given another's."""
+    calls, advance = [0], Population._advance
+
+    def advanced(population: Population, count: int, check: bool) -> None:
+        calls[0] += 1
+        if calls[0] == stop:
+            raise InterruptedError
+        advance(population, count, check)
+
+    change = {"seeds": [7], "masks": half_subsets(10, 10, seed=1), "folder": tmp_path / "chunks"}  # chunks differ in row weights alone
+    undisturbed = retrain(**given(**change | {"folder": None}))
+    monkeypatch.setattr(Population, "_advance", advanced)
+    monkeypatch.setattr(checkpoints_module, "_SHARE", 1e9)  # a state after every step, however long it takes
+    with checkpoints(tmp_path / "states", every=0), pytest.raises(InterruptedError):
+        retrain(**given(**change))
+    calls[0], stop = 0, 0
+    with checkpoints(tmp_path / "states", every=0):
+        assert torch.equal(retrain(**given(**change)), undisturbed)
+    assert calls[0] == left
 
 
 @pytest.mark.parametrize("name", OTHERS)

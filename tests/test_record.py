@@ -42,17 +42,66 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert not list(folder.glob(".*"))  # no temporary file is left
 
 
-@pytest.mark.parametrize("part", ["record.json", "series.npz"])
+@pytest.mark.parametrize("part", ["record.json", "series-*.npz"])
 @pytest.mark.parametrize("damage", ["truncate", "remove", "garbage"])
 def test_every_damage_is_noticed(tmp_path: Path, part: str, damage: str) -> None:
     folder = records.save(make(), tmp_path)
-    path = folder / part
+    (path,) = folder.glob(part)
     if damage == "remove":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-20] if damage == "truncate" else b"{}")
     with pytest.raises(RecordError, match="will be computed again"):
         records.load(folder)
+
+
+def other(value: float) -> Record:
+    """Of the same run as `make`, with other numbers."""
+    series = Series("curve", "A curve", x="step", y="loss").line("a", [0, 1], [1.0, 5.0])
+    return dataclasses.replace(make(), series=[series], seconds=value)
+
+
+@pytest.mark.parametrize("stopped", [1, 2], ids=["before the series", "before the record"])
+def test_a_record_stays_whole_until_another_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int) -> None:
+    first = make()
+    folder = records.save(first, tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        records.save(other(math.nan), tmp_path)  # JSON knows no NaN
+    written: list[Path] = []
+
+    def write(path: Path, data: bytes) -> None:
+        written.append(path)
+        if len(written) == stopped:
+            raise KeyboardInterrupt
+        write_atomically(path, data)
+
+    monkeypatch.setattr(records, "write_atomically", write)
+    with pytest.raises(KeyboardInterrupt):
+        records.save(other(2.0), tmp_path)
+    read = records.load(folder)
+    assert (read.seconds, read.series[0].lines[0].y.tolist()) == (1.5, first.series[0].lines[0].y.tolist())
+    records.save(other(2.0), tmp_path)
+    read = records.load(folder)
+    assert (read.seconds, read.series[0].lines[0].y.tolist()) == (2.0, [1.0, 5.0])
+    assert len(list(folder.iterdir())) == 2  # nothing of the earlier one is left
+
+
+def test_a_record_whose_series_have_the_old_name_is_read_and_replaced(tmp_path: Path) -> None:
+    folder = records.save(make(), tmp_path)
+    (series,) = folder.glob("series-*.npz")
+    series.rename(folder / "series.npz")
+    assert records.load(folder).series[0].lines[0].y.tolist() == make().series[0].lines[0].y.tolist()
+    records.save(make(), tmp_path)
+    assert sorted(p.name for p in folder.iterdir()) == ["record.json", series.name]
+
+
+def test_of_several_controls_each_must_fail() -> None:
+    passing = CLAIM.control_check(predicted=1.0, measured=[0.5], setting="η = 1")
+    record = make()
+    record.findings.insert(1, passing)
+    assert record.verdict(CLAIM.key, "control") is Verdict.HOLDS
+    record.findings[1] = dataclasses.replace(passing, verdict=Verdict.INCONCLUSIVE)
+    assert record.verdict(CLAIM.key, "control") is Verdict.INCONCLUSIVE
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

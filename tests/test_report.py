@@ -142,6 +142,20 @@ def test_failed_study_shows_its_traceback_and_leaves_the_others_alone(page: Pars
     assert rows["optimization/saddle/escape_time"].state == "holds"
 
 
+@pytest.mark.parametrize(("controls", "said"), [("holds", "So in 1 of its 3 settings."), ("fails", None)])
+def test_a_control_that_holds_among_others_that_fail_is_shown(records: list[Record], controls: str, said: str | None):
+    record = next(r for r in records if r.study == "optimization/edge_of_stability")
+    (control,) = [f for f in record.findings if f.role == "control" and f.claim.endswith("/gd")]
+    more = [dataclasses.replace(control, verdict=Verdict(v), setting=f"batch {k}") for k, v in enumerate((controls, "fails"))]
+    changed = dataclasses.replace(record, findings=[*record.findings, *more])
+    row = ledger.rows_of(changed)[0]
+    assert row.control == controls
+    parsed = Parsed(render([changed], report_records.SYLLABUS))
+    words = " ".join(" ".join(parsed.words).split())
+    assert ("of its 3 settings" in words) == (said is not None)
+    assert said is None or said in words
+
+
 def test_same_records_give_the_same_page(records: list[Record], out: Path):
     assert render(records, report_records.SYLLABUS) == (out / "report.html").read_text(encoding="utf-8")
 

@@ -105,6 +105,24 @@ def test_one_failure_stops_no_other_study(lab: FakeLab, tmp_path: Path) -> None:
     assert [d.reason for d in decisions.values()] == ["", "", "failed last time", "failed last time"]
 
 
+def test_what_a_study_found_before_it_raised_is_kept(lab: FakeLab, tmp_path: Path) -> None:
+    body = """
+    yield ONE.check(predicted=1.0, measured={measured})
+    yield Series("early", "A line", x="x", y="y").line("a", [0, 1], [1, 2])
+    raise ZeroDivisionError("of a study")
+    """
+    refuted, confirmed = lab.add("refuted", body.format(measured=5.0)), lab.add("confirmed", body.format(measured=1.0))
+    result, _ = compute(jobs(refuted, confirmed), tmp_path / "runs")
+    for key, outcome in ((refuted, "fails"), (confirmed, "error")):  # what it saw may refute the claim, but cannot confirm it
+        record = load(folder_of(tmp_path / "runs", record_of(result, key).provenance))
+        assert record.error.rstrip().endswith("ZeroDivisionError: of a study")
+        assert [f.role for f in record.findings] == ["claim"]
+        assert [s.key for s in record.series] == ["early"]
+        assert record.outcome(f"{key}/one") == outcome
+    assert result.counts == {"fails": 1, "error": 1}
+    assert result.exit_status == 1
+
+
 def test_a_worker_that_dies_takes_no_other_study_with_it(lab: FakeLab, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     dies = lab.add("dies", "wait_for('begun')\nos.kill(os.getpid(), signal.SIGKILL)")
@@ -159,7 +177,7 @@ def test_reasons_for_computing_again(lab: FakeLab, tmp_path: Path) -> None:
     (folder / "record.json").unlink()
     assert decide(job, runs, force=False).reason.startswith("record half-written: ")
     (folder / "record.json").write_bytes(kept[folder / "record.json"])
-    (folder / "series.npz").write_bytes(b"x")
+    next(folder.glob("series-*.npz")).write_bytes(b"x")
     assert "checksum" in decide(job, runs, force=False).reason
     for path, data in kept.items():
         path.write_bytes(data)
@@ -343,6 +361,9 @@ def record_with(job: Job, claim: list[Verdict], control: list[Verdict], error: s
         (["holds", "inconclusive"], ["fails"], "", "inconclusive", 0),
         (["holds"], ["holds"], "", "control holds", 1),
         (["holds"], ["inconclusive"], "", "control inconclusive", 0),
+        (["holds"], ["fails", "holds"], "", "control holds", 1),  # one control that fails makes no other good
+        (["holds"], ["fails", "inconclusive", "fails"], "", "control inconclusive", 0),
+        (["holds"], ["fails", "fails"], "", "holds", 0),
         (["fails"], ["holds"], "", "fails", 1),
         (["holds"], ["fails"], "Traceback\nValueError: x", "error", 1),
         (["fails"], ["fails"], "Traceback\nValueError: x", "fails", 1),  # what it saw before it broke off refutes the claim

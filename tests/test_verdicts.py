@@ -105,6 +105,12 @@ def test_worst_verdict_of_several_settings() -> None:
     assert Verdict.worst([INCONCLUSIVE, FAILS, HOLDS]) is FAILS
 
 
+def test_best_verdict_of_several_controls() -> None:
+    assert Verdict.best([FAILS, INCONCLUSIVE, FAILS]) is INCONCLUSIVE
+    assert Verdict.best([FAILS, HOLDS, INCONCLUSIVE]) is HOLDS
+    assert Verdict.best([FAILS, FAILS]) is FAILS
+
+
 # Error rates. A two-sided 99 % interval errs on one side in 0.5 % of samples; over 4000 trials the count is binomial(4000, 0.005): its mean
 # is 20, and it exceeds 45 with probability 1e-6. The seeds are fixed, so these tests either always pass or never do.
 TRIALS = 4000

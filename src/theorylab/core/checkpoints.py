@@ -66,11 +66,15 @@ _here: ContextVar[_Place | None] = ContextVar("checkpoints", default=None)
 def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Callable[[str], None] | None = None) -> Iterator[Clock]:
     """Whatever `Population.train` does inside leaves its state in a folder, and goes on from what it finds there.
 
-    Trainings are told apart by their order, so the program must be the same as the one that was stopped: the same calls in the same
-    order with the same settings. Steps, seeds, shapes and the optimizer's name are compared, and a state that does not fit is not used;
-    data, loss and step sizes are not, so change the folder with them. Only a call that lasts leaves anything; what comes between calls is
-    computed again. A replica ends where it would have without interruption, to the last bit. Of a measure only what it returned is there: a
-    search that starts at its last result begins afresh, and a list to which a measure appends lacks what an earlier process appended.
+    A state is found by the place of its training in the order of calls, so the program should be the same as the one that was stopped: the
+    same calls in the same order with the same settings. It is used where all that the training's numbers depend on is the same (data and
+    row weights, loss, model, where training begins, the optimizer with its hyper-parameters, seeds, batch size, steps); any other training
+    starts anew. What is measured on the way is not compared: trainings that differ in nothing else must keep their order. A training with
+    something that has no `theorylab.core.fingerprint`, as an open file, leaves no state, which a warning says.
+
+    Only a call that lasts leaves anything; what comes between calls is computed again. A replica ends where it would have without
+    interruption, to the last bit. Of a measure only what it returned is there: a search that starts at its last result begins afresh, a
+    list to which a measure appends lacks what an earlier process appended, and what a measure trains leaves no state.
 
     Args:
         folder: Made where it does not exist; of one program. Remove it (`discard`) when the program has ended.
@@ -108,7 +112,22 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Ca
 
 
 @contextmanager
-def _at(place: _Place) -> Iterator[None]:
+def suspended() -> Iterator[None]:
+    """What is trained inside leaves nothing and finds nothing: for what a process that goes on does not do again."""
+    with _at(None):
+        yield
+
+
+@contextmanager
+def in_subfolder(name: str) -> Iterator[None]:
+    """What is trained inside has a folder and an order of its own: for a part known by its name, whichever are left out before it."""
+    place = _here.get()
+    with _at(place and replace(place, folder=place.folder / name, count=0)):
+        yield
+
+
+@contextmanager
+def _at(place: _Place | None) -> Iterator[None]:
     token = _here.set(place)
     try:
         yield
@@ -116,39 +135,55 @@ def _at(place: _Place) -> Iterator[None]:
         _here.reset(token)
 
 
-def next_checkpoint(call: Callable[[], dict[str, Any]]) -> Checkpoint | None:
-    """The place of the state of the training that begins now; None outside `checkpoints`.
+def next_checkpoint(call: Callable[[], dict[str, Any] | None]) -> Checkpoint | None:
+    """The place of the state of the training that begins now; None outside `checkpoints`, and for one that leaves no state.
 
     Args:
-        call: Returns what must be the same for a state to be used, in numbers, strings, lists and dictionaries of them.
+        call: Returns what must be the same for a state to be used, in numbers, strings, lists and dictionaries of them; None where that
+            cannot be said. Not called outside `checkpoints`.
     """
     place = _here.get()
-    return None if place is None else place.next(call())
+    asked = None if place is None else call()
+    return None if place is None or asked is None else place.next(asked)
+
+
+def identity(*things: Any) -> str:
+    """The `theorylab.core.fingerprint` of what a state depends on; empty, with a warning, where something has none."""
+    from theorylab.core.fingerprint import fingerprint  # which imports torch, and records, which import this
+
+    try:
+        return fingerprint(*things)
+    except Exception as error:  # objects refuse to be described in as many ways as there are; training does not need it
+        log.warning("no checkpoint is kept of what cannot be told from another (%s); it is computed whole.", str(error).split("\n")[0])
+        return ""
 
 
 def once(compute: Callable[[], State]) -> State:
     """What ``compute`` returns; where that took long, a program that was stopped afterwards finds it in the folder of `checkpoints`.
 
-    For parts of a program that do more than train. What is trained inside leaves its state, too, until the part has ended.
+    For parts of a program that do more than train. What is trained inside leaves its state, too, until the part has ended and is kept.
 
     Args:
-        compute: Returns numbers, strings and tensors in nested lists and dictionaries.
+        compute: Returns numbers, strings and tensors in nested lists and dictionaries. What it does and closes over must be the same for a
+            result to be found; where that has no `theorylab.core.fingerprint`, it is computed again, with a warning.
 
     Example:
         >>> once(lambda: [1.0, 2.0])
         [1.0, 2.0]
     """
     place = _here.get()
-    if place is None:
+    part = "" if place is None else identity(compute)
+    if place is None or not part:
         return compute()
-    checkpoint = place.next({"part": True})
+    checkpoint = place.next({"part": part})
     known = checkpoint.load()
     if known is None:
         inside = checkpoint.path.with_suffix("")
-        with _at(replace(place, folder=inside, count=0)):
+        with in_subfolder(inside.name):
             known = compute()
-        checkpoint.offer(lambda: known, 1, 1)
-        discard(inside)
+        # short as it may have been in this process: those that left something inside took their time
+        if checkpoint.offer(lambda: known, 1, 1, due=inside.exists()):
+            discard(inside)
     return known
 
 
@@ -174,22 +209,27 @@ class Checkpoint:
             return None
         try:
             stored = torch.load(self.path, weights_only=True)
-        except Exception as error:  # damaged, or of a device that is not here
+            call, state = stored["call"], stored["state"]
+        except Exception as error:  # damaged, of a device that is not here, or no checkpoint
             log.warning("checkpoint %s cannot be read (%s); this training starts anew.", self.path, str(error).split("\n")[0])
             return None
-        if stored["call"] != self.call:
+        if call != self.call:
             log.warning("checkpoint %s is of another training; this one starts anew.", self.path)
             return None
         self._left = True
-        return stored["state"]
+        return state
 
-    def offer(self, state: Callable[[], Any], done: int, total: int) -> bool:
-        """Save a state if the last one is old, or if it is the last of a training that left others; returns whether that was so."""
-        due = time.monotonic() >= self._due or (done == total and self._left)
-        if due:
-            self._save(state())
-            self.say(done, total)
-        return due
+    def offer(self, state: Callable[[], Any], done: int, total: int, *, due: bool = False) -> bool:
+        """Save a state if it is ``due``, if the last one is old, or if it is the last of a training that left others.
+
+        Returns:
+            Whether it is on disk.
+        """
+        if not (due or time.monotonic() >= self._due or (done == total and self._left)):
+            return False
+        saved = self._save(state())
+        self.say(done, total)
+        return saved
 
     def say(self, done: int, total: int) -> None:
         """Tell whoever wants to know how far the training is."""
@@ -197,8 +237,8 @@ class Checkpoint:
             self._told = done
             self._tell(f"step {done} of {total}")
 
-    def _save(self, state: Any) -> None:
-        """Replace the state on disk, whole or not at all. A disk that is full is told of, and stops nothing."""
+    def _save(self, state: Any) -> bool:
+        """Replace the state on disk, whole or not at all; returns whether. A disk that is full is told of, and stops nothing."""
         import torch
 
         begun = time.monotonic()
@@ -212,9 +252,10 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
             log.warning("checkpoint %s could not be written (%s); training goes on without.", self.path, error)
             self._left, self._due = False, float("inf")
-            return
+            return False
         now = time.monotonic()
         self._left, self._due = True, now + max(self._every, (now - begun) / _SHARE)
+        return True
 
 
 def _bytes(state: Any) -> int:

@@ -29,6 +29,11 @@ class Verdict(StrEnum):
         return max(verdicts, key=[cls.HOLDS, cls.INCONCLUSIVE, cls.FAILS].index)
 
     @classmethod
+    def best(cls, verdicts: list[Verdict]) -> Verdict:
+        """The verdict of a disjunction, as that some control passes: one success is enough, else one doubt leaves it open."""
+        return min(verdicts, key=[cls.HOLDS, cls.INCONCLUSIVE, cls.FAILS].index)
+
+    @classmethod
     def of(cls, interval: tuple[float, float], region: tuple[float, float]) -> Verdict:
         """The equivalence test: the measured interval inside the claimed region, outside of it, or across its border."""
         if region[0] <= interval[0] and interval[1] <= region[1]:

@@ -89,9 +89,13 @@ class Record:
         return self.provenance.study
 
     def verdict(self, claim: str, role: str = "claim") -> Verdict | None:
-        """The verdict of all checks of a claim together, or None where the run did not get to it."""
+        """The verdict of all checks of a claim together, or None where the run did not get to it.
+
+        Of several settings of a claim the worst counts; of several controls the best, for all of them must fail.
+        """
         verdicts = [f.verdict for f in self.findings if f.claim == claim and f.role == role]
-        return Verdict.worst(verdicts) if verdicts else None
+        together = Verdict.best if role == "control" else Verdict.worst
+        return together(verdicts) if verdicts else None
 
     def outcome(self, claim: str) -> Literal["holds", "fails", "inconclusive", "error"]:
         """What the run found of a claim, its control aside.
@@ -186,9 +190,13 @@ def training_folder(runs: Path, provenance: Provenance) -> Path:
 
 
 def save(record: Record, runs: Path) -> Path:
-    """Write a record: ``series.npz`` first, then ``record.json``, which holds its checksum and so makes it valid.
+    """Write a record: its series first, under a name that their checksum makes, then ``record.json``, which holds the checksum.
 
-    Of a finished run the checkpoints are removed.
+    An earlier record stays whole until the new ``record.json`` takes the place of the old. Of a finished run the checkpoints are removed.
+
+    Raises:
+        ValueError: a number that JSON does not know, as NaN; nothing is written.
+        OSError: it cannot be written.
     """
     import numpy as np
 
@@ -205,7 +213,7 @@ def save(record: Record, runs: Path) -> Path:
         series.append({k: v for k, v in vars(s).items() if k != "lines"} | {"lines": lines})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    write_atomically(folder / "series.npz", buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     body = (
         {"schema": SCHEMA}
         | vars(record)
@@ -213,14 +221,24 @@ def save(record: Record, runs: Path) -> Path:
             "provenance": dataclasses.asdict(record.provenance),
             "findings": [_encode(f) for f in record.findings],
             "series": series,
-            "series_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "series_sha256": digest,
         }
     )
     text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+    path = _series_path(folder, digest)
+    write_atomically(path, buffer.getvalue())
     write_atomically(folder / "record.json", text.encode())
+    for old in folder.glob("series*.npz"):
+        if old != path:
+            old.unlink(missing_ok=True)
     if not record.error:
         discard(training_folder(runs, record.provenance))
     return folder
+
+
+def _series_path(folder: Path, digest: str) -> Path:
+    """Where the series of a checksum lie."""
+    return folder / f"series-{digest[:16]}.npz"
 
 
 def load(folder: Path, *, series: bool = True) -> Record:
@@ -235,16 +253,19 @@ def load(folder: Path, *, series: bool = True) -> Record:
         if body.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of theorylab")
         digest, stored_series = body.pop("series_sha256"), body.pop("series")
-        body["series"] = _read_series(folder / "series.npz", digest, stored_series) if series else []
+        body["series"] = _read_series(folder, digest, stored_series) if series else []
         body["findings"] = [_decode(f) for f in body["findings"]]
         return Record(**body | {"provenance": Provenance(**body["provenance"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); the study will be computed again.") from error
 
 
-def _read_series(path: Path, digest: str, bodies: list[dict[str, Any]]) -> list[Series]:
+def _read_series(folder: Path, digest: str, bodies: list[dict[str, Any]]) -> list[Series]:
     import numpy as np
 
+    path, before = _series_path(folder, digest), folder / "series.npz"
+    if not path.exists() and before.exists():  # as records named it at first
+        path = before
     packed = path.read_bytes()
     if hashlib.sha256(packed).hexdigest() != digest:
         raise ValueError(f"{path.name} does not match its checksum")

@@ -72,19 +72,20 @@ class Study:
                 f"seeds must be at least 2, got {config.seeds}: study {self.key} has statistical claims, about a mean of replicas."
             )
 
-    def execute(self, config: Config, on_stage: Callable[[str], None] = lambda _: None) -> Result:
+    def execute(self, config: Config, on_stage: Callable[[str], None] = lambda _: None, *, into: Result | None = None) -> Result:
         """Run and check the contract: a finding and a control for every declared claim, and nothing else.
 
         Args:
             config: Settings, of the study's own config class.
             on_stage: Told the name of each stage as it begins.
+            into: Filled while the study runs, and returned; what it yielded before it raised is there.
 
         Raises:
             StudyError: a finding of an undeclared claim, or a claim without a finding or without its control.
         """
         self.validate(config)
         declared = {c.key for c in self.claims}
-        result = Result()
+        result = Result() if into is None else into
         with _undisturbed():
             for item in self.run(config):
                 if isinstance(item, Stage):

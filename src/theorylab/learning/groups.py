@@ -81,9 +81,10 @@ class Groups(Sequence[Group]):
         first = self._groups[0]
         trees = {name: self.whole(name) for name in ("params", "frozen", "buffers", "state")}
         noise = None if first.noise is None else [s for g in self._groups for s in g.noise or []]
-        return Group(first.module, first.risk, self.optimizer, **trees, rows=self._rows(), noise=noise, stacked=first.stacked)
+        return Group(first.module, first.risk, self.optimizer, **trees, rows=self.rows(), noise=noise, stacked=first.stacked)
 
-    def _rows(self) -> Rows:
+    def rows(self) -> Rows:
+        """The data of all replicas."""
         parts = [group.rows for group in self._groups]
         first = parts[0]
 

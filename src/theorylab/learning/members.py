@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.checkpoints import in_subfolder
 from theorylab.core.files import try_writing, write_atomically
 from theorylab.core.fingerprint import fingerprint
 from theorylab.core.progress import Bar
@@ -128,7 +129,7 @@ def train_members(
     with _told(progress, len(seeds)) as tell:
         done = len(seeds) - sum(len(parts[k][1]) for k in missing)
         tell(done)
-        for k, packed in _trained(training, {k: parts[k] for k in missing}, min(jobs, len(missing))):
+        for k, packed in _trained(training, {k: parts[k] for k in missing}, paths, min(jobs, len(missing))):
             path = paths[k]
             if path is not None:
                 write_atomically(path, packed)
@@ -138,11 +139,15 @@ def train_members(
     return {name: torch.cat([each[name] for each in found if each is not None]) for name in found[0] or {}}
 
 
-def _trained(training: Training, parts: dict[int, Members], jobs: int) -> Iterator[tuple[int, bytes]]:
+def _trained(training: Training, parts: dict[int, Members], paths: Sequence[Path | None], jobs: int) -> Iterator[tuple[int, bytes]]:
     """Numbers of parts, and what was found of each, packed, in the order in which they are done."""
     if jobs <= 1:
         for k, part in parts.items():
-            yield k, _packed(training.run(part))
+            path = paths[k]
+            # a chunk that is found is not trained, and the states of those after it must be found all the same
+            with nullcontext() if path is None else in_subfolder(path.stem):
+                packed = _packed(training.run(part))
+            yield k, packed
         return
     workers = Workers(
         jobs, _Sent(_by_value(training)), on_stage=lambda job, stage: None, on_output=lambda job, line: print(line, file=sys.stderr)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.checkpoints import Checkpoint, next_checkpoint
+from theorylab.core.checkpoints import Checkpoint, next_checkpoint, suspended
 from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
 from theorylab.learning.group import Group, tree_cat
 from theorylab.learning.groups import Groups
+from theorylab.learning.identity import identity_of
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.replicas import check_batch, initialize, make_rows
 from theorylab.learning.risk import Loss, row_risk
@@ -123,6 +124,7 @@ class Population:
             raise ValueError(f"optimizer {optimizer.name} does not fit {self.size} replicas: {error}") from error
         self._groups = Groups(group, optimizer)
         self._recorded: dict[tuple[int, torch.device], TracedGradient | None] = {}
+        self._identity: str | None = None  # what checkpoints know it by; None until they ask, and after what was trained is replaced
         if self.mode == "loop":
             self._groups.cut([self.device], chunk=0)
 
@@ -141,7 +143,7 @@ class Population:
 
     @params.setter
     def params(self, new: Params) -> None:
-        self._groups.assign("params", new)
+        self._assign("params", new)
 
     @property
     def frozen(self) -> Params:
@@ -150,7 +152,7 @@ class Population:
 
     @frozen.setter
     def frozen(self, new: Params) -> None:
-        self._groups.assign("frozen", new)
+        self._assign("frozen", new)
 
     @property
     def buffers(self) -> Params:
@@ -159,7 +161,11 @@ class Population:
 
     @buffers.setter
     def buffers(self, new: Params) -> None:
-        self._groups.assign("buffers", new)
+        self._assign("buffers", new)
+
+    def _assign(self, attribute: str, new: Params) -> None:
+        self._groups.assign(attribute, new)
+        self._identity = None
 
     @property
     def state(self) -> Any:
@@ -245,14 +251,14 @@ class Population:
         if done < steps and record:
             self._record()
         if measure is not None and not recorder.steps:
-            recorder.add(self.step_count, measure(self))
+            self._look(measure, recorder)
         at_once = 1 if checkpoint else CHECK_EVERY
         while done < steps:
             count = min(at_once, CHECK_EVERY, steps - done, steps if every is None else every - done % every)
             self._advance(count, check)
             done += count
             if measure is not None and (done == steps or (every is not None and done % every == 0)):
-                recorder.add(self.step_count, measure(self))
+                self._look(measure, recorder)
             if checkpoint:  # about as many steps at once as fit between two states
                 saved = checkpoint.offer(partial(self._state, done, recorder), done, steps)
                 at_once = max(1, at_once // 2) if saved else 2 * at_once
@@ -263,11 +269,16 @@ class Population:
                     raise FloatingPointError(self._diverged(k, self.step_count, f"parameter {name} is not finite"))
         return recorder.trajectory()
 
-    def _call(self, steps: int, every: int | None) -> dict[str, Any]:
-        """What tells one training from another."""
-        asked = {"steps": steps, "every": every, "first": self.step_count, "optimizer": self.optimizer.name, "seeds": list(self.seeds)}
-        shapes = {name: list(p.shape[1:]) for name, p in self._groups[0].params.items()}
-        return asked | {"shapes": shapes, "devices": [str(device) for device in self._groups.devices]}
+    def _look(self, measure: Callable[[Population], Measured], recorder: Recorder) -> None:
+        with suspended():  # a process that goes on does not measure again what it finds measured
+            recorder.add(self.step_count, measure(self))
+
+    def _call(self, steps: int, every: int | None) -> dict[str, Any] | None:
+        """What tells one training from another, or None where something in it cannot be told from others."""
+        if self._identity is None:  # of where the first call begins: a short one that is repeated may end elsewhere by rounding
+            self._identity = identity_of(self._groups, self.loss, self.batch_size)
+        asked = {"steps": steps, "every": every, "first": self.step_count, "seeds": list(self.seeds), "of": self._identity}
+        return asked | {"devices": [str(device) for device in self._groups.devices]} if self._identity else None
 
     def _state(self, done: int, recorder: Recorder) -> dict[str, Any]:
         """All that a training has changed and seen."""
@@ -283,6 +294,7 @@ class Population:
             return 0
         if len(self._groups.devices) == 1:  # what `_settle` finds now may differ from what it found then
             self.mode = state["mode"]
+            self._recorded.clear()
             self._groups.cut(self._groups.devices, state["chunk"])
         for group, snapshot in zip(self._groups, state["groups"], strict=True):
             group.restore(snapshot)

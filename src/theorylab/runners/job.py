@@ -17,7 +17,7 @@ from theorylab.core.checkpoints import Clock, checkpoints
 from theorylab.core.config import Config
 from theorylab.core.record import Provenance, Record, claim_dict, machine, source_digest, training_folder, versions
 from theorylab.core.scale import Scale
-from theorylab.core.study import StudyCard, StudyError, load_study
+from theorylab.core.study import Result, StudyCard, StudyError, load_study
 from theorylab.runners.memory import peak_bytes, reset_peak
 
 
@@ -81,7 +81,7 @@ class Stages:
 
 
 def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None) -> Record:
-    """Run the study in this process; whatever it raises becomes the record's ``error``.
+    """Run the study in this process; whatever it raises becomes the record's ``error``, beside what it found before.
 
     Where ``runs`` is given, the folder of the records, long training leaves its state there and goes on from what an earlier run left.
 
@@ -104,13 +104,13 @@ def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # parallel over processes: two threads each on a shared machine is several times slower
     reset_peak()
-    record, stages = empty_record(job), Stages(on_stage)
+    record, stages, result = empty_record(job), Stages(on_stage), Result()
     with nullcontext(Clock()) if runs is None else checkpoints(training_folder(runs, job.provenance), tell=stages.within) as clock:
         try:
-            result = study.execute(config, stages.begin)
-            record.findings, record.series = result.findings, result.series
+            study.execute(config, stages.begin, into=result)
         except Exception:
             record.error = traceback.format_exc()
         record.seconds = clock.read()
+    record.findings, record.series = result.findings, result.series
     record.peak_bytes = peak_bytes()
     return record

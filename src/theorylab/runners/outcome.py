@@ -17,8 +17,8 @@ State = Literal["holds", "inconclusive", "fails", "control holds", "control inco
 def state(record: Record, claim: str) -> State:
     """The state of one claim of a record.
 
-    A claim is accepted only with a control that fails: where the control holds the check is blind, where it is inconclusive the
-    check may be. The claim's own verdict comes first where it is not *holds*, whatever its control does.
+    A claim is accepted only with controls that all fail: where one holds the check is blind, where one is inconclusive the check may
+    be. The claim's own verdict comes first where it is not *holds*, whatever its control does.
     """
     outcome, control = record.outcome(claim), record.verdict(claim, "control")
     if outcome != "holds" or control is Verdict.FAILS:
