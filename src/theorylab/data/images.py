@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import zipfile
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 
 from theorylab.core.cache import cache_folder
 from theorylab.core.files import write_atomically
+from theorylab.core.generators import seeded_others
 from theorylab.data.dataset import Dataset
 from theorylab.data.digits import digits
 from theorylab.data.folder import data_file
@@ -141,10 +141,6 @@ def _generate_mnist1d(n: int, seed: int) -> dict[str, np.ndarray]:
 
     options: Any = get_dataset_args()
     options.num_samples, options.seed = n, seed
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # the package seeds the global generators
-    try:
+    with seeded_others(seed):  # the package seeds the global generators
         made = make_dataset(options)
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
     return {k: made[k] for k in ("x", "y", "x_test", "y_test")}
