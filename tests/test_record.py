@@ -103,6 +103,28 @@ def test_the_source_digest_follows_imports(tmp_path: Path, monkeypatch: pytest.M
     assert {p.name for p in records.imported_files("madeup.study")} == {"__init__.py", "study.py", "helper.py", "deep.py"}
 
 
+def test_the_source_digest_follows_relative_imports_and_what_theorylab_has_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "kindred"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "study.py").write_text(
+        "from .helper import K\nfrom . import beside\nfrom .inner import below\nfrom theorylab import hessian\n"
+    )
+    (package / "helper.py").write_text("K = 1\n")
+    (package / "beside.py").write_text("import theorylab as tl\nf = lambda p: tl.trace(p)\n")
+    (package / "inner" / "__init__.py").write_text("from .... import nowhere\n")  # leads out of the package
+    (package / "inner" / "below.py").write_text("from ..helper import K\nfrom .level import *\n")
+    (package / "inner" / "level.py").write_text("raise RuntimeError('never imported to be read')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    files = records.imported_files("kindred.study")
+    own = {str(p.relative_to(package)) for p in files if p.is_relative_to(package)}
+    assert own == {"study.py", "__init__.py", "helper.py", "beside.py", "inner/__init__.py", "inner/below.py", "inner/level.py"}
+    assert {"curvature.py", "operator.py", "trace.py"} <= {p.name for p in files}  # of hessian and of trace
+    before = records.source_digest("kindred.study")
+    (package / "helper.py").write_text("K = 2\n")
+    assert records.source_digest("kindred.study") != before
+
+
 def test_a_module_of_theorylab_brings_the_modules_it_uses() -> None:
     names = {p.name for p in records.imported_files("theorylab.studies.optimization.saddle")}
     assert {"saddle.py", "sgd.py", "base.py", "dynamics.py", "claim.py", "estimate.py"} <= names

@@ -11,10 +11,12 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Raised when the layout changes; records of another schema are computed again."""
+
+OURS = __name__.partition(".")[0]
+"""Our own package, by the name under which it is imported."""
 
 VERSIONED = ("theorylab", "torch", "numpy", "scipy", "scikit-learn")
 """The packages whose versions can change a number."""
@@ -130,36 +135,77 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from _statements(inner)
 
 
+@cache
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module lies; unlike `importlib.util.find_spec` this imports none of the packages around it. None where there is none."""
+    package = name.rpartition(".")[0]
+    if not package:
+        try:
+            return importlib.util.find_spec(name)
+        except ValueError:  # a module made by hand, or the program itself
+            return None
+    around = _spec(package)
+    places = None if around is None else around.submodule_search_locations
+    return None if places is None else PathFinder.find_spec(name, places)  # of `from package.module import name` the last part is none
+
+
 @cache  # studies share most of what they import
 def _module(name: str) -> tuple[Path, tuple[str, ...]] | None:
-    """The source file of a module and the names that it imports absolutely; None where there is no such file."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
-        return None
+    """The source file of a module and the full names of what it imports; None where there is no such file."""
+    spec = _spec(name)
     if spec is None or spec.origin is None:
         return None
-    path, names = Path(spec.origin), []
-    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+    path = Path(spec.origin)
+    if path.suffix != ".py":  # an extension counts by its bytes
+        return path, ()
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):  # it cannot be imported, and whoever needs it will say so
+        return path, ()
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    names, ours = [], set()
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names += [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            ours |= {a.asname or OURS for a in node.names if a.name == OURS or (a.name.startswith(f"{OURS}.") and a.asname is None)}
+        elif isinstance(node, ast.ImportFrom) and (source := absolute_name(node.module or "", node.level, package)):
+            names += [source, *(f"{source}.{a.name}" for a in node.names)]
+    if ours:  # what is an attribute of theorylab itself is imported when it is used
+        names += [f"{OURS}.{n.attr}" for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", None) in ours]
     return path, tuple(names)
 
 
+def absolute_name(name: str, level: int, package: str) -> str:
+    """What ``level`` dots and a name mean within a package; empty where they lead out of it."""
+    try:
+        return importlib.util.resolve_name("." * level + name, package)
+    except ImportError:
+        return ""
+
+
+def public_names() -> Mapping[str, str]:
+    """The names that theorylab has itself, and the modules in it that define them."""
+    return vars(sys.modules[OURS])["_PUBLIC"]  # not imported: every change of that list would be one of the source of all studies
+
+
 @lru_cache
-def imported_files(module: str) -> frozenset[Path]:
-    """The source files of ``module`` and of all modules of its top-level package, and of theorylab, that it imports, however deep."""
-    roots = (module.partition(".")[0], "theorylab")
+def imported_files(module: str, follows: Callable[[str], bool] | None = None) -> frozenset[Path]:
+    """The source files of ``module`` and of the modules that it imports, however deep.
+
+    ``follows`` tells of a module's name whether it is looked into; by default those of the same top-level package, and of theorylab.
+    """
+    roots = (module.partition(".")[0], OURS)
     seen: set[str] = set()
     files: set[Path] = set()
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in seen or name.partition(".")[0] not in roots:
+        top, _, rest = name.partition(".")
+        if name in seen or not (top in roots if follows is None else follows(name)):
             continue
         seen.add(name)
+        if top == OURS and rest in public_names():
+            queue.append(f"{OURS}.{public_names()[rest]}")
         found = _module(name)
         if found is not None:
             files.add(found[0])
@@ -167,10 +213,10 @@ def imported_files(module: str) -> frozenset[Path]:
     return frozenset(files)
 
 
-def source_digest(module: str) -> str:
+def source_digest(module: str, follows: Callable[[str], bool] | None = None) -> str:
     """Digest of the text of `imported_files`: it changes when any code that the study runs changes."""
     digest = hashlib.sha256()
-    for text in sorted(path.read_bytes() for path in imported_files(module)):
+    for text in sorted(path.read_bytes() for path in imported_files(module, follows)):
         digest.update(hashlib.sha256(text).digest())
     return digest.hexdigest()[:16]
 
