@@ -81,6 +81,16 @@ def test_the_key_depends_on_all_that_matters_and_says_what_changed() -> None:
         assert words in other.differs_from(base)
 
 
+def test_versions_are_of_all_that_makes_numbers_installed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = records.versions()
+    assert {"torch", "mnist1d", "pillow"} <= set(found)
+    assert "not installed" not in found.values()
+    monkeypatch.setattr(records, "VERSIONED", ("torch", "a-package-that-is-not-there"))
+    records.versions.cache_clear()
+    assert records.versions() == {"torch": found["torch"], "a-package-that-is-not-there": "not installed"}
+    records.versions.cache_clear()
+
+
 def test_the_source_digest_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "madeup"
     package.mkdir()

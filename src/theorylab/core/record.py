@@ -34,8 +34,8 @@ SCHEMA = 1
 OURS = __name__.partition(".")[0]
 """Our own package, by the name under which it is imported."""
 
-VERSIONED = ("theorylab", "torch", "numpy", "scipy", "scikit-learn")
-"""The packages whose versions can change a number."""
+VERSIONED = ("theorylab", "torch", "numpy", "scipy", "scikit-learn", "mnist1d", "pillow")
+"""The packages whose versions can change a number, those that make or decode data among them."""
 
 
 class RecordError(Exception):
@@ -123,7 +123,14 @@ def machine() -> dict[str, str]:
 @lru_cache
 def versions() -> dict[str, str]:
     """The installed versions that can change a number."""
-    return {name: metadata.version(name) for name in VERSIONED}
+    return {name: _version(name) for name in VERSIONED}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a study that needs it will say so
+        return "not installed"
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
