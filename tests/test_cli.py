@@ -158,7 +158,16 @@ def test_settings_reach_the_study_and_the_record(lab: FakeLab, tmp_path: Path) -
     record = load(path.parent)
     assert record.findings[0].note == "4 (1.0, 2.0) 5 7 float32"
     assert record.scale == "large"
-    assert record.provenance.config == {"seeds": 5, "seed": 7, "device": "cpu", "dtype": "float32", "width": 4, "grid": [1.0, 2.0]}
+    assert record.provenance.config == {
+        "seeds": 5,
+        "seed": 7,
+        "device": "cpu",
+        "dtype": "float32",
+        "width": 4,
+        "grid": [1.0, 2.0],
+        "slope": 1.0,
+        "more": [],
+    }
 
 
 def test_a_killed_run_loses_only_the_study_it_was_in(lab: FakeLab, tmp_path: Path) -> None:
