@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -51,6 +52,35 @@ def test_every_damage_is_noticed(tmp_path: Path, part: str, damage: str) -> None
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-20] if damage == "truncate" else b"{}")
+    with pytest.raises(RecordError, match="will be computed again"):
+        records.load(folder)
+
+
+OTHER_JSON = {
+    "null": lambda body: None,
+    "a text": lambda body: "record",
+    "a number": lambda body: 3,
+    "a list": lambda body: [body],
+    "claims null": lambda body: body | {"claims": None},
+    "claims of texts": lambda body: body | {"claims": ["a/b/c"]},
+    "a claim without a key": lambda body: body | {"claims": [{}]},
+    "a claim without a source": lambda body: body | {"claims": [body["claims"][0] | {"source": {}}]},
+    "a config that is a list": lambda body: body | {"provenance": body["provenance"] | {"config": []}},
+    "a version that is a number": lambda body: body | {"provenance": body["provenance"] | {"versions": {"torch": 2}}},
+    "no provenance": lambda body: body | {"provenance": None},
+    "an error that is a number": lambda body: body | {"error": 1},
+    "a measured text": lambda body: body | {"findings": [body["findings"][0] | {"measured": "3"}]},
+    "a finding that is a number": lambda body: body | {"findings": [3]},
+    "a title of nothing": lambda body: body | {"series": [body["series"][0] | {"title": None}]},
+}
+"""What is JSON, and no record."""
+
+
+@pytest.mark.parametrize("change", OTHER_JSON)
+def test_json_that_is_no_record_is_noticed(tmp_path: Path, change: str) -> None:
+    folder = records.save(make(), tmp_path)
+    path = folder / "record.json"
+    path.write_text(json.dumps(OTHER_JSON[change](json.loads(path.read_text()))))
     with pytest.raises(RecordError, match="will be computed again"):
         records.load(folder)
 

@@ -178,11 +178,12 @@ def test_a_record_in_the_place_of_another_is_not_believed(lab: FakeLab, tmp_path
     assert "another run" in decide(other, tmp_path, force=False).reason
 
 
-def test_a_damaged_record_is_computed_again_and_written_whole(lab: FakeLab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "null"])
+def test_a_damaged_record_is_computed_again_and_written_whole(text: str, lab: FakeLab, tmp_path: Path) -> None:
     (job,) = jobs(lab.add("quick"))
     compute([job], tmp_path)
     folder = folder_of(tmp_path, job.provenance)
-    (folder / "record.json").write_text("{")
+    (folder / "record.json").write_text(text)
     result, watcher = compute([job], tmp_path)
     assert "record damaged" in watcher.text.getvalue()
     assert result.exit_status == 0

@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from theorylab.core.checkpoints import discard
 from theorylab.core.claim import Claim, Finding, Verdict
@@ -285,14 +285,44 @@ def load(folder: Path, *, series: bool = True) -> Record:
     path = folder / "record.json"
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(body, dict):
+            raise ValueError(f"it holds a {type(body).__name__} instead of an object")
         if body.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of theorylab")
         digest, stored_series = body.pop("series_sha256"), body.pop("series")
         body["series"] = _read_series(folder / "series.npz", digest, stored_series) if series else []
         body["findings"] = [_decode(f) for f in body["findings"]]
-        return Record(**body | {"provenance": Provenance(**body["provenance"])})
+        record = Record(**body | {"provenance": Provenance(**body["provenance"])})
+        _check_kinds(record)
+        return record
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); the study will be computed again.") from error
+
+
+def _check_kinds(record: Record) -> None:
+    """Refuse what is JSON and no record: a file that something else wrote, or that was edited."""
+    for part in (record, record.provenance, *record.findings, *record.series):
+        for name, hint in _hints(type(part)).items():
+            if not _fits(getattr(part, name), hint):
+                raise ValueError(f"{name} of its {type(part).__name__.lower()} is of another kind than {hint}")
+    texts = {f.name for f in dataclasses.fields(Claim)} - {"source"}
+    for claim in record.claims:
+        if not all(isinstance(claim.get(name), str) for name in texts) or not {"work", "locator", "ref", "url"} <= set(claim["source"]):
+            raise ValueError(f"one of its claims lacks a text or its source: it has {', '.join(claim)}")
+
+
+_hints = lru_cache(get_type_hints)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(v, args[1]) for v in value.values())
+    if origin in (list, tuple):
+        return isinstance(value, origin) and all(_fits(v, args[0]) for v in value)
+    if origin is Literal:
+        return value in args
+    return hint is Any or isinstance(value, (int, float) if hint is float else hint)
 
 
 def _read_series(path: Path, digest: str, bodies: list[dict[str, Any]]) -> list[Series]:
