@@ -170,6 +170,22 @@ def test_settings_reach_the_study_and_the_record(lab: FakeLab, tmp_path: Path) -
     }
 
 
+def test_a_report_that_cannot_be_written_is_one_line_and_costs_no_record(
+    lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = lab.add("quick")
+    (tmp_path / "report.html").mkdir()
+    args = ["run", key, "--scale", "tiny", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(args) == 2
+    printed, err = capsys.readouterr()
+    assert "1 claim: 1 holds." in printed
+    assert f"theorylab: the report cannot be written to {tmp_path / 'report.html'} (Is a directory); the records are kept" in err
+    assert err.count("\n") == 1
+    (tmp_path / "report.html").rmdir()
+    assert main(args) == 0
+    assert "reused" in capsys.readouterr().out
+
+
 def test_a_killed_run_loses_only_the_study_it_was_in(lab: FakeLab, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     quick = lab.add("a_quick")
