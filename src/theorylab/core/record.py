@@ -284,15 +284,17 @@ def load(folder: Path, *, series: bool = True) -> Record:
     """
     path = folder / "record.json"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(body, dict):
-            raise ValueError(f"it holds a {type(body).__name__} instead of an object")
+        read = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError(f"it holds a {type(read).__name__} instead of an object")
+        body: dict[str, Any] = read
         if body.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of theorylab")
         digest, stored_series = body.pop("series_sha256"), body.pop("series")
         body["series"] = _read_series(folder / "series.npz", digest, stored_series) if series else []
         body["findings"] = [_decode(f) for f in body["findings"]]
-        record = Record(**body | {"provenance": Provenance(**body["provenance"])})
+        body["provenance"] = Provenance(**body["provenance"])
+        record = Record(**body)
         _check_kinds(record)
         return record
     except (OSError, ValueError, KeyError, TypeError) as error:
