@@ -49,6 +49,8 @@ class FakeConfig(Config):
 
     width: int = setting(3, "a width", low=1, high=9)
     grid: tuple[float, ...] = setting((0.1, 0.2), "a grid", low=0)
+    slope: float = setting(1.0, "a slope")
+    more: tuple[int, ...] = setting((), "more widths; none by default")
 
 
 @study("{key}", claims=[ONE], tiny=FakeConfig(seeds=2), small=FakeConfig(), large=FakeConfig(width=9))

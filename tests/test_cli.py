@@ -158,7 +158,32 @@ def test_settings_reach_the_study_and_the_record(lab: FakeLab, tmp_path: Path) -
     record = load(path.parent)
     assert record.findings[0].note == "4 (1.0, 2.0) 5 7 float32"
     assert record.scale == "large"
-    assert record.provenance.config == {"seeds": 5, "seed": 7, "device": "cpu", "dtype": "float32", "width": 4, "grid": [1.0, 2.0]}
+    assert record.provenance.config == {
+        "seeds": 5,
+        "seed": 7,
+        "device": "cpu",
+        "dtype": "float32",
+        "width": 4,
+        "grid": [1.0, 2.0],
+        "slope": 1.0,
+        "more": [],
+    }
+
+
+def test_a_report_that_cannot_be_written_is_one_line_and_costs_no_record(
+    lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = lab.add("quick")
+    (tmp_path / "report.html").mkdir()
+    args = ["run", key, "--scale", "tiny", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(args) == 2
+    printed, err = capsys.readouterr()
+    assert "1 claim: 1 holds." in printed
+    assert f"theorylab: the report cannot be written to {tmp_path / 'report.html'} (Is a directory); the records are kept" in err
+    assert err.count("\n") == 1
+    (tmp_path / "report.html").rmdir()
+    assert main(args) == 0
+    assert "reused" in capsys.readouterr().out
 
 
 def test_a_killed_run_loses_only_the_study_it_was_in(lab: FakeLab, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from theorylab.data import folder, synthetic
+from theorylab.data import folder, images, synthetic
 from theorylab.data.digits import digits
 from theorylab.data.folder import DataError, DataFile, data_file
 from theorylab.data.images import cifar10, mnist, mnist1d, pixels
@@ -155,6 +156,21 @@ def test_mnist1d_is_cached_and_leaves_global_generators_alone(tmp_path: Path, mo
     cached.write_bytes(cached.read_bytes()[:100])  # half a file, as a full disk leaves it
     assert torch.equal(mnist1d(50).test.x, first.test.x)
     assert first.train.x.shape == (40, 40)
+
+
+@pytest.mark.parametrize("change", ["code", "numpy", "scipy"])
+def test_mnist1d_of_another_generator_is_not_taken_from_the_cache(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEORYLAB_CACHE", str(tmp_path))
+    first, version = mnist1d(50), metadata.version
+    if change == "code":
+        monkeypatch.setattr(images, "source_digest", lambda _: "of another version")
+    else:
+        monkeypatch.setattr(metadata, "version", lambda name: "0" if name == change else version(name))
+    monkeypatch.setattr("mnist1d.data.make_dataset", lambda args: {k: np.zeros(5) for k in ("x", "y", "x_test", "y_test")})
+    assert float(mnist1d(50).train.x.abs().max()) == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("THEORYLAB_CACHE", str(tmp_path))
+    assert torch.equal(mnist1d(50).train.x, first.train.x)
 
 
 def test_a_missing_or_wrong_file_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ import pytest
 import torch
 from torch import nn
 
+import theorylab as tl
+from theorylab.core import fingerprint as described
 from theorylab.core.fingerprint import fingerprint
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.schedule import scheduled
 
 MODULE = """
+import functools
 import torch
 from torch import nn
 WIDTH = {width}
@@ -38,6 +42,20 @@ class Net(nn.Module):
 def helper(x):
     return x {sign} 1
 def make(): return Net()
+@functools.cache
+def cached(x):
+    return x {sign} 1
+def calls_cached(x): return cached(x)
+class Kept:
+    @functools.lru_cache
+    def method(self): return 1 {sign} 1
+    @functools.cached_property
+    def value(self): return 1 {sign} 1
+class Named:
+    def __reduce__(self): return "named"
+    def __call__(self, x): return x {sign} 1
+named = Named()
+def calls_named(x): return named(x)
 def loss(out, y):
     return helper(out).square().mean()
 names = {{"a", "b", "c", "d"}}
@@ -53,15 +71,23 @@ def module(**change: Any) -> types.ModuleType:
 
 
 def test_what_does_the_same_has_the_same_digest() -> None:
-    for name in ("make", "loss", "uses_a_set"):
+    for name in ("make", "loss", "uses_a_set", "cached", "Kept", "calls_named"):
         first, again = (getattr(module(comment=c), name) for c in ("", "another comment\n\n"))
         assert fingerprint(first) == fingerprint(again)
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("make", {"width": 5}), ("make", {"act": "torch.relu"}), ("loss", {"sign": "-"})],
-    ids=["a value of the module", "a method of a class", "a function that is called"],
+    [
+        ("make", {"width": 5}),
+        ("make", {"act": "torch.relu"}),
+        ("loss", {"sign": "-"}),
+        ("cached", {"sign": "-"}),
+        ("calls_cached", {"sign": "-"}),
+        ("Kept", {"sign": "-"}),
+        ("calls_named", {"sign": "-"}),
+    ],
+    ids=["a value", "a method", "a function", "cached", "cached, called", "cached, of a class", "pickled by its name"],
 )
 def test_what_a_function_names_counts_however_deep(name: str, change: dict) -> None:
     assert fingerprint(getattr(module(), name)) != fingerprint(getattr(module(**change), name))
@@ -89,6 +115,70 @@ def test_a_module_that_a_function_reaches_into_counts_by_its_source_as_it_is_now
         nets = importlib.import_module("theorylab_test_nets")
         found.append(fingerprint(lambda: nets.make()))  # noqa: B023 described at once
     assert found[0] != found[1]
+
+
+WAYS = {
+    "import": ("theorylab_test_{0}", "def f():\n    import theorylab_test_{0}_in.deep as d\n    return d.make()"),
+    "from": ("theorylab_test_{0}", "def f():\n    from theorylab_test_{0}_in.deep import make\n    return make()"),
+    "from a package": ("theorylab_test_{0}", "def f():\n    from theorylab_test_{0}_in import deep\n    return deep.make()"),
+    "relative": (
+        "theorylab_test_{0}_in.main",
+        "def f():\n    def g():\n        from .deep import make\n        return make()\n    return g()",
+    ),
+    "attribute": ("theorylab_test_{0}", "import theorylab_test_{0}_in.deep\ndef f(): return theorylab_test_{0}_in.deep.make()"),
+    "neighbour": ("theorylab_test_{0}", "def f():\n    import theorylab_test_{0}_by\n    return theorylab_test_{0}_by.make()"),
+}
+"""How a function may come to a file that it does not name itself: the module of the function, and its text."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_module_that_a_function_imports_when_it_runs_counts(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "".join(filter(str.isalpha, way))  # modules and their imports are remembered for the life of a process
+    where, text = (part.format(name) for part in WAYS[way])
+    package = tmp_path / f"theorylab_test_{name}_in"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (tmp_path / f"theorylab_test_{name}_by.py").write_text(f"from theorylab_test_{name}_in.deep import make")
+    (tmp_path / f"{where.replace('.', '/')}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    (package / "deep.py").write_text("def make(): return 1")
+    f = importlib.import_module(where).f
+    first = fingerprint(f)
+    assert fingerprint(f) == first
+    (package / "deep.py").write_text("def make(): return 2")
+    assert fingerprint(f) != first
+
+
+def test_nothing_is_imported_to_be_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theorylab_test_loud.py").write_text("raise SystemExit('imported')")
+
+    def f() -> None:
+        import theorylab_test_loud  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import theorylab_test_that_is_not_there  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    assert fingerprint(f) == fingerprint(f)
+
+
+def test_what_theorylab_has_itself_counts_by_the_module_that_defines_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+    monkeypatch.setattr(described, "source_digest", lambda module, _: asked.add(module) or "0")
+    monkeypatch.setattr(described, "_version", described._version.__wrapped__)
+
+    def imports(problem: Any) -> Any:
+        from theorylab import sharpness
+
+        return sharpness(problem)
+
+    for use in (lambda problem: tl.sharpness(problem), imports):
+        asked.clear()
+        fingerprint(use)
+        assert "theorylab.sharpness" in asked
+
+
+def test_the_version_of_an_installed_package_is_that_of_its_distribution() -> None:
+    assert described._release("PIL") == f"pillow {metadata.version('pillow')}"
+    assert described._release("torch") == metadata.version("torch")
 
 
 class Colour(enum.Enum):
@@ -132,6 +222,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "enum": (Colour.RED, Colour.BLUE),
     "dataclass": (Settings(0.1), Settings(0.2)),
     "builtin": (torch.tanh, torch.sin),
+    "builtin of a tensor": (torch.arange(3).dot, torch.arange(1, 4).dot),
     "attribute of a module": (lambda x: torch.tanh(x), lambda x: torch.sin(x)),
 }
 

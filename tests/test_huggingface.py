@@ -110,6 +110,21 @@ def test_the_model_is_left_bitwise_as_it_was(name: str) -> None:
     assert_same(model, before)
 
 
+def test_a_loader_of_dicts_is_read_in_the_order_of_the_seed_and_leaves_the_generators() -> None:
+    model, batch = gpt2(), sentences()
+    rows = [{k: t[i] for k, t in batch.items()} for i in range(3)]
+    loader = torch.utils.data.DataLoader(rows, shuffle=True, generator=torch.Generator())  # pyright: ignore[reportArgumentType]
+    before = torch.get_rng_state(), loader.generator.get_state()
+    first, again, *others = (Problem.from_hf(model, loader, seed=s) for s in (1, 1, 2, 3, 4, 5))
+    assert all(map(torch.equal, before, (torch.get_rng_state(), loader.generator.get_state())))
+
+    def order(problem: Problem) -> list[Any]:
+        return [b.content[0]["input_ids"].tolist() for b in problem.batches]
+
+    assert order(first) == order(again)
+    assert any(order(first) != order(other) for other in others)
+
+
 @dataclass(frozen=True)
 class Plain:
     """Derivatives of a model's mean loss and of its logits by autograd alone.

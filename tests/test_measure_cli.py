@@ -93,6 +93,44 @@ def test_measure_prints_a_table_writes_page_and_json_and_ends_with_the_path(fold
     assert [e.seed for e in card.entries] == [3]
 
 
+def test_files_of_one_name_in_several_folders_have_a_card_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = folder / "work"
+    targets = [
+        "mine.py",
+        "a/mine.py",
+        "b/mine.py",
+        "a-mine.py",
+        "a b/mine.py",
+        "a.b/mine.py",
+        "../mine.py",
+        str(elsewhere / "a" / "mine.py"),
+    ]
+    for target in targets:
+        path = elsewhere / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILE)
+    os.chdir(elsewhere)
+    pages = []
+    for target in targets:
+        assert main(["measure", f"{target}:fixed", "--only", "sharpness"]) == 0
+        pages.append(Path(capsys.readouterr().out.splitlines()[-1]))
+    assert [p.name for p in pages[:3]] == ["mine-fixed.html", "a-mine-fixed.html", "b-mine-fixed.html"]
+    assert pages[-1] == pages[1]  # the same file, named otherwise
+    assert len(set(pages)) == len(targets) - 1
+    assert sorted(p.stem for p in Path("cards").glob("*.json")) == sorted({p.stem for p in pages})
+
+
+@pytest.mark.parametrize("ending", ["html", "json"])
+def test_a_card_that_cannot_be_written_is_shown_all_the_same(ending: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "cards" / f"mine-problem.{ending}").mkdir(parents=True)
+    assert main(["measure", "mine.py:problem", "--only", "sharpness"]) == 2
+    out, err = capsys.readouterr()
+    assert "sharpness" in out
+    assert err.splitlines()[-1].startswith("theorylab: the card cannot be written to ")
+    assert f"cards/mine-problem.{ending} (Is a directory)" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("name", ["fixed", "triple", "makes_triple"])
 def test_all_kinds_of_objects_are_measured_as_the_same_problem(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", f"mine.py:{name}", "--only", "sharpness", "--json", "--out", "elsewhere", "--dtype", "float64"]) == 0

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 from zoo import ZOO, as_dict, cnn, labels, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian, sharpness
 from theorylab.instruments.preflight import preflight
+from theorylab.models.seeded import seeded
 
 EVERY = pytest.mark.parametrize("name", ZOO)
 
@@ -149,6 +152,61 @@ def test_a_loader_that_shuffles_is_read_once_and_keeps_its_generator() -> None:
     assert [b.rows for b in problem.batches] == [5, 5, 2]
     assert torch.allclose(problem.gradient(), Problem(model, F.cross_entropy, (x, y)).gradient(), atol=1e-6)
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+class Augmented(Dataset):
+    """Rows that every generator there is has a part in."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, k: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(5) + random.gauss(0, 1) + float(np.random.standard_normal()), torch.tensor(k % 3)
+
+
+def loaders() -> dict[str, DataLoader]:
+    """Loaders that draw rows or their order, each with what it draws from."""
+    rows, plain = Augmented(), TensorDataset(*vectors())
+    return {
+        "of the data set": DataLoader(rows, batch_size=5),
+        "of the loader": DataLoader(plain, batch_size=5, shuffle=True, generator=torch.Generator()),
+        "of the sampler": DataLoader(plain, batch_size=5, sampler=RandomSampler(plain, generator=torch.Generator())),
+        "of the batches": DataLoader(plain, batch_sampler=BatchSampler(RandomSampler(plain, generator=torch.Generator()), 5, False)),
+    }
+
+
+def generators(loader: DataLoader) -> list[Any]:
+    """States of all that a loader may draw from."""
+    own = [getattr(holder, "generator", None) for holder in (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))]
+    states = [torch.get_rng_state(), *(g.get_state() for g in own if g is not None)]
+    return [*(s.tolist() for s in states), random.getstate(), str(np.random.get_state())]
+
+
+@pytest.mark.parametrize("name", loaders())
+def test_a_loader_gives_the_data_of_the_seed_and_leaves_every_generator(name: str) -> None:
+    model, loader = mlp(), loaders()[name]
+    for g in (loader.generator, getattr(loader.sampler, "generator", None)):
+        if g is not None:
+            g.manual_seed(int(torch.randint(100, ())))  # wherever the user's generators are
+    before = generators(loader)
+    first = Problem(model, F.cross_entropy, loader, seed=1)
+    assert generators(loader) == before
+    list(loader)  # moves them all on
+    np.random.random(), random.random()
+    again, other = (Problem(model, F.cross_entropy, loader, seed=s) for s in (1, 2))
+    assert all(torch.equal(a.content[0], b.content[0]) for a, b in zip(first.batches, again.batches, strict=True))
+    assert not torch.equal(first.batches[0].content[0], other.batches[0].content[0])
+
+
+def test_a_problem_on_the_cpu_leaves_the_generators_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded_there: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_there.append)
+    Problem(mlp(), F.cross_entropy, [vectors()]).gradient()
+    Problem(mlp(), F.cross_entropy, loaders()["of the loader"]).gradient()
+    seeded(lambda: nn.Linear(3, 1), 5)
+    assert not seeded_there
+    torch.manual_seed(0)
+    assert seeded_there  # a call that this test would have seen
 
 
 def test_minibatches_are_weighted_by_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -104,6 +105,35 @@ def test_of_several_controls_each_must_fail() -> None:
     assert record.verdict(CLAIM.key, "control") is Verdict.INCONCLUSIVE
 
 
+OTHER_JSON = {
+    "null": lambda body: None,
+    "a text": lambda body: "record",
+    "a number": lambda body: 3,
+    "a list": lambda body: [body],
+    "claims null": lambda body: body | {"claims": None},
+    "claims of texts": lambda body: body | {"claims": ["a/b/c"]},
+    "a claim without a key": lambda body: body | {"claims": [{}]},
+    "a claim without a source": lambda body: body | {"claims": [body["claims"][0] | {"source": {}}]},
+    "a config that is a list": lambda body: body | {"provenance": body["provenance"] | {"config": []}},
+    "a version that is a number": lambda body: body | {"provenance": body["provenance"] | {"versions": {"torch": 2}}},
+    "no provenance": lambda body: body | {"provenance": None},
+    "an error that is a number": lambda body: body | {"error": 1},
+    "a measured text": lambda body: body | {"findings": [body["findings"][0] | {"measured": "3"}]},
+    "a finding that is a number": lambda body: body | {"findings": [3]},
+    "a title of nothing": lambda body: body | {"series": [body["series"][0] | {"title": None}]},
+}
+"""What is JSON, and no record."""
+
+
+@pytest.mark.parametrize("change", OTHER_JSON)
+def test_json_that_is_no_record_is_noticed(tmp_path: Path, change: str) -> None:
+    folder = records.save(make(), tmp_path)
+    path = folder / "record.json"
+    path.write_text(json.dumps(OTHER_JSON[change](json.loads(path.read_text()))))
+    with pytest.raises(RecordError, match="will be computed again"):
+        records.load(folder)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
@@ -130,6 +160,16 @@ def test_the_key_depends_on_all_that_matters_and_says_what_changed() -> None:
         assert words in other.differs_from(base)
 
 
+def test_versions_are_of_all_that_makes_numbers_installed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = records.versions()
+    assert {"torch", "mnist1d", "pillow"} <= set(found)
+    assert "not installed" not in found.values()
+    monkeypatch.setattr(records, "VERSIONED", ("torch", "a-package-that-is-not-there"))
+    records.versions.cache_clear()
+    assert records.versions() == {"torch": found["torch"], "a-package-that-is-not-there": "not installed"}
+    records.versions.cache_clear()
+
+
 def test_the_source_digest_follows_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "madeup"
     package.mkdir()
@@ -150,6 +190,28 @@ def test_the_source_digest_follows_imports(tmp_path: Path, monkeypatch: pytest.M
     (package / "deep.py").write_text("x = 2\n")
     assert digest() != first
     assert {p.name for p in records.imported_files("madeup.study")} == {"__init__.py", "study.py", "helper.py", "deep.py"}
+
+
+def test_the_source_digest_follows_relative_imports_and_what_theorylab_has_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "kindred"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "study.py").write_text(
+        "from .helper import K\nfrom . import beside\nfrom .inner import below\nfrom theorylab import hessian\n"
+    )
+    (package / "helper.py").write_text("K = 1\n")
+    (package / "beside.py").write_text("import theorylab as tl\nf = lambda p: tl.trace(p)\n")
+    (package / "inner" / "__init__.py").write_text("from .... import nowhere\n")  # leads out of the package
+    (package / "inner" / "below.py").write_text("from ..helper import K\nfrom .level import *\n")
+    (package / "inner" / "level.py").write_text("raise RuntimeError('never imported to be read')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    files = records.imported_files("kindred.study")
+    own = {str(p.relative_to(package)) for p in files if p.is_relative_to(package)}
+    assert own == {"study.py", "__init__.py", "helper.py", "beside.py", "inner/__init__.py", "inner/below.py", "inner/level.py"}
+    assert {"curvature.py", "operator.py", "trace.py"} <= {p.name for p in files}  # of hessian and of trace
+    before = records.source_digest("kindred.study")
+    (package / "helper.py").write_text("K = 2\n")
+    assert records.source_digest("kindred.study") != before
 
 
 def test_a_module_of_theorylab_brings_the_modules_it_uses() -> None:

@@ -24,6 +24,7 @@ from theorylab.report.axis import choose, distance_axis
 from theorylab.report.figures import draw, styles
 from theorylab.report.interval_plot import plot
 from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.numbers import number
 from theorylab.report.page import render
 from theorylab.report.tables import as_csv, data_link, table
 from theorylab.report.thinning import POINTS, thin
@@ -94,6 +95,10 @@ def test_page_is_well_formed_with_unique_ids(page: Parsed):
     assert page.faults == []
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_claim_and_figure_is_drawn(page: Parsed):
+    assert "cannot be drawn" not in " ".join(page.words)
 
 
 def test_every_claim_has_an_anchor_and_every_inner_link_a_target(page: Parsed, records: list[Record]):
@@ -334,6 +339,43 @@ def test_axis_is_monotone_and_shows_the_claim(rows: list[list[float]], rest: lis
     assert 1 <= len(ticks) <= 12
     assert all(-1e-6 <= x <= 100 + 1e-6 for x, _ in ticks)
     assert len({label for _, label in ticks}) == len(ticks)
+
+
+EDGE_OF_FLOAT64 = {
+    "an identity missed by all": ("identity", Equals(rtol=1e-12), 1.0, [1e308]),
+    "both ends": ("asymptotic", Equals(rtol=0.1), 1e-300, [1e300]),
+    "both signs": ("identity", Equals(rtol=1e-12), -0.5e308, [1.2e308]),
+}
+
+
+@pytest.mark.parametrize("name", EDGE_OF_FLOAT64)
+def test_numbers_that_no_axis_holds_are_told_without_a_picture(name: str):
+    kind, relation, predicted, measured = EDGE_OF_FLOAT64[name]
+    claim = report_records.claim("a/b/c", "s", "x", kind, relation, "none")
+    near, far = claim.check(predicted=predicted, measured=predicted), claim.check(predicted=predicted, measured=measured)
+    drawn = plot([near, far], kind)
+    assert drawn.label == f"cannot be drawn: no axis holds these numbers, which reach {number(measured[0])}"
+    assert [(s.finding, s.svg) for s in drawn.strips] == [(near, ""), (far, "")]
+    made = report_records.record("a/b", "Title", "", [claim], [near, far], [])
+    page = Parsed(render([made, *report_records.records()], report_records.SYLLABUS))
+    assert not page.faults
+    words = " ".join(" ".join(page.words).split())
+    assert words.count("cannot be drawn") == 1  # and every other claim is
+    assert number(predicted) in words
+
+
+@pytest.mark.parametrize("y", [[-1.7e308, 1.7e308], [1e308, 1.2e308]])
+def test_a_figure_that_cannot_be_drawn_says_why_and_keeps_its_numbers(y: list[float], tmp_path: Path):
+    series = Series("edge", "At the edge of float64", x="step", y="y").line("a", [0, 1], y)
+    made = report_records.record("a/b", "Title", "", [], [], [series])
+    write([made, report_records.bias()], report_records.SYLLABUS, tmp_path)
+    page = Parsed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert not page.faults
+    words = " ".join(" ".join(page.words).split())
+    assert re.search(r"This figure cannot be drawn \(\w+: .+\)\. Its numbers are in the table and in the CSV\.", words)
+    assert number(y[1], 6) in words
+    with (tmp_path / "csv" / "a-b-edge.csv").open() as file:
+        assert [float(row["y"]) for row in csv.DictReader(file)] == y
 
 
 def test_distance_axis_of_exact_agreement_alone():

@@ -196,11 +196,12 @@ def test_a_record_in_the_place_of_another_is_not_believed(lab: FakeLab, tmp_path
     assert "another run" in decide(other, tmp_path, force=False).reason
 
 
-def test_a_damaged_record_is_computed_again_and_written_whole(lab: FakeLab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "null"])
+def test_a_damaged_record_is_computed_again_and_written_whole(text: str, lab: FakeLab, tmp_path: Path) -> None:
     (job,) = jobs(lab.add("quick"))
     compute([job], tmp_path)
     folder = folder_of(tmp_path, job.provenance)
-    (folder / "record.json").write_text("{")
+    (folder / "record.json").write_text(text)
     result, watcher = compute([job], tmp_path)
     assert "record damaged" in watcher.text.getvalue()
     assert result.exit_status == 0
@@ -299,10 +300,16 @@ def test_selection_by_study_topic_claim_and_glob(lab: FakeLab) -> None:
         ({"seeds": 0}, {}, "seeds must be at least 1, got 0"),
         ({}, {"width": "10"}, "width must be at most 9, got 10"),
         ({}, {"width": "3.5"}, "width must be a whole number, got '3.5'"),
-        ({}, {"widht": "3"}, r"no setting 'widht' \(did you mean width\?\); it has seeds, seed, device, dtype, width, grid"),
+        ({}, {"widht": "3"}, r"no setting 'widht' \(did you mean width\?\); it has seeds, seed, device, dtype, width, grid, slope, more"),
         ({}, {"grid": "0.1,x"}, "grid must be numbers, comma-separated"),
         ({}, {"grid": "0.1,-1"}, "grid must be at least 0, got -1"),
+        ({}, {"grid": "0.1,inf"}, "grid must be finite, got inf"),
+        ({}, {"grid": "nan"}, "grid must be finite, got nan"),
+        ({}, {"grid": ""}, "grid must hold at least one value, got none"),
+        ({}, {"slope": "-inf"}, "slope must be finite, got -inf"),
         ({"dtype": "float16"}, {}, "dtype must be one of float64, float32"),
+        ({"seeds": 4}, {"seeds": "3"}, "--seeds 4 and --set seeds=3 contradict each other: give seeds once"),
+        ({"dtype": "float32"}, {"dtype": "float64"}, "--dtype float32 and --set dtype=float64 contradict each other"),
     ],
 )
 def test_settings_that_are_refused(lab: FakeLab, common: dict, own: dict, words: str) -> None:
@@ -315,6 +322,8 @@ def test_settings_as_text_and_as_a_table(lab: FakeLab) -> None:
     loaded = load_study(lab.add("quick"))
     config = configure(loaded, Scale.TINY, {"seeds": 4}, assignments(["width=5", "grid=1, 2.5"]))
     assert (config.seeds, config.width, config.grid) == (4, 5, (1.0, 2.5))  # type: ignore[attr-defined]
+    same = configure(loaded, Scale.TINY, {"seeds": 4}, assignments(["seeds=4", "more=", "slope=-1e300"]))
+    assert (same.seeds, same.more, same.slope) == (4, (), -1e300)  # type: ignore[attr-defined]
     assert ("width", "5", "a whole number, 1 … 9", "a width") in describe(config)
     for texts in (["width"], ["=3"], ["width=1", "width=2"]):
         with pytest.raises(UsageError, match="--set"):

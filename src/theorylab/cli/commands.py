@@ -106,7 +106,14 @@ def run(options: Run) -> int:
     _summarize(result, console)
     done = {record.study for record in result.records}
     pending = [card for card in chosen if card.key not in done]
-    print(write(result.records, dict(course.raw), options.out, pending=pending, topics=topic_texts(chosen)).resolve())
+    try:
+        page = write(result.records, dict(course.raw), options.out, pending=pending, topics=topic_texts(chosen))
+    except OSError as error:
+        raise UsageError(
+            f"the report cannot be written to {error.filename2 or error.filename or options.out} ({error.strerror or error}); the records "
+            "are kept: make way for it, and the same command writes it."
+        ) from None
+    print(page.resolve())
     return result.exit_status
 
 

@@ -120,7 +120,7 @@ Examples:
   theorylab run --cluster tcp://head:8786                on a Dask cluster
 
 Exit status: 0 no claim fails (inconclusive ones are named); 1 a claim fails, a control holds, or a study errs;
-2 wrong usage; 130 stopped by Ctrl-C."""
+2 wrong usage, or the report cannot be written; 130 stopped by Ctrl-C."""
 _PLAN = """Say what a run would cost, in seconds and bytes, before it starts; takes the options of `run`.
 
 Examples:
@@ -156,7 +156,8 @@ Examples:
   theorylab measure my_model.py:problem --only sharpness --json      one number, for a program
   theorylab measure my_model.py:problem --memory 4GiB --device cuda
 
-Exit status: 0 all that apply are measured; 1 an instrument failed; 2 wrong usage, or the file cannot be used; 130 stopped by Ctrl-C."""
+Exit status: 0 all that apply are measured; 1 an instrument failed; 2 wrong usage, the file cannot be used, or the card cannot be written;
+130 stopped by Ctrl-C."""
 _PLAN_MEASURE = """Say what `measure` would cost, in seconds and bytes, from a few gradients of the problem.
 
 Examples:

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from theorylab.core.generators import generators_of, seeded_generators, seeded_others
+
 
 class Batch(NamedTuple):
     """One minibatch: ``content`` as the loss takes it, and how many rows it holds."""
@@ -87,17 +89,15 @@ def _other_numbers(tree: Any) -> str | None:
     return "plain numbers" if isinstance(tree, int | float) and not isinstance(tree, bool) else None
 
 
-def _drain(loader: Iterable[Any], seed: int) -> list[Any]:
-    """The batches of a loader in one order, without advancing any random number generator."""
-    generator = getattr(loader, "generator", None)
-    state = generator.get_state() if isinstance(generator, torch.Generator) else None
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return list(loader)
-    finally:
-        if state is not None and isinstance(generator, torch.Generator):
-            generator.set_state(state)
+def drain(loader: Iterable[Any], seed: int, device: torch.device) -> list[Any]:
+    """The batches of a loader in the order, and with the augmentation, that ``seed`` gives; every generator is as it was afterwards.
+
+    Those are the global ones of torch (of the CPU and of ``device``), Python and NumPy, and those of the loader and its samplers.
+    """
+    if isinstance(loader, list | tuple):
+        return list(loader)
+    with seeded_generators(seed, device), seeded_others(seed, generators_of(loader)):
+        return list(loader)
 
 
 def order_of(data: Any) -> Literal["given", "shuffled"]:
@@ -115,7 +115,7 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
             batches. A batch that is a tuple or list of length two is a pair (x, y), any other goes to loss(model, batch) whole.
         dtype: None leaves the data as they are.
         device: Where the batches go.
-        seed: Fixes the order of a shuffling loader, which is read once.
+        seed: Fixes what a loader draws, such as its order; it is read once.
         batch_size: Splits every batch into parts of at most so many rows.
 
     Raises:
@@ -133,7 +133,7 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
         advice = ": give x with its y, or [x] for loss(model, batch)" if isinstance(data, Tensor) else advice
         raise TypeError(f"data must be a tuple (x, y), a dict, a list of batches or a DataLoader, got {type(data).__name__}{advice}.")
     else:
-        items = _drain(data, seed)
+        items = drain(data, seed, device)
     if not items:
         raise ValueError(
             "data must hold at least one batch, got none: the data set is empty, or drop_last=True drops all that a loader has."

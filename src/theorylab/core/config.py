@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -29,7 +30,8 @@ class Config:
     """Settings common to all studies; a study subclasses it and adds its own with `setting`.
 
     Raises:
-        ValueError: a value outside its range, naming the field, the range and the value.
+        ValueError: a value outside its range, or not finite, naming the field, the range and the value; or no value at all for a setting
+            of several, where that is not the default.
 
     Example:
         >>> Config(seeds=0)
@@ -50,7 +52,11 @@ class Config:
             tail = f" ({f.name}: {about})." if about else "."
             if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
                 raise ValueError(f"{f.name} must be one of {', '.join(map(str, typing.get_args(hint)))}, got {value!r}{tail}")
+            if value == () and f.default != ():
+                raise ValueError(f"{f.name} must hold at least one value, got none{tail}")
             for v in value if isinstance(value, tuple) else (value,):
+                if isinstance(v, float) and not math.isfinite(v):  # a closed range has no place for it, nor has a record
+                    raise ValueError(f"{f.name} must be finite, got {v}{tail}")
                 if low is not None and not v >= low:
                     raise ValueError(f"{f.name} must be at least {low:g}, got {v}{tail}")
                 if high is not None and not v <= high:

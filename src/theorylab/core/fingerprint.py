@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
+import importlib.util
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from theorylab.core.record import source_digest
+from theorylab.core.record import OURS, absolute_name, public_names, source_digest
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), torch.dtype, torch.device, torch.Size)
 DESCRIPTORS = (staticmethod, classmethod)
@@ -27,9 +30,9 @@ def fingerprint(*things: Any) -> str:
 
     Tensors and arrays count by their numbers, containers and objects by what they hold. A function counts by its code, its defaults, what
     it closes over, and the functions, classes and values of its module that it names, however deep, and so does a class by its methods. Of
-    installed packages names and versions count; of theorylab, and of modules that a function reaches into, their source. Names of
-    functions, comments and line numbers do not count. What differs may do the same all the same: the digest errs on that side alone, but
-    for what a function looks up at run time (files, attributes by name).
+    installed packages names and versions count; of theorylab, and of modules that a function reaches into or imports when it runs, their
+    source. Names of functions, comments and line numbers do not count. What differs may do the same all the same: the digest errs on that
+    side alone, but for what a function looks up at run time (files, attributes by name).
 
     Raises:
         TypeError: something that cannot be described, such as an open file or a generator; the message names it.
@@ -83,7 +86,7 @@ class _Digests:
         elif isinstance(thing, list | tuple):
             yield from map(self.of, thing)
         elif isinstance(thing, types.ModuleType):
-            yield thing.__name__ + (_version(thing.__name__) or _source(thing.__name__))
+            yield _of_module(thing.__name__)
         elif isinstance(thing, types.CodeType):
             # a docstring is a constant like others
             yield from (thing.co_code.hex(), *thing.co_names, *thing.co_varnames[: thing.co_argcount], *map(self.of, thing.co_consts))
@@ -95,12 +98,17 @@ class _Digests:
             yield from self._class(thing)
         elif isinstance(thing, property):
             yield from map(self.of, (thing.fget, thing.fset))
+        elif isinstance(thing, functools.cached_property):
+            yield self.of(thing.func)
         elif isinstance(thing, DESCRIPTORS):
             yield self.of(thing.__func__)
         elif isinstance(thing, functools.partial):
             yield from map(self.of, (thing.func, thing.args, thing.keywords))
         elif isinstance(thing, types.BuiltinFunctionType | types.WrapperDescriptorType | types.MethodDescriptorType):
             yield f"{getattr(thing, '__module__', '')}.{thing.__qualname__}"
+            owner = getattr(thing, "__self__", None)  # of a method of C: a tensor, say
+            if owner is not None and not isinstance(owner, types.ModuleType):
+                yield self.of(owner)
         else:
             yield from self._object(thing)
 
@@ -116,8 +124,14 @@ class _Digests:
             yield f"{function.__module__}.{function.__qualname__} {known}"
             return
         yield self.of(function.__code__)
-        for name in sorted(set(_names(function.__code__)) & function.__globals__.keys()):
-            yield name + self.of(function.__globals__[name])
+        names, within = set(_names(function.__code__)), function.__globals__
+        for name in sorted(names & within.keys()):
+            yield name + self.of(within[name])
+            if isinstance(within[name], types.ModuleType):
+                yield from map(_of_module, sorted(_reached(within[name], names)))
+        for name in sorted(set(_imports(function.__code__, str(within.get("__package__") or "")))):
+            yield _of_module(name)
+            yield from map(_of_module, sorted(_lazy(name, names)))
 
     def _class(self, cls: type) -> Iterator[str]:
         known = _version(cls.__module__)
@@ -135,7 +149,14 @@ class _Digests:
             reduced = thing.__reduce_ex__(4)
         except TypeError as error:
             raise TypeError(f"{thing!r} cannot be told from others of its kind ({error}): use something else in its place.") from None
-        yield from map(self.of, reduced) if isinstance(reduced, tuple) else [f"{type(thing).__module__} {reduced}"]
+        if isinstance(reduced, tuple):
+            yield from map(self.of, reduced)
+            return
+        yield f"{type(thing).__module__} {reduced}"  # a name, by which pickle finds it; what it does is told by what it wraps, or holds
+        if hasattr(thing, "__wrapped__"):
+            yield self.of(thing.__wrapped__)
+        elif not _version(type(thing).__module__):
+            yield from map(self.of, (type(thing), getattr(thing, "__dict__", {})))
 
 
 def _joined(*parts: str) -> str:
@@ -150,25 +171,83 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def _imports(code: types.CodeType, package: str) -> Iterator[str]:
+    """Full names of what a function, and those within it, import when they run, whether modules or parts of them."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    for level, parts, step in zip(steps, steps[1:], steps[2:], strict=False):
+        if step.opname == "IMPORT_NAME" and (name := absolute_name(step.argval, level.argval, package)):
+            yield from (name, *(f"{name}.{part}" for part in parts.argval or ()))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _imports(constant, package)
+
+
+def _reached(module: types.ModuleType, names: Collection[str]) -> set[str]:
+    """Modules of the user's and of ours that code with these names may reach as attributes of ``module``."""
+    found: set[str] = set()
+    queue = [module]
+    while queue:
+        outer = queue.pop()
+        if not _looked_into(outer.__name__):
+            continue
+        inner = [m for name in names if isinstance(m := vars(outer).get(name), types.ModuleType) and m.__name__ not in found]
+        queue += inner
+        found |= {m.__name__ for m in inner} | _lazy(outer.__name__, names)
+    return found
+
+
+def _lazy(module: str, names: Collection[str]) -> set[str]:
+    """What theorylab itself imports when it is asked for it."""
+    return {f"{OURS}.{name}" for name in names if name in public_names()} if module == OURS else set()
+
+
 @functools.cache
 def _version(module: str | None) -> str:
     """What stands for the source of an installed module: of theorylab the source itself; empty for one of the user's."""
     top = (module or "__main__").partition(".")[0]
     if top in ("__main__", "__mp_main__"):  # of a notebook, the file of this module is an installed one
         return ""
-    if top == "theorylab":
+    if top == OURS:
         return _source(str(module))
     if top in sys.stdlib_module_names:
         return sys.version.split()[0]
-    path = getattr(sys.modules.get(top), "__file__", None) or ""
     installed = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
-    return str(getattr(sys.modules[top], "__version__", "installed")) if any(path.startswith(p + "/") for p in installed) else ""
+    return _release(top) if any(_place(top).startswith(p + "/") for p in installed) else ""
+
+
+def _place(top: str) -> str:
+    """Where a module is, imported or not; empty where that cannot be told."""
+    path = getattr(sys.modules.get(top), "__file__", None)
+    if path:
+        return path
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a module made by hand
+        return ""
+    return "" if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), "")
+
+
+def _release(top: str) -> str:
+    """The version of the distribution that has a module: its own ``__version__`` is there only once it is imported."""
+    try:
+        return metadata.version(top)
+    except metadata.PackageNotFoundError:  # its distribution has another name, which takes half a second to find
+        names = metadata.packages_distributions().get(top, [])
+    return " ".join(f"{name} {metadata.version(name)}" for name in sorted(set(names))) or "installed"
+
+
+def _looked_into(module: str) -> bool:
+    return module.partition(".")[0] == OURS or not _version(module)
+
+
+def _of_module(module: str) -> str:
+    return module + (_version(module) or _source(module))
 
 
 def _source(module: str) -> str:
-    """Digest of a module's source as it is now, and of what it imports of its own package; its name where it has none."""
+    """Digest of a module's source as it is now, and of what it imports of the user's and of ours; its name where it has none."""
     try:
-        found = source_digest(module)
+        found = source_digest(module, _looked_into)
     except (ImportError, SyntaxError, ValueError):
         found = ""
     return found or module

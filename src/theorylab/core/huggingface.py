@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from theorylab.core.autograd_graph import nodes_before
-from theorylab.core.batches import Batch, map_tensors
+from theorylab.core.batches import Batch, drain, map_tensors
 from theorylab.core.loss_form import naming
 from theorylab.core.safe import safe
 
@@ -54,14 +54,14 @@ def predicted(targets: Tensor) -> int:
     return len(targets) if targets.is_floating_point() else int((targets != IGNORED).sum())
 
 
-def arguments(model: Any, batches: Any, *, train: bool) -> tuple[Callable[..., Tensor], list[Any], dict[str, Any]]:
+def arguments(model: Any, batches: Any, *, train: bool, seed: int) -> tuple[Callable[..., Tensor], list[Any], dict[str, Any]]:
     """Loss, data and options with which a Problem measures the model's own loss on dict batches; see `Problem.from_hf`."""
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model must be a model of transformers, with a config, got {type(model).__name__}: use Problem itself for others.")
     if train and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
         # Recomputed in the backward pass, its layers would see the model's own parameters instead of the problem's.
         raise ValueError("model recomputes activations (gradient checkpointing), which cannot be differentiated twice: disable it first.")
-    pairs = split_batches(model, batches)
+    pairs = split_batches(model, batches, seed)
     if not pairs:
         raise ValueError("batches must hold at least one batch, got none.")
     device = next(model.parameters()).device
@@ -79,7 +79,7 @@ def own_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     return model(**batch).loss
 
 
-def split_batches(model: Any, batches: Any) -> list[tuple[dict[str, Any], Tensor]]:
+def split_batches(model: Any, batches: Any, seed: int) -> list[tuple[dict[str, Any], Tensor]]:
     """Dicts (or a loader of dicts) as pairs (keyword arguments of the model, labels), with the options that measuring needs.
 
     Raises:
@@ -94,7 +94,7 @@ def split_batches(model: Any, batches: Any) -> list[tuple[dict[str, Any], Tensor
     # A cache of keys and values is for generation, and its tensors have no place in a differentiated forward pass.
     options = {name: value for name, value in {"use_cache": False, "return_dict": True}.items() if name in accepted}
     pairs = []
-    for item in items:
+    for item in drain(items, seed, next(model.parameters()).device):
         if not isinstance(item, Mapping):
             raise TypeError(f"every batch must be a dict of tensors, got {type(item).__name__}: use a tokenizer's collator.")
         if not isinstance(item.get("labels"), Tensor):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from theorylab.core.arguments import check_arguments
 from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
+from theorylab.core.generators import generator_states, seed_generators
 from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
-from theorylab.core.safe import generator_states, kernels, needs_plain_kernels, safe, seed_generators
+from theorylab.core.safe import kernels, needs_plain_kernels, safe
 from theorylab.core.selection import select
 from theorylab.core.substitution import places_of, substituted
 
@@ -38,7 +39,7 @@ class Problem:
         dtype: Convert copies of parameters, buffers and data to this floating-point type.
         device: Move copies there. Default: where the parameters are.
         train: Evaluate in training mode (BatchNorm by batch statistics, dropout on) instead of evaluation mode.
-        seed: Freezes dropout: batch k draws from seed + k, at every evaluation the same.
+        seed: Freezes dropout: batch k draws from seed + k, at every evaluation the same. Also what a DataLoader draws when it is read.
         batch_size: Split the batches further. In training mode BatchNorm then sees the smaller batches.
         read: What of the model's outputs the loss of pairs and the instruments see: ``lambda out: out.logits``. Default: all.
         count: How much a batch weighs, given its content: predicted tokens, say. Default: its rows.
@@ -122,7 +123,7 @@ class Problem:
         """
         from theorylab.core.huggingface import arguments
 
-        loss, data, own = arguments(model, batches, train=options.get("train", False))
+        loss, data, own = arguments(model, batches, train=options.get("train", False), seed=options.get("seed", 0))
         return cls(model, loss, data, **own, **options)
 
     @property

@@ -11,12 +11,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from theorylab.core.checkpoints import discard
 from theorylab.core.claim import Claim, Finding, Verdict
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Raised when the layout changes; records of another schema are computed again."""
 
-VERSIONED = ("theorylab", "torch", "numpy", "scipy", "scikit-learn")
-"""The packages whose versions can change a number."""
+OURS = __name__.partition(".")[0]
+"""Our own package, by the name under which it is imported."""
+
+VERSIONED = ("theorylab", "torch", "numpy", "scipy", "scikit-learn", "mnist1d", "pillow")
+"""The packages whose versions can change a number, those that make or decode data among them."""
 
 
 class RecordError(Exception):
@@ -122,7 +127,14 @@ def machine() -> dict[str, str]:
 @lru_cache
 def versions() -> dict[str, str]:
     """The installed versions that can change a number."""
-    return {name: metadata.version(name) for name in VERSIONED}
+    return {name: _version(name) for name in VERSIONED}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a study that needs it will say so
+        return "not installed"
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -134,36 +146,77 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from _statements(inner)
 
 
+@cache
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module lies; unlike `importlib.util.find_spec` this imports none of the packages around it. None where there is none."""
+    package = name.rpartition(".")[0]
+    if not package:
+        try:
+            return importlib.util.find_spec(name)
+        except ValueError:  # a module made by hand, or the program itself
+            return None
+    around = _spec(package)
+    places = None if around is None else around.submodule_search_locations
+    return None if places is None else PathFinder.find_spec(name, places)  # of `from package.module import name` the last part is none
+
+
 @cache  # studies share most of what they import
 def _module(name: str) -> tuple[Path, tuple[str, ...]] | None:
-    """The source file of a module and the names that it imports absolutely; None where there is no such file."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # `from package.module import name`: the last part is not a module
-        return None
+    """The source file of a module and the full names of what it imports; None where there is no such file."""
+    spec = _spec(name)
     if spec is None or spec.origin is None:
         return None
-    path, names = Path(spec.origin), []
-    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
+    path = Path(spec.origin)
+    if path.suffix != ".py":  # an extension counts by its bytes
+        return path, ()
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):  # it cannot be imported, and whoever needs it will say so
+        return path, ()
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    names, ours = [], set()
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names += [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            ours |= {a.asname or OURS for a in node.names if a.name == OURS or (a.name.startswith(f"{OURS}.") and a.asname is None)}
+        elif isinstance(node, ast.ImportFrom) and (source := absolute_name(node.module or "", node.level, package)):
+            names += [source, *(f"{source}.{a.name}" for a in node.names)]
+    if ours:  # what is an attribute of theorylab itself is imported when it is used
+        names += [f"{OURS}.{n.attr}" for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", None) in ours]
     return path, tuple(names)
 
 
+def absolute_name(name: str, level: int, package: str) -> str:
+    """What ``level`` dots and a name mean within a package; empty where they lead out of it."""
+    try:
+        return importlib.util.resolve_name("." * level + name, package)
+    except ImportError:
+        return ""
+
+
+def public_names() -> Mapping[str, str]:
+    """The names that theorylab has itself, and the modules in it that define them."""
+    return vars(sys.modules[OURS])["_PUBLIC"]  # not imported: every change of that list would be one of the source of all studies
+
+
 @lru_cache
-def imported_files(module: str) -> frozenset[Path]:
-    """The source files of ``module`` and of all modules of its top-level package, and of theorylab, that it imports, however deep."""
-    roots = (module.partition(".")[0], "theorylab")
+def imported_files(module: str, follows: Callable[[str], bool] | None = None) -> frozenset[Path]:
+    """The source files of ``module`` and of the modules that it imports, however deep.
+
+    ``follows`` tells of a module's name whether it is looked into; by default those of the same top-level package, and of theorylab.
+    """
+    roots = (module.partition(".")[0], OURS)
     seen: set[str] = set()
     files: set[Path] = set()
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in seen or name.partition(".")[0] not in roots:
+        top, _, rest = name.partition(".")
+        if name in seen or not (top in roots if follows is None else follows(name)):
             continue
         seen.add(name)
+        if top == OURS and rest in public_names():
+            queue.append(f"{OURS}.{public_names()[rest]}")
         found = _module(name)
         if found is not None:
             files.add(found[0])
@@ -171,10 +224,10 @@ def imported_files(module: str) -> frozenset[Path]:
     return frozenset(files)
 
 
-def source_digest(module: str) -> str:
+def source_digest(module: str, follows: Callable[[str], bool] | None = None) -> str:
     """Digest of the text of `imported_files`: it changes when any code that the study runs changes."""
     digest = hashlib.sha256()
-    for text in sorted(path.read_bytes() for path in imported_files(module)):
+    for text in sorted(path.read_bytes() for path in imported_files(module, follows)):
         digest.update(hashlib.sha256(text).digest())
     return digest.hexdigest()[:16]
 
@@ -249,15 +302,47 @@ def load(folder: Path, *, series: bool = True) -> Record:
     """
     path = folder / "record.json"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError(f"it holds a {type(read).__name__} instead of an object")
+        body: dict[str, Any] = read
         if body.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of theorylab")
         digest, stored_series = body.pop("series_sha256"), body.pop("series")
         body["series"] = _read_series(folder, digest, stored_series) if series else []
         body["findings"] = [_decode(f) for f in body["findings"]]
-        return Record(**body | {"provenance": Provenance(**body["provenance"])})
+        body["provenance"] = Provenance(**body["provenance"])
+        record = Record(**body)
+        _check_kinds(record)
+        return record
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); the study will be computed again.") from error
+
+
+def _check_kinds(record: Record) -> None:
+    """Refuse what is JSON and no record: a file that something else wrote, or that was edited."""
+    for part in (record, record.provenance, *record.findings, *record.series):
+        for name, hint in _hints(type(part)).items():
+            if not _fits(getattr(part, name), hint):
+                raise ValueError(f"{name} of its {type(part).__name__.lower()} is of another kind than {hint}")
+    texts = {f.name for f in dataclasses.fields(Claim)} - {"source"}
+    for claim in record.claims:
+        if not all(isinstance(claim.get(name), str) for name in texts) or not {"work", "locator", "ref", "url"} <= set(claim["source"]):
+            raise ValueError(f"one of its claims lacks a text or its source: it has {', '.join(claim)}")
+
+
+_hints = lru_cache(get_type_hints)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(v, args[1]) for v in value.values())
+    if origin in (list, tuple):
+        return isinstance(value, origin) and all(_fits(v, args[0]) for v in value)
+    if origin is Literal:
+        return value in args
+    return hint is Any or isinstance(value, (int, float) if hint is float else hint)
 
 
 def _read_series(folder: Path, digest: str, bodies: list[dict[str, Any]]) -> list[Series]:

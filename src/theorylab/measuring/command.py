@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from theorylab.measuring.costs import in_words
 from theorylab.measuring.families import choose
 from theorylab.measuring.measure import Session, announcer, prepare
 from theorylab.measuring.subject import SubjectError, load
+from theorylab.report.card import ReportCard
 from theorylab.report.card_table import as_text
 from theorylab.report.numbers import duration
 from theorylab.report.shell import slug
@@ -66,7 +70,7 @@ def measure(request: Request, out: Path, *, json: bool, console: Console) -> int
         0; 1 where an instrument raised; 130 where Ctrl-C stopped it, with what was done on the card.
 
     Raises:
-        UsageError: what was asked for cannot be carried out.
+        UsageError: what was asked for cannot be carried out, or the card, which is shown, not written.
     """
     check_folder(out)
     errors = Console(stderr=True)
@@ -80,21 +84,48 @@ def measure(request: Request, out: Path, *, json: bool, console: Console) -> int
     except KeyboardInterrupt:
         stopped = True
     card = session.card(entries)
-    stem = slug(card.title.replace(".py", ""))
-    text = card.to_json(out / f"{stem}.json")
-    page = card.to_html(out / f"{stem}.html").resolve()
+    page, trouble = _written(card, out, _name(request.target))
     if json:
-        print(text)
+        print(card.to_json())
     else:
         if console.is_terminal:
             console.print(card)
         else:
             print(as_text(card, console.width))  # a file wants no padding at the ends of lines
-        print(f"\n{page}", flush=True)
+        if not trouble:
+            print(f"\n{page}", flush=True)
+    if trouble:
+        raise UsageError(trouble)
     if stopped:
         print(f"theorylab: stopped: {len(entries)} of {len(session.tools)} instruments are on the card.", file=sys.stderr)
         return 130
     return int(any(entry.state == "failed" for entry in entries))
+
+
+def _name(target: str) -> str:
+    """The name of the card's files: where the file lies in the working folder, and the object in it.
+
+    So two files of one name in two folders have two cards. A digest tells what lies elsewhere, or has letters that a name should not have.
+    """
+    head, _, name = target.rpartition(":")
+    path, here = Path(os.path.abspath(head)), Path.cwd()
+    if path.is_relative_to(here) and path.suffix == ".py":
+        parts = (*path.relative_to(here).with_suffix("").parts, name)
+        if all(re.fullmatch(r"[A-Za-z0-9_]+", part) for part in parts):
+            return "-".join(parts)
+    return f"{slug(path.stem)}-{slug(name)}-{hashlib.sha256(f'{path}:{name}'.encode()).hexdigest()[:8]}"
+
+
+def _written(card: ReportCard, out: Path, name: str) -> tuple[Path, str]:
+    """Write the card; the path of its page, and what went wrong, which must not cost what is shown of it."""
+    page, trouble = out / f"{name}.html", ""
+    try:
+        card.to_json(out / f"{name}.json")
+        card.to_html(page)
+    except OSError as error:
+        where, why = error.filename2 or error.filename or out, error.strerror or error
+        trouble = f"the card cannot be written to {where} ({why}); it is only shown."
+    return page.resolve(), trouble
 
 
 def plan(request: Request, console: Console) -> int:

@@ -8,11 +8,13 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from theorylab.core.generators import seeded_generators
+
 M = TypeVar("M", bound=nn.Module)
 
 
 def seeded(make_model: Callable[[], M], seed: int, *, dtype: torch.dtype = torch.float64) -> M:
-    """``torch.manual_seed(seed); make_model()`` in ``dtype``, with the CPU's global generator put back.
+    """``torch.manual_seed(seed); make_model()`` in ``dtype``, with the global generators put back.
 
     Args:
         make_model: Builds one network on the CPU.
@@ -24,6 +26,5 @@ def seeded(make_model: Callable[[], M], seed: int, *, dtype: torch.dtype = torch
         >>> bool((a.weight == b.weight).all()), a.weight.dtype
         (True, torch.float64)
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_generators(seed, torch.get_default_device()):
         return make_model().to(dtype)

@@ -30,7 +30,8 @@ class Strip:
 class Plot:
     """The strips of a claim over one axis: what the axis shows, in words, and its ticks.
 
-    ``distance`` says that the axis shows the distance from the prediction.
+    ``distance`` says that the axis shows the distance from the prediction. Where no axis holds the numbers, ``label`` says so and the
+    strips have no picture.
     """
 
     label: str
@@ -180,9 +181,15 @@ def plot(findings: Sequence[Finding], kind: str) -> Plot:
     core = [n.drawn() for f, n in zip(ordered, rows, strict=True) if f.role == "claim"]
     rest = [v for n in rows for v in n.drawn()]
     distance = label.startswith("distance")
-    # A region that begins at "no distance at all" has no lower end to draw, and an exact agreement is a zero on a logarithmic axis.
-    axis = distance_axis([v for n in rows for v in (n.low, n.high, n.measured, n.region[1])]) if distance else choose(core or [rest], rest)
-    ticks = axis.ticks()
+    try:
+        # A region that begins at "no distance at all" has no lower end to draw, and an exact agreement is a zero on a logarithmic axis.
+        apart = [v for n in rows for v in (n.low, n.high, n.measured, n.region[1])]
+        axis = distance_axis(apart) if distance else choose(core or [rest], rest)
+        ticks = axis.ticks()
+    except (ArithmeticError, ValueError):  # an axis reaches beyond its numbers, and float64 ends at 1.8×10³⁰⁸
+        largest = max(abs(v) for f in ordered for v in (f.predicted, f.measured, f.low, f.high))
+        reason = f"cannot be drawn: no axis holds these numbers, which reach {number(largest)}"
+        return Plot(reason, tuple(Strip(f, Markup()) for f in ordered), Markup(), False)
     grid = "".join(f'<line class="grid" x1="{_at(x)}" x2="{_at(x)}" y1="0" y2="{HEIGHT}"/>' for x, _ in ticks)
     strips = tuple(Strip(f, _strip(f, n, axis, grid, distance)) for f, n in zip(ordered, rows, strict=True))
     anchors = ["start" if x < 4 else "end" if x > 96 else "middle" for x, _ in ticks]

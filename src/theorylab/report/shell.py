@@ -49,10 +49,18 @@ def slug(text: str) -> str:
 
 
 def figure_view(series: Series, csv_name: str, detail: Detail) -> FigureView:
-    """A series with its drawing, its table and its CSV; the name of the latter makes its ids unique."""
+    """A series with its drawing, its table and its CSV; the name of the latter makes its ids unique.
+
+    One that cannot be drawn has the reason in the drawing's place: it must not cost the page.
+    """
     link, whole = data_link(series, detail.rows)
     stem = csv_name.removesuffix(".csv")
-    return FigureView(series, f"figure:{stem}", draw(series, slug(stem), detail.points), table(series), csv_name, link, whole)
+    try:
+        figure = draw(series, slug(stem), detail.points)
+    except Exception as error:  # of matplotlib, which raises anything where its arithmetic overflows
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0].removesuffix(".")
+        figure = Figure(Markup(), (), f"This figure cannot be drawn ({reason}). Its numbers are in the table and in the CSV.")
+    return FigureView(series, f"figure:{stem}", figure, table(series), csv_name, link, whole)
 
 
 @cache

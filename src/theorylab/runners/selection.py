@@ -87,7 +87,7 @@ def configure(study: Study, scale: Scale, common: Mapping[str, Any], own: Mappin
         own: Texts of any settings by name, as the command line gives them; read by the type of the field.
 
     Raises:
-        UsageError: a setting that the study does not have, a text that is not of its type, or a value out of range.
+        UsageError: a setting that the study does not have, a text that is not of its type, a value out of range, or two for one setting.
     """
     base = study.scales[scale]
     hints = typing.get_type_hints(type(base))
@@ -100,9 +100,11 @@ def configure(study: Study, scale: Scale, common: Mapping[str, Any], own: Mappin
                 f"study {study.key} has no setting {name!r}{hint}; it has {', '.join(f.name for f in dataclasses.fields(base))}."
             )
         try:
-            values[name] = parse(text, hints[name])
+            value = parse(text, hints[name])
         except ValueError:
             raise UsageError(f"study {study.key}: {name} must be {in_words(hints[name])}, got {text!r}.") from None
+        if values.setdefault(name, value) != value:
+            raise UsageError(f"study {study.key}: --{name} {values[name]} and --set {name}={text} contradict each other: give {name} once.")
     try:
         config = dataclasses.replace(base, **values)
         study.validate(config)

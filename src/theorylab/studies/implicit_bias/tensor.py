@@ -86,7 +86,7 @@ class TensorConfig(Config):
     components: int = setting(32, "outer products of the model", low=1)
     fraction: float = setting(0.35, "share of observed entries", low=0.01, high=1.0)
     start: float = setting(0.1, "standard deviation of the entries of the initial vectors for which the claim is made", low=1e-3, high=1.0)
-    smaller: tuple[float, ...] = setting((0.03,), "smaller starts, for the figure", low=1e-3, high=1.0)
+    smaller: tuple[float, ...] = setting((), "smaller starts, for the figure; none by default", low=1e-3, high=1.0)
     larger: tuple[float, ...] = setting((0.3, 0.6), "larger starts, the control", low=1e-3, high=2.0)
     lr: float = setting(1.0, "step size η on the mean of the squared residuals", low=1e-3, high=3.0)
     steps: int = setting(1000, "steps", low=10)
@@ -174,8 +174,8 @@ def relative_error(completed: Tensor, truth: Tensor) -> Tensor:
 @study(
     "implicit_bias/tensor",
     claims=[COMPONENT_GROWTH, LOW_CP_RANK],
-    tiny=TensorConfig(seeds=8, steps=500, smaller=(), larger=(0.6,)),
-    small=TensorConfig(),
+    tiny=TensorConfig(seeds=8, steps=500, larger=(0.6,)),
+    small=TensorConfig(smaller=(0.03,)),
     large=TensorConfig(seeds=64, size=10, order=4, components=200, fraction=0.2, smaller=(0.05,), larger=(0.45, 0.75), lr=2.0, steps=5000),
 )
 def tensor(config: TensorConfig) -> Iterator[Finding | Series | Stage]:
