@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from theorylab.core.batches import map_tensors
 from theorylab.core.estimate import Estimate
+from theorylab.core.generators import seed_generators, seeded_generators
 from theorylab.core.seeds import derived_seed
 from theorylab.models.seeded import seeded
 from theorylab.stats.fits import power_law
@@ -147,15 +148,14 @@ def coordinate_check(
         for s in chosen:
             model = seeded(lambda width=width: make_model(width), seed + s, dtype=dtype).to(device)
             noise = derived_seed(seed + s, "noise")
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
-                # the same dropout before and after, or what changed would be its masks
-                torch.manual_seed(noise)
+            # the same dropout before and after, or what changed would be its masks
+            with seeded_generators(noise, torch.device(device)):
                 before, trained = _activations(model, x), optimizer(list(model.parameters()))
                 for _ in range(steps):
                     trained.zero_grad(set_to_none=True)
                     loss(model(x), y).backward()
                     trained.step()
-                torch.manual_seed(noise)
+                seed_generators(noise, torch.device(device))
                 after = _activations(model, x)
             rows[-1].append({k: float((after[k] - h).double().square().mean().sqrt()) for k, h in before.items()})
     names = list(rows[0][0])
