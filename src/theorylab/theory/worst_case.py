@@ -290,7 +290,8 @@ def _solve_sgd(steps: int, lr: float, functions: int, smoothness: float, curvatu
 
     program: Any = PEPit.PEP()
     parts: list[Any] = [program.declare_function(SmoothStronglyConvexFunction, L=smoothness, mu=curvature) for _ in range(functions)]
-    best = (sum(parts[1:], parts[0]) / functions).stationary_point()
+    mean: Any = sum(parts[1:], parts[0]) / functions
+    best = mean.stationary_point()
     x0 = program.set_initial_point()
     program.set_initial_condition((x0 - best) ** 2 <= radius**2)
     squares = [f.gradient(best) ** 2 for f in parts]
