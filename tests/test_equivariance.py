@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -191,6 +192,17 @@ def test_layer_by_layer_one_sees_where_a_symmetry_goes_and_comes() -> None:
     assert found[-1].invariance.value == pytest.approx(equivariance(problem, elements=30).value, rel=1e-12)
     even = equivariance_by_layer(on(made(lambda: nn.Sequential(*features("zeros"))), 2, 6, 4))
     assert all(layer.equivariance is not None and layer.equivariance.value > 0.01 for layer in even)
+
+
+def test_what_only_computes_a_weight_is_no_layer_whatever_the_number_of_rows() -> None:
+    conv: dict[str, Any] = {"padding": 1, "padding_mode": "circular"}
+    net = made(lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(2, 5, 3, **conv)), nn.Tanh(), nn.Flatten(), nn.Linear(80, 2)))
+    for rows in (5, 4):  # as many as channels, and fewer
+        found = equivariance_by_layer(on(net, 2, 4, 4, n=rows))
+        assert [layer.name for layer in found] == ["0", "1", "2", "3"]
+        assert found[0].equivariance is not None
+        assert found[0].equivariance.value < 1e-14
+        assert found[0].invariance.value > 0.1
 
 
 def test_a_dead_layer_has_every_symmetry_and_work_in_place_is_seen_before() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from zoo import make, vectors
 
 from theorylab.core.instrument import Inapplicable
@@ -150,6 +151,35 @@ def test_a_star_stands_for_one_part_of_a_name() -> None:
     assert signal_profile(problem, modules="blocks.*").names == ("blocks.0", "blocks.1", "blocks.2")
     assert signal_profile(problem, modules=["blocks.*.0", "head"]).names == ("blocks.0.0", "blocks.1.0", "blocks.2.0", "head")
     assert signal_profile(problem).names == ("blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1", "head")
+
+
+NORMS = {"weight": parametrizations.weight_norm, "spectral": parametrizations.spectral_norm, "orthogonal": parametrizations.orthogonal}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("rows", [8, 5])  # as many as the weights have, and fewer
+def test_what_only_computes_a_weight_is_no_activation_and_its_layer_counts(kind: str, rows: int) -> None:
+    def make_net() -> nn.Module:
+        layers = [m for _ in range(4) for m in (NORMS[kind](nn.Linear(8, 8)), nn.Tanh())]
+        return nn.Sequential(*layers, nn.Linear(8, 3))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, x = make_net().double(), torch.randn(rows, 8, dtype=torch.float64)
+    problem = Problem(net, F.cross_entropy, (x, torch.arange(rows) % 3))
+    found, expected = signal_profile(problem), slow_signal_profile(problem)
+    assert found.names == expected.names == tuple(map(str, range(9)))
+    assert found.layer.tolist() == [True, False] * 4 + [True]
+    assert found.length_rate is not None
+    plain = [nn.Linear(m.in_features, m.out_features) if isinstance(m, nn.Linear) else m for m in net.eval()]  # type: ignore[attr-defined]
+    for layer, computed in zip(plain[::2], net[::2], strict=True):  # type: ignore[index]
+        layer.weight, layer.bias = nn.Parameter(computed.weight.detach()), computed.bias
+    same = signal_profile(Problem(nn.Sequential(*plain), F.cross_entropy, (x, torch.arange(rows) % 3)))
+    for key in ("length", "correlation", "gradient"):
+        assert torch.allclose(getattr(found, key), getattr(same, key), rtol=1e-10), key
+        assert torch.allclose(getattr(found, key), getattr(expected, key), rtol=1e-10), key
+    with pytest.raises(Inapplicable, match="no module named by"):
+        signal_profile(problem, modules="0.parametrizations.weight.0")
 
 
 def test_modules_with_tuples_and_containers_that_hide_their_children_are_seen() -> None:

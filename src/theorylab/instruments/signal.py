@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from theorylab.core.autograd_graph import nodes_before
 from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable, instrument
+from theorylab.core.layers import has_matrix, named_layers
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.series import Series
@@ -137,7 +138,7 @@ def _watched(problem: Problem, k: int, modules: str | Sequence[str] | None, see:
     def watch(name: str, module: nn.Module) -> Any:
         return module.register_forward_hook(lambda _, __, output: hook(name, output))
 
-    handles = [watch(name, module) for name, module in problem.model.named_modules()]
+    handles = [watch(name, module) for name, module in named_layers(problem.model)]
     try:
         yield
     finally:
@@ -185,7 +186,7 @@ def _summary(
     owners = dict(problem.model.named_modules())
 
     def counts(name: str) -> bool:
-        return modules is not None or any(p.ndim > 1 for p in owners[name].parameters(recurse=False))
+        return modules is not None or has_matrix(owners[name])
 
     def tensor(values: dict[Key, float]) -> Tensor:
         return torch.tensor([values[key] for key in lengths], dtype=torch.float64, device="cpu")
@@ -268,8 +269,8 @@ def signal_profile(problem: Problem, *, modules: str | Sequence[str] | None = No
     Args:
         problem: The risk and the point.
         modules: Names or globs of modules, in which * stands for one part between dots ("blocks.*"); each counts as a layer. Default: all
-            modules that contain no other that was called, of which those with a weight matrix count as layers. Outputs whose first axis is
-            not the rows are left out; of a tuple the first tensor is taken.
+            modules that contain no other that was called, of which those with a weight matrix, their own or computed, count as layers.
+            Outputs whose first axis is not the rows are left out; of a tuple the first tensor is taken.
 
     Raises:
         ValueError: the loss is not finite, or activations differ in size between batches.
