@@ -162,8 +162,8 @@ def equivariance(
 
     Raises:
         Inapplicable: the loss hides the outputs, BatchNorm in training mode couples rows, or inputs that are not one tensor.
-        ValueError: a map that changes the shape or is not known to be invertible, a group that does not act on inputs or outputs, fewer
-            than two rows, outputs that are zero, or a loss that is not finite.
+        ValueError: a map that changes the shape, mixes rows or is not known to be invertible, a group that does not act on inputs or
+            outputs, fewer than two rows, outputs that are zero, or a loss that is not finite.
         TypeError: the model's output is not one tensor.
 
     Example:
