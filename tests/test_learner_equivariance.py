@@ -96,6 +96,22 @@ def test_a_map_of_ones_own_comes_with_its_initialization() -> None:
     assert half.apart_from == 10  # gradient descent sees the scale of its inputs
 
 
+def test_a_first_layer_that_is_no_matrix_needs_its_initialization_to_be_said() -> None:
+    x = drawn(16, 4)
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))
+
+    def both(params: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**params, "1.weight": params["1.weight"].flip(-1)}
+
+    options = {"optimizer": adam(0.05), "steps": 5, "seeds": [0, 1]}
+    swap = torch.eye(4, dtype=torch.float64).flip(0)  # a permutation, which LayerNorm lets through
+    with pytest.raises(ValueError, match=r"carry must say .* 0\.weight \(4,\), is no matrix"):
+        learner_equivariance(make, F.mse_loss, (x, x[:, :2]), swap, **options)
+    assert learner_equivariance(make, F.mse_loss, (x, x[:, :2]), swap, carry=both, **options).apart_from is None
+
+
 def test_there_are_no_more_comparisons_than_asked_for() -> None:
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     options = {"optimizer": sgd(0.01), "steps": 7, "seeds": [0], "times": 4}
