@@ -13,6 +13,7 @@ from theorylab.learning.equivariance import learner_equivariance
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.seeded import seeded
+from theorylab.studies.convolution.equivariance import EquivarianceConfig, convolutional, disagreement, permutations
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -110,6 +111,14 @@ def test_a_first_layer_that_is_no_matrix_needs_its_initialization_to_be_said() -
     with pytest.raises(ValueError, match=r"carry must say .* 0\.weight \(4,\), is no matrix"):
         learner_equivariance(make, F.mse_loss, (x, x[:, :2]), swap, **options)
     assert learner_equivariance(make, F.mse_loss, (x, x[:, :2]), swap, carry=both, **options).apart_from is None
+
+
+def test_the_convolutional_control_of_the_study_starts_as_one_function_and_its_training_breaks_the_symmetry() -> None:
+    config = EquivarianceConfig(seeds=2, steps=30)
+    steps, gap = disagreement(config, lambda: convolutional(config.inputs), sgd(1 / config.inputs, momentum=0.9), permutations(config))
+    assert steps[:2].tolist() == [0, 1]
+    assert gap[0].tolist() == [0.0, 0.0]
+    assert float(gap[1].min()) > 0.01  # one step, and they are apart
 
 
 def test_there_are_no_more_comparisons_than_asked_for() -> None:
