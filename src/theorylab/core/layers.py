@@ -16,8 +16,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         >>> [name for name, _ in named_layers(net)]
         ['', '0', '1']
     """
-    computing = {part for m in model.modules() if isinstance(m, ParametrizationList) for part in m.modules()}
-    computing |= {m.parametrizations for m in model.modules() if _is_parametrized(m)}
+    computing = {part for m in model.modules() if (within := _parametrizations(m)) is not None for part in within.modules()}
     return ((name, m) for name, m in model.named_modules() if m not in computing)
 
 
@@ -33,12 +32,14 @@ def has_matrix(module: nn.Module) -> bool:
         >>> [has_matrix(m) for m in (nn.Linear(2, 3), nn.utils.parametrizations.orthogonal(nn.Linear(2, 3)), nn.LayerNorm(3))]
         [True, True, False]
     """
-    own = list(module.parameters(recurse=False))
-    if _is_parametrized(module):  # the originals: computing the parameter may change buffers, as a power iteration does
-        own += [p for made in module.parametrizations.children() for p in made.parameters(recurse=False)]
+    own, within = list(module.parameters(recurse=False)), _parametrizations(module)
+    if within is not None:  # the originals: computing the parameter may change buffers, as a power iteration does
+        own += [p for computed in within.values() for p in computed.parameters(recurse=False)]
     return any(p.ndim > 1 for p in own)
 
 
-def _is_parametrized(module: nn.Module) -> bool:
+def _parametrizations(module: nn.Module) -> nn.ModuleDict | None:
+    """What computes a module's parameters, by the name of each, or None."""
     within = getattr(module, "parametrizations", None)
-    return isinstance(within, nn.ModuleDict) and all(isinstance(m, ParametrizationList) for m in within.values())
+    known = isinstance(within, nn.ModuleDict) and all(isinstance(m, ParametrizationList) for m in within.values())
+    return within if known else None

@@ -257,7 +257,7 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "occam": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),
     "invariances": lambda problem: Work(6, 0, 2),
-    "signal_profile": lambda problem: Work(2),
+    "signal_profile": lambda problem: Work(12),  # eight directions, two passes each
     "influence": _attribution(12),
     "tracin": _attribution(2),
     "trak": _attribution(3),
