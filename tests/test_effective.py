@@ -81,6 +81,13 @@ def test_the_step_is_the_one_that_the_optimizer_takes(name: str) -> None:
     assert len(found.readings()) == (5 if law else 3)
 
 
+def test_weights_before_a_small_head_are_not_called_invariant() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), 0)
+    nn.init.normal_(net[2].weight, std=1e-5, generator=torch.Generator().manual_seed(0))  # type: ignore[index]
+    found = effective_rates(Problem(net, F.cross_entropy, data()), SGD(net.parameters(), lr=0.1))
+    assert not bool(found.invariant.any())
+
+
 def test_settings_are_read_group_by_group() -> None:
     net = network()
     weights, rest = ([p for k, p in net.named_parameters() if k.startswith("layers") is yes] for yes in (True, False))

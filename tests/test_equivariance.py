@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.instruments.equivariance import equivariance, equivariance_by_layer
-from theorylab.instruments.group_actions import GROUPS, actions
+from theorylab.instruments.group_actions import GROUPS, actions, check_map
 
 
 def on(net: nn.Module, *shape: int, n: int = 5) -> Problem:
@@ -116,11 +117,36 @@ def test_the_value_is_the_formula_for_a_map_of_ones_own() -> None:
         (lambda t: F.pad(t, (1, 0))[..., :-1], None, "must be invertible"),  # a shift that fills up with zeros
         (lambda t: 2 * t, None, "Pass inverse="),
         (lambda t: 2 * t, lambda t: t, "inverse must undo group"),
+        (torch.abs, None, "must be invertible"),
+        (lambda t: t.sort().values, None, "must be invertible"),
+        (lambda t: t.roll(1), None, "must do to every row"),  # of all numbers in one line: the last of a row goes to the next
+        (lambda t: t.flip(0), None, "must do to every row"),
+        (lambda t: t[[0, 2, 1, 3, 4]], None, "must do to every row"),  # the first row stays
+        (lambda t: t - t.mean(0), lambda t: t, "must do to every row"),
+        (lambda t: t[[0, 2, 1, 3, 4]], lambda t: t[[0, 2, 1, 3, 4]], "must do to every row"),
     ],
 )
 def test_maps_that_change_the_shape_or_cannot_be_undone_are_refused(change: Any, inverse: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         equivariance(on(pooled(), 2, 4, 4), change, inverse=inverse)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.bool, torch.int64, torch.bfloat16, torch.float16, torch.float32])
+def test_rearrangements_are_known_whatever_numbers_the_inputs_have_room_for(dtype: torch.dtype) -> None:
+    x = torch.randint(0, 2, (3, 1, 64, 64), generator=torch.Generator().manual_seed(0)).to(dtype)  # 4096 entries a row
+    for move in (lambda t: t.flip(-1), lambda t: t.transpose(-1, -2), lambda t: t.roll((1, 2), (-1, -2))):
+        check_map(move, None, x)
+    order = torch.randperm(4096, generator=torch.Generator().manual_seed(1))
+    check_map(lambda t: t.flatten(1)[:, order].reshape(t.shape), None, x)
+    order[0] = order[1]  # one entry twice, one never
+    with pytest.raises(ValueError, match="must be invertible"):
+        check_map(lambda t: t.flatten(1)[:, order].reshape(t.shape), None, x)
+
+
+def test_a_map_that_rounds_differently_on_fewer_rows_still_treats_each_by_itself() -> None:
+    x = torch.randn(300, 50, generator=torch.Generator().manual_seed(0))
+    R = torch.linalg.qr(torch.randn(50, 50, generator=torch.Generator().manual_seed(1)))[0]
+    check_map(lambda t: t @ R.T, lambda t: t @ R, x)
 
 
 def test_what_cannot_be_measured_is_named() -> None:
@@ -191,6 +217,17 @@ def test_layer_by_layer_one_sees_where_a_symmetry_goes_and_comes() -> None:
     assert found[-1].invariance.value == pytest.approx(equivariance(problem, elements=30).value, rel=1e-12)
     even = equivariance_by_layer(on(made(lambda: nn.Sequential(*features("zeros"))), 2, 6, 4))
     assert all(layer.equivariance is not None and layer.equivariance.value > 0.01 for layer in even)
+
+
+def test_what_only_computes_a_weight_is_no_layer_whatever_the_number_of_rows() -> None:
+    conv: dict[str, Any] = {"padding": 1, "padding_mode": "circular"}
+    net = made(lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(2, 5, 3, **conv)), nn.Tanh(), nn.Flatten(), nn.Linear(80, 2)))
+    for rows in (5, 4):  # as many as channels, and fewer
+        found = equivariance_by_layer(on(net, 2, 4, 4, n=rows))
+        assert [layer.name for layer in found] == ["0", "1", "2", "3"]
+        assert found[0].equivariance is not None
+        assert found[0].equivariance.value < 1e-14
+        assert found[0].invariance.value > 0.1
 
 
 def test_a_dead_layer_has_every_symmetry_and_work_in_place_is_seen_before() -> None:

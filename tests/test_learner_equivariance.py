@@ -13,6 +13,7 @@ from theorylab.learning.equivariance import learner_equivariance
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.models.seeded import seeded
+from theorylab.studies.convolution.equivariance import EquivarianceConfig, convolutional, disagreement, permutations
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -94,6 +95,30 @@ def test_a_map_of_ones_own_comes_with_its_initialization() -> None:
     half = run(lambda t: t / 2, carry=lambda p: {**p, "0.weight": 2 * p["0.weight"]})
     assert float(half.gap[0].max()) < 1e-14
     assert half.apart_from == 10  # gradient descent sees the scale of its inputs
+
+
+def test_a_first_layer_that_is_no_matrix_needs_its_initialization_to_be_said() -> None:
+    x = drawn(16, 4)
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))
+
+    def both(params: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**params, "1.weight": params["1.weight"].flip(-1)}
+
+    options = {"optimizer": adam(0.05), "steps": 5, "seeds": [0, 1]}
+    swap = torch.eye(4, dtype=torch.float64).flip(0)  # a permutation, which LayerNorm lets through
+    with pytest.raises(ValueError, match=r"carry must say .* 0\.weight \(4,\), is no matrix"):
+        learner_equivariance(make, F.mse_loss, (x, x[:, :2]), swap, **options)
+    assert learner_equivariance(make, F.mse_loss, (x, x[:, :2]), swap, carry=both, **options).apart_from is None
+
+
+def test_the_convolutional_control_of_the_study_starts_as_one_function_and_its_training_breaks_the_symmetry() -> None:
+    config = EquivarianceConfig(seeds=2, steps=30)
+    steps, gap = disagreement(config, lambda: convolutional(config.inputs), sgd(1 / config.inputs, momentum=0.9), permutations(config))
+    assert steps[:2].tolist() == [0, 1]
+    assert gap[0].tolist() == [0.0, 0.0]
+    assert float(gap[1].min()) > 0.01  # one step, and they are apart
 
 
 def test_there_are_no_more_comparisons_than_asked_for() -> None:

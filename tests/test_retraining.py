@@ -81,6 +81,10 @@ def test_memory_counts_what_the_modules_put_out() -> None:
     x = torch.zeros(3, 4)
     state = torch.get_rng_state()
     assert footprint(net, x, 10) == (4 * 5 + 5 + 5 * 3 + 3, 10 * (4 + 4 + 5 + 5 + 3))  # inputs, flattened, hidden, tanh, logits
+    assert footprint(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), torch.ones(3, 4), 10) == (
+        4 * 5 + 5 + 5,
+        10 * (4 + 5),
+    )  # the weight that it computes is no output
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from theorylab.core.batches import Batch
 from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable, instrument
+from theorylab.core.layers import has_parts, named_layers
 from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
 from theorylab.instruments.group_actions import Group, Map, actions, check_map, places_of, strides_on
@@ -161,8 +162,8 @@ def equivariance(
 
     Raises:
         Inapplicable: the loss hides the outputs, BatchNorm in training mode couples rows, or inputs that are not one tensor.
-        ValueError: a map that changes the shape or is not known to be invertible, a group that does not act on inputs or outputs, fewer
-            than two rows, outputs that are zero, or a loss that is not finite.
+        ValueError: a map that changes the shape, mixes rows or is not known to be invertible, a group that does not act on inputs or
+            outputs, fewer than two rows, outputs that are zero, or a loss that is not finite.
         TypeError: the model's output is not one tensor.
 
     Example:
@@ -213,7 +214,7 @@ def equivariance_by_layer(
     """Where a symmetry is lost, or gained: that of what every layer computes from the network's inputs, in the order of the calls.
 
     Layers are the modules without parts, whose output is one tensor with a row for each row of inputs; of a module that is called several
-    times, the last call counts. Arguments as in `equivariance`.
+    times, the last call counts. What only computes a weight, as weight normalization does, is no part. Arguments as in `equivariance`.
 
     Raises:
         Inapplicable: as `equivariance`.
@@ -298,7 +299,7 @@ def _listening(model: nn.Module) -> Iterator[dict[str, object]]:
 
         return hook
 
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if not any(True for _ in m.children())]
+    hooks = [m.register_forward_hook(note(name)) for name, m in named_layers(model) if not has_parts(m)]
     try:
         yield heard
     finally:

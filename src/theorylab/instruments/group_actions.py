@@ -119,7 +119,7 @@ def actions(group: str, axes: tuple[int, ...], sizes: tuple[int, ...], *, stride
 
 
 def check_map(transform: Map, inverse: Map | None, x: Tensor) -> None:
-    """Refuse a map of inputs that changes their shape or type, or that is not known to be invertible.
+    """Refuse a map of inputs (n, ...) that changes their shape or type, mixes their rows, or is not known to be invertible.
 
     A map that rearranges the entries of a row is found out by what it does to their numbers; any other needs its ``inverse``.
 
@@ -130,17 +130,41 @@ def check_map(transform: Map, inverse: Map | None, x: Tensor) -> None:
     if not isinstance(moved, Tensor) or moved.shape != x.shape or moved.dtype != x.dtype:
         got = f"{moved.dtype} {tuple(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
         raise ValueError(f"group must keep the shape and type of its input, {x.dtype} {tuple(x.shape)}, got {got}.")
+    slack = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() else 0.0
+    close = slack * float(torch.stack([x, moved]).double().abs().max())
+    if _apart(transform(x.flip(0)).flip(0), moved) > close or _apart(transform(x[:1]), moved[:1]) > close:
+        raise ValueError(
+            "group must do to every row what it does to that row alone: here a row depends on the others, or on its place among them, or "
+            "the map draws random numbers. The first axis is that of the rows: name the others, as in t.roll(1, dims=-1)."
+        )
     if inverse is not None:
         back = inverse(moved)
-        slack = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() else 0.0
-        if back.shape != x.shape or float((back - x).abs().max()) > slack * float(x.abs().max()):
+        if _apart(back, x) > slack * float(x.double().abs().max()):
             raise ValueError("inverse must undo group: applied one after the other, they do not give back the inputs.")
         return
-    size = x[0].numel()
-    exact = size <= (2 / torch.finfo(x.dtype).eps if x.is_floating_point() else math.inf)
-    numbers = torch.arange(size, device=x.device).to(x.dtype).reshape(1, *x.shape[1:])
-    if not exact or not torch.equal(transform(numbers).flatten().sort().values, numbers.flatten()):
+    order = _rearrangement(transform, x)
+    if order is None or not torch.equal(moved.flatten(1), x.flatten(1)[:, order]):
         raise ValueError(
             "group must be invertible, and is not seen to be: it does more than to rearrange the entries of a row. Pass inverse=, the map "
             "that undoes it. A crop, or a shift that fills up with zeros, has none."
         )
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.shape == b.shape else math.inf
+
+
+def _rearrangement(transform: Map, x: Tensor) -> Tensor | None:
+    """From which entry of a row of ``x`` each entry of the moved row comes; None where the map does not rearrange their numbers.
+
+    Numbers too large for the inputs' type go through the map digit by digit.
+    """
+    size = x[0].numel()
+    base = 2 if x.dtype == torch.bool else int(2 / torch.finfo(x.dtype).eps) if x.is_floating_point() else torch.iinfo(x.dtype).max
+    numbers = torch.arange(size, device=x.device)
+    order, unit = torch.zeros_like(numbers), 1
+    while unit < size:
+        digits = (numbers // unit % base).to(x.dtype).reshape(1, *x.shape[1:])
+        order += unit * transform(digits).flatten().long()
+        unit *= base
+    return order if torch.equal(order.sort().values, numbers) else None

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from theorylab.core.autograd_graph import nodes_before
 from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable, instrument
+from theorylab.core.layers import has_matrix
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.series import Series
 from theorylab.core.source import Source
+from theorylab.instruments.activations import Key, watched
+from theorylab.instruments.input_jacobian import Modules, dense_along, mean_squared_singular_values
 from theorylab.instruments.refusals import hides_outputs, too_few_digits
 from theorylab.stats.fits import growth_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Key = tuple[str, int]
-"""A module's name, and which of its calls in one forward pass."""
-See = Callable[[Key, Tensor], Tensor]
-"""(key, activation) → what the network goes on with."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,12 @@ class SignalProfile:
         length: Mean square of the entries.
         correlation: Mean cosine over pairs of rows, without centring; rows of zeros are left out. None with a single row.
         gradient: n‖∂L/∂h‖², with h of all n rows: the mean over rows of a row's squared gradient norm, where rows do not interact.
+        jacobian: ‖∂h/∂x‖² over the number of entries of h, both of all rows: the mean squared singular value of a row's Jacobian with
+            respect to its input, where that has as many entries as h. None where it was left out or no input is floating-point.
         length_rate: Of ln ``length`` a layer.
         correlation_rate: Of ln(1 − ``correlation``) a layer; negative where rows become alike.
         gradient_rate: Of ln ``gradient`` a layer *towards the input*; positive where gradients explode.
+        jacobian_rate: Of ln ``jacobian`` a layer; of wide random networks ln χ, as of gradients.
     """
 
     names: tuple[str, ...]
@@ -54,9 +53,11 @@ class SignalProfile:
     length: Tensor
     correlation: Tensor | None
     gradient: Tensor
+    jacobian: tuple[Estimate, ...] | None
     length_rate: Estimate | None
     correlation_rate: Estimate | None
     gradient_rate: Estimate | None
+    jacobian_rate: Estimate | None
 
     @property
     def depth_scale(self) -> tuple[float, tuple[float, float]] | None:
@@ -69,7 +70,11 @@ class SignalProfile:
 
     def readings(self) -> tuple[Reading, ...]:
         """Factors a layer with their intervals, the depth scale, and how far the gradients of the first and last layer are apart."""
-        named = {"squared length, factor a layer": self.length_rate, "squared gradient, factor a layer backwards": self.gradient_rate}
+        named = {
+            "squared length, factor a layer": self.length_rate,
+            "squared gradient, factor a layer backwards": self.gradient_rate,
+            "squared Jacobian, factor a layer": self.jacobian_rate,
+        }
         found = []
         for name, rate in named.items():
             if rate is not None:
@@ -109,42 +114,6 @@ class SignalProfile:
         return ax
 
 
-def _matches(name: str, pattern: str) -> bool:
-    parts, globs = name.split("."), pattern.split(".")
-    return len(parts) == len(globs) and all(map(fnmatchcase, parts, globs))
-
-
-@contextmanager
-def _watched(problem: Problem, k: int, modules: str | Sequence[str] | None, see: See) -> Iterator[None]:
-    """While batch ``k`` goes through, ``see`` is given every activation, and its value goes on; the hooks go when it ends."""
-    patterns = [modules] if isinstance(modules, str) else modules
-    calls: dict[str, int] = {}
-    rows = problem.batches[k].rows
-
-    def wanted(name: str) -> bool:
-        if patterns is not None:
-            return any(_matches(name, p) for p in patterns)
-        return not any(other.startswith(f"{name}." if name else "") for other in calls)  # something within it was seen: a container
-
-    def hook(name: str, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) and output else output
-        if not (isinstance(first, Tensor) and first.is_floating_point() and first.ndim and len(first) == rows and wanted(name)):
-            return None
-        calls[name] = calls.get(name, 0) + 1
-        new = see((name, calls[name]), first)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    def watch(name: str, module: nn.Module) -> Any:
-        return module.register_forward_hook(lambda _, __, output: hook(name, output))
-
-    handles = [watch(name, module) for name, module in problem.model.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @dataclass
 class _Sums:
     """What is gathered of one activation, batch by batch."""
@@ -177,7 +146,12 @@ class _Sums:
 
 
 def _summary(
-    problem: Problem, modules: str | Sequence[str] | None, lengths: dict[Key, float], cosines: dict[Key, float], gradients: dict[Key, float]
+    problem: Problem,
+    modules: Modules,
+    lengths: dict[Key, float],
+    cosines: dict[Key, float],
+    gradients: dict[Key, float],
+    jacobians: dict[Key, Estimate],
 ) -> SignalProfile:
     if not lengths:
         which = "of the model" if modules is None else f"named by modules={modules!r}"
@@ -185,7 +159,7 @@ def _summary(
     owners = dict(problem.model.named_modules())
 
     def counts(name: str) -> bool:
-        return modules is not None or any(p.ndim > 1 for p in owners[name].parameters(recurse=False))
+        return modules is not None or has_matrix(owners[name])
 
     def tensor(values: dict[Key, float]) -> Tensor:
         return torch.tensor([values[key] for key in lengths], dtype=torch.float64, device="cpu")
@@ -201,9 +175,11 @@ def _summary(
         length,
         correlation if problem.n > 1 else None,
         gradient,
+        tuple(jacobians[key] for key in lengths) if jacobians else None,
         _rate(length[layer]),
         _rate(below_one) if problem.n > 1 and bool(visible.all()) else None,
         _rate(gradient[layer].flip(0)),
+        _sampled_rate([jacobians[key] for key, counted in zip(lengths, layer.tolist(), strict=True) if counted]) if jacobians else None,
     )
 
 
@@ -211,8 +187,17 @@ def _rate(values: Tensor) -> Estimate | None:
     return growth_rate(values) if len(values) > 2 and bool((values > 0).all()) else None
 
 
-def slow_signal_profile(problem: Problem, *, modules: str | Sequence[str] | None = None) -> SignalProfile:
-    """All activations kept, every pair of rows, and one backward pass an activation, through a zero added to it: the oracle."""
+def _sampled_rate(values: Sequence[Estimate]) -> Estimate | None:
+    """`_rate` of what is known to some error itself: the mean change of the logarithm is that from the first to the last."""
+    rate = _rate(torch.tensor([v.value for v in values], dtype=torch.float64, device="cpu"))
+    if rate is None:
+        return None
+    sampling = math.hypot(*(v.stderr / v.value for v in (values[0], values[-1]))) / (len(values) - 1)
+    return Estimate(rate.value, math.hypot(rate.stderr, sampling), rate.n)
+
+
+def slow_signal_profile(problem: Problem, *, modules: Modules = None, probes: int = 8, seed: int = 0) -> SignalProfile:
+    """All activations kept, every pair of rows, a backward pass an activation, through a zero added to it, dense Jacobians: the oracle."""
     kept: dict[Key, list[Tensor]] = {}
     gradients: dict[Key, float] = {}
 
@@ -222,7 +207,7 @@ def slow_signal_profile(problem: Problem, *, modules: str | Sequence[str] | None
 
     with problem.safe():
         for k in range(len(problem.batches)):
-            with _watched(problem, k, modules, keep), torch.no_grad():
+            with watched(problem, k, modules, keep), torch.no_grad():
                 finite(problem.loss_of(k, problem.outputs(k)))
         for key in kept:
             total = 0.0
@@ -235,18 +220,19 @@ def slow_signal_profile(problem: Problem, *, modules: str | Sequence[str] | None
                     zeros.append(torch.zeros_like(activation, requires_grad=True))
                     return activation + zeros[0]
 
-                with _watched(problem, k, modules, nudge):
+                with watched(problem, k, modules, nudge):
                     loss = problem.loss_of(k, problem.outputs(k))
                 grad = torch.autograd.grad(loss, zeros, allow_unused=True)[0] if loss.requires_grad else None
                 total += 0.0 if grad is None else float((weight * grad.double()).square().sum())
             gradients[key] = problem.n * total
+        jacobians = mean_squared_singular_values(problem, modules, probes, seed, dense_along) if probes else {}
     lengths = {key: sum(float((h * h).mean()) for h in rows) / len(rows) for key, rows in kept.items()}
     cosines = {}
     for key, rows in kept.items():
         alive = [h / h.norm() for h in rows if float(h.norm()) > 0]
         pairs = [float(u @ v) for i, u in enumerate(alive) for v in alive[:i]]
         cosines[key] = math.fsum(pairs) / len(pairs) if pairs else 0.0
-    return _summary(problem, modules, lengths, cosines, gradients)
+    return _summary(problem, modules, lengths, cosines, gradients, jacobians)
 
 
 @instrument(
@@ -254,29 +240,35 @@ def slow_signal_profile(problem: Problem, *, modules: str | Sequence[str] | None
     source=Source("Schoenholz et al. 2017", "Sections 3 and 4 (depth scales of signals and of gradients)", "arXiv:1611.01232"),
     refuses=(hides_outputs, too_few_digits),
 )
-def signal_profile(problem: Problem, *, modules: str | Sequence[str] | None = None) -> SignalProfile:
-    r"""Length, correlation and gradient of every activation along the forward pass, and their rates of growth a layer.
+def signal_profile(problem: Problem, *, modules: Modules = None, probes: int = 8, seed: int = 0) -> SignalProfile:
+    r"""Length, correlation, gradient and Jacobian of every activation along the forward pass, and their rates of growth a layer.
 
-    Of each module's output h, (n, m): the mean square of its entries; the mean cosine of two rows; and
-    :math:`n\,\lVert\partial L/\partial h\rVert^2`. In a deep network all three change by a factor a layer. Where that of gradients is not
-    near one, the first layers learn far faster or far slower than the last; where correlations come near one, the network cannot tell its
-    inputs apart.
+    Of each module's output h, (n, m): the mean square of its entries; the mean cosine of two rows;
+    :math:`n\,\lVert\partial L/\partial h\rVert^2`; and :math:`\lVert\partial h/\partial x\rVert_F^2/(nm)`, the mean squared singular value
+    of the Jacobian with respect to the inputs x. In a deep network all four change by a factor a layer. Where that of gradients is not near
+    one, the first layers learn far faster or far slower than the last; where correlations come near one, the network cannot tell its inputs
+    apart. The Jacobian grows forwards as gradients grow backwards, whatever the loss: by χ in wide random networks.
 
     One forward pass and one backward pass without the parameters' gradients; activations are reduced as they come, so that beside the graph
-    one vector each is kept. BatchNorm in training mode is meaningful here, batch by batch.
+    one vector each is kept. The Jacobian is estimated from its products with ``probes`` random directions, for all activations at once: it
+    takes another forward and backward pass, and two more for each direction, and keeps all activations of a batch. BatchNorm in training
+    mode is meaningful here, batch by batch.
 
     Args:
         problem: The risk and the point.
         modules: Names or globs of modules, in which * stands for one part between dots ("blocks.*"); each counts as a layer. Default: all
-            modules that contain no other that was called, of which those with a weight matrix count as layers. Outputs whose first axis is
-            not the rows are left out; of a tuple the first tensor is taken.
+            modules that contain no other that was called, of which those with a weight matrix, their own or computed, count as layers.
+            Outputs whose first axis is not the rows are left out; of a tuple the first tensor is taken.
+        probes: Random directions for the Jacobian; 0 leaves it out.
+        seed: Of the directions.
 
     Raises:
-        ValueError: the loss is not finite, or activations differ in size between batches.
+        ValueError: the loss is not finite, activations differ in size between batches, one probe, or a part of the model that cannot be
+            differentiated twice (``probes=0`` does without).
         Inapplicable: the loss hides the model's outputs, or no module qualifies.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
         >>> problem = Problem(net, lambda f, y: (f[:, 0] - y).square() / 2, (torch.eye(2), torch.tensor([3.0, 3.0])))
         >>> problem = problem.at({"0.weight": 2 * torch.eye(2), "2.weight": torch.tensor([[1.0, 1.0]])})
         >>> found = signal_profile(problem)  # outputs are 2, and slopes −1
@@ -284,19 +276,26 @@ def signal_profile(problem: Problem, *, modules: str | Sequence[str] | None = No
         (('0', '1', '2'), [2.0, 2.0, 4.0], [1.0, 2.0, 1.0])
         >>> found.correlation.tolist()
         [0.0, 0.0, 1.0]
+        >>> [round(j.value, 12) for j in found.jacobian[:2]]  # of 2I, and of its open half
+        [4.0, 2.0]
 
-    Source: Poole et al. 2016, arXiv:1606.05340, Section 2; Schoenholz et al. 2017, arXiv:1611.01232, Sections 3 and 4.
+    Source: Poole et al. 2016, arXiv:1606.05340, Section 2; Schoenholz et al. 2017, arXiv:1611.01232, Sections 3 and 4; Pennington et al.
+    2017, arXiv:1711.04735 (the mean squared singular value of the Jacobian).
     """
+    if probes < 0 or probes == 1:
+        raise ValueError(f"probes must be at least 2 to give a standard error, or 0 to leave the Jacobian out, got {probes}.")
     sums: dict[Key, _Sums] = {}
     with problem.safe():
         for k, weight in enumerate(problem.weights):
             gathering = _Gathering(sums, weight)
-            with _watched(problem, k, modules, gathering.see):
+            with watched(problem, k, modules, gathering.see):
                 loss = finite(problem.loss_of(k, problem.outputs(k)))
             gathering.gradients_of(loss)
+        jacobians = mean_squared_singular_values(problem, modules, probes, seed) if probes else {}
     lengths = {key: s.squares / s.entries for key, s in sums.items()}
     cosines = {key: s.correlation for key, s in sums.items()}
-    return _summary(problem, modules, lengths, cosines, {key: problem.n * s.gradient for key, s in sums.items()})
+    gradients = {key: problem.n * s.gradient for key, s in sums.items()}
+    return _summary(problem, modules, lengths, cosines, gradients, jacobians)
 
 
 @dataclass

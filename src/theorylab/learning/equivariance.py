@@ -65,7 +65,7 @@ def learner_equivariance(
         steps: At least 1.
         seeds: One a pair.
         carry: Initial parameters (replica, ...) of f by name → those of f_T. Default: of a matrix T, W → W Tᵀ for the first parameter,
-            where its last axis is that of the inputs; otherwise none is changed, as for a symmetry that the architecture has by itself.
+            a matrix, where its last axis is that of the inputs; otherwise none is changed, as for a symmetry that the architecture has.
         times: Comparisons along the way, at most one a step, and one before.
         batch_size: Rows of a minibatch; None for full batches.
         data_per_replica: Whether ``data`` have a leading replica axis.
@@ -73,7 +73,8 @@ def learner_equivariance(
         mode: As of `Population`.
 
     Raises:
-        ValueError: a matrix that is not orthogonal or of the wrong size, a map that changes the shape, or an argument out of range.
+        ValueError: a matrix that is not orthogonal or of the wrong size, a map that changes the shape, an argument out of range, or no
+            ``carry`` for a first parameter that has the inputs' size and is no matrix, as of a LayerNorm.
 
     Example:
         >>> from theorylab.learning.optimizers.adam import adam
@@ -104,6 +105,11 @@ def learner_equivariance(
     elif isinstance(transform, Tensor):
         name, first = next(iter(pair[1].params.items()))
         if first.shape[-1] == x.shape[-1]:
+            if first.ndim != 3:
+                raise ValueError(
+                    f"carry must say how the initial parameters change with the inputs: the first, {name} {tuple(first.shape[1:])}, is no "
+                    "matrix that multiplies them. Where none is to change, pass carry=lambda params: params."
+                )
             matrices = transform.to(first).expand(len(seeds), *transform.shape[-2:])
             pair[1].params = {**pair[1].params, name: first @ matrices.mT}
     seen = [_outputs_along(population, inputs, own, steps, -(-steps // times)) for population, inputs in zip(pair, (x, moved), strict=True)]

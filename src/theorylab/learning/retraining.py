@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.layers import has_parts, named_layers
 from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
@@ -23,7 +24,7 @@ def footprint(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tupl
     """Parameters of a network, and numbers that its modules put out at so many rows like those of ``x``; global generators stay."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model, seen = make_model(), []
-        hooks = [m.register_forward_hook(lambda _m, _i, out: seen.append(out)) for m in model.modules() if not list(m.children())]
+        hooks = [m.register_forward_hook(lambda _m, _i, out: seen.append(out)) for _, m in named_layers(model) if not has_parts(m)]
         parameter = next(model.parameters())
         few = x[:2]  # one row alone is refused by batch norm in training
         model(few.to(parameter) if x.is_floating_point() else few.to(parameter.device))

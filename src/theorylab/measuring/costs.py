@@ -257,9 +257,9 @@ WORK: Mapping[str, Callable[[Problem], Work]] = {
     "occam": lambda problem: Work(50),
     "occam_likelihood": lambda problem: Work(50),
     "flatness": lambda problem: Work(120, 0, 3),
-    "invariances": lambda problem: Work(6, 0, 2),
     "balancedness": lambda problem: Work(2, 10, 4),
-    "signal_profile": lambda problem: Work(2),
+    "invariances": lambda problem: Work(16 + 0.7 * len(problem.params), 0, 3),  # each tensor at two lengths; random sums and points
+    "signal_profile": lambda problem: Work(12),  # eight directions, two passes each
     "influence": _attribution(12),
     "tracin": _attribution(2),
     "trak": _attribution(3),

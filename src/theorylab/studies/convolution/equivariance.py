@@ -3,7 +3,8 @@
 Rotate all inputs, and rotate the first layer's initial weights with them: every gradient step rotates along, and the two networks agree
 on every input at every step. So what such a learner finds out about images it would find out as well about images whose pixels were mixed
 by a fixed rotation. Adam looks at coordinates and loses the symmetry, but for permutations, which only rename them. A convolution fixes the
-order of pixels in its architecture, and is the learner that a permutation does harm.
+order of pixels in its architecture, and is the learner that a permutation does harm: two convolutional networks that start as one function,
+by a readout of zeros, come apart with the first step that they take.
 
 The initial weights must be rotated with the data. For weights drawn from a normal law that makes no difference in distribution.
 """
@@ -50,7 +51,7 @@ PERMUTATION = Claim(
     source=Source("Li et al. 2021", "Section 3 (equivariance under permutations of coordinatewise methods)", "arXiv:2010.08515"),
     kind="identity",
     relation=Equals(atol=1e-10),
-    control="a rotation, with Adam; and a convolutional first layer",
+    control="a rotation, with Adam; and a convolutional first layer under a readout that starts at zero",
     reading="Shuffling the pixels of all images by one permutation changes nothing for a fully connected network, whatever the optimizer; "
     "a convolutional network must learn another task. That is the difference which the shuffled-pixels experiment makes visible.",
 )
@@ -70,9 +71,15 @@ CHANNELS, KERNEL = 8, 3
 
 
 def convolutional(inputs: int) -> nn.Module:
-    """One circular convolution over the inputs as a line of pixels, tanh, and a linear layer over all its outputs."""
+    """One circular convolution over the inputs as a line of pixels, tanh, and a linear layer over all its outputs that starts at zero.
+
+    So both networks of a pair start as the function zero, and what sets them apart later is what they learn.
+    """
     layers = [nn.Unflatten(1, (1, inputs)), nn.Conv1d(1, CHANNELS, KERNEL, padding="same", padding_mode="circular"), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(CHANNELS * inputs, 1))
+    readout = nn.Linear(CHANNELS * inputs, 1)
+    nn.init.zeros_(readout.weight)
+    nn.init.zeros_(readout.bias)
+    return nn.Sequential(*layers, nn.Flatten(), readout)
 
 
 def rotations(config: EquivarianceConfig) -> Tensor:

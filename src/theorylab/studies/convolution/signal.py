@@ -184,7 +184,7 @@ def profiles(
     found: list[SignalProfile] = []
     for seed in seeds:
         net = seeded(make if change is None else partial(change, make), seed, dtype=config.torch_dtype).to(config.device)
-        found.append(signal_profile(Problem(net, nn.functional.cross_entropy, (x, y), train=change is not None)))
+        found.append(signal_profile(Problem(net, nn.functional.cross_entropy, (x, y), train=change is not None), probes=0))
     kept = found[0].layer.nonzero().flatten()[:-1]  # all but the outputs, which are few
     correlations = [p.correlation for p in found if p.correlation is not None]
     return Profiles(*(torch.stack(t)[:, kept] for t in ([p.length for p in found], correlations, [p.gradient for p in found])))

@@ -100,7 +100,7 @@ def measure(config: DepthConfig, seeds: Sequence[int], *, rows: int, **options: 
         generator = torch.Generator().manual_seed(derived_seed(seed, "inputs"))
         x = torch.randn(rows, INPUTS, generator=generator, dtype=config.torch_dtype)
         data = x.to(config.device), (torch.arange(rows) % CLASSES).to(config.device)
-        found = signal_profile(Problem(net, nn.functional.cross_entropy, data, train=bool(settings["normalized"])))
+        found = signal_profile(Problem(net, nn.functional.cross_entropy, data, train=bool(settings["normalized"])), probes=0)
         lengths.append(found.length[found.layer][:-1])
         gradients.append(found.gradient[found.layer][:-1])
     return torch.stack(lengths), torch.stack(gradients)
