@@ -284,6 +284,13 @@ def test_dropout_has_the_same_masks_before_and_after() -> None:
     assert first.slopes == second.slopes
 
 
+def test_a_weight_that_is_computed_is_no_layer() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, width)), nn.ReLU(), nn.Linear(width, 3))
+
+    assert list(coordinate_check(net, [8, 16, 32]).slopes) == ["0", "1", "2"]
+
+
 def test_models_and_widths_are_enough_for_a_check() -> None:
     def net(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from theorylab.core.batches import map_tensors
 from theorylab.core.estimate import Estimate
 from theorylab.core.generators import seed_generators, seeded_generators
+from theorylab.core.layers import has_parts, named_layers
 from theorylab.core.seeds import derived_seed
 from theorylab.models.seeded import seeded
 from theorylab.stats.fits import power_law
@@ -64,7 +65,7 @@ def _activations(model: nn.Module, x: Any) -> dict[str, Tensor]:
 
         return hook
 
-    handles = [m.register_forward_hook(keep(name or "model")) for name, m in model.named_modules() if not any(m.children())]
+    handles = [m.register_forward_hook(keep(name or "model")) for name, m in named_layers(model) if not has_parts(m)]
     try:
         with torch.no_grad():
             model(x)
@@ -76,7 +77,7 @@ def _activations(model: nn.Module, x: Any) -> dict[str, Tensor]:
 
 def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
     """Normal rows and random classes that fit a model which begins with a linear layer."""
-    first = next((m for m in model.modules() if not any(m.children()) and any(True for _ in m.parameters())), None)
+    first = next((m for _, m in named_layers(model) if not has_parts(m) and any(True for _ in m.parameters())), None)
     generator = torch.Generator().manual_seed(seed)
     if not isinstance(first, nn.Linear):
         raise ValueError(f"data must be given: one batch (x, y); the model's first layer is {type(first).__name__}, not nn.Linear.")
