@@ -112,7 +112,9 @@ def test_a_sum_adds_paths(plus) -> None:
 
 
 @pytest.mark.parametrize(
-    "plus", [lambda a, b: torch.add(a, b, alpha=10), lambda a, b: a.add(b, alpha=10), lambda a, b: a.add_(b, alpha=-1)], ids=str
+    "plus",
+    [lambda a, b: torch.add(a, b, alpha=10), lambda a, b: a.add(b, alpha=10), lambda a, b: a.add_(b, alpha=-1)],
+    ids=["torch.add", "add", "add_"],
 )
 def test_a_sum_with_a_factor_is_not_plain_and_is_refused(plus) -> None:
     with pytest.raises(Inapplicable, match="plain sum of two tensors"):

@@ -11,7 +11,9 @@ delays in the same way. Much weaker decay, or fewer rows, puts the end of the de
 
 At large the modulus is the paper's, 97, and of its table a half would be too much: a network of 512 units fits it within 50 steps and
 knows the other half after 100, without any decay (one seed, from 5000). Of a quarter it was right on 3 % of the rest after 950 steps
-without decay and on 66 % with λ = 0.5. The whole run has not been made.
+without decay and on 66 % with λ = 0.5. Two seeds from 0 of the first setting there, five decays from 0.125 and 10,000 steps, knew all of it
+after 320, 630, 1500 and 4100 steps with λ = 2, 1, 0.5 and 0.25; with 0.125 one of them did after 9300, and the other had not by the end,
+where without decay 6 % are right. The weakest decay is left out since, and the run ends at twice the time of the next.
 """
 
 from __future__ import annotations
@@ -166,9 +168,9 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
         modulus=97,
         width=512,
         fraction=0.25,
-        decays=(0.125, 0.25, 0.5, 1.0, 2.0),
+        decays=(0.25, 0.5, 1.0, 2.0),
         lr=5e-3,
-        steps=10_000,
+        steps=8_000,
         every=20,
         closely=200,
     ),
