@@ -230,9 +230,9 @@ def invariances(
         ValueError: the loss is not finite or zero, a factor that is not positive, no factor other than 1, or too few probes.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 2))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
         >>> x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-        >>> found = invariances(Problem(net, nn.functional.cross_entropy, (x, torch.arange(8) % 2)))
+        >>> found = invariances(Problem(net, torch.nn.functional.cross_entropy, (x, torch.arange(8) % 2)))
         >>> dict(zip(found.names, found.invariant.tolist()))
         {'0.weight': True, '1.weight': False, '1.bias': False, '2.weight': False, '2.bias': False}
 
