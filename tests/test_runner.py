@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing import util
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from theorylab.core.record import Record, folder_of, load, save
 from theorylab.core.scale import Scale
 from theorylab.core.source import Source
 from theorylab.core.study import find_studies, load_study
+from theorylab.core.workers import Workers
 from theorylab.runners.cluster import ClusterWorkers
 from theorylab.runners.job import Job, empty_record
 from theorylab.runners.local import LocalWorkers, available_cores
@@ -504,3 +506,17 @@ def test_the_same_jobs_run_on_a_cluster(lab: FakeLab, tmp_path: Path) -> None:
         assert load(folder_of(tmp_path, todo[0].provenance)).study == good
         # by the scheduler's order, a study's stages come before its record is asked for; some may still travel when it ends
         assert (good, "importing") in watcher.stages
+
+
+def leave_word(path: str, on_stage: object) -> None:
+    """A job after which the process has something to do at its end, as libraries with semaphores have."""
+    util.Finalize(None, Path(path).touch, exitpriority=1)
+
+
+def test_a_worker_without_a_job_ends_by_itself(tmp_path: Path) -> None:
+    """Killed, it would leave semaphores behind, of which Python warns when the run is over."""
+    workers = Workers(1, leave_word, on_stage=lambda job, stage: None, on_output=lambda job, line: None)
+    workers.submit(str(tmp_path / "ended")).result()
+    assert not (tmp_path / "ended").exists()
+    workers.close()
+    assert (tmp_path / "ended").exists()

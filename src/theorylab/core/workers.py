@@ -22,6 +22,10 @@ Work = Callable[[Any, Callable[[str], None]], Any]
 _ONE_THREAD: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
 
 
+FAREWELL = 5.0
+"""Seconds in which a worker without a job is to end by itself."""
+
+
 class WorkerDied(Exception):
     """A worker process ended in the middle of its job: killed, out of memory, or crashed in native code."""
 
@@ -116,9 +120,11 @@ class _Worker:
         if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches the whole group: the parent decides, even while the worker still starts
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; this is a slot's thread, which needs no signals
         self._process.start()
+        self._busy = False
         theirs.close()
 
     def run(self, job: Any, tell: Callable[[str, str], None]) -> Any:
+        self._busy = True
         try:
             self._pipe.send(job)
             while True:
@@ -132,12 +138,16 @@ class _Worker:
         except (EOFError, OSError):
             self._process.join()
             raise WorkerDied(_cause(self._process.exitcode)) from None
+        self._busy = False
         if kind == "error":
             raise pickle.loads(content)
         return content
 
     def stop(self) -> None:
-        self._process.kill()  # a worker holds nothing worth a farewell: results are kept by the parent
+        if not self._busy:  # it ends by itself, and what its libraries hold ends with it; killed, it would leave their semaphores behind
+            self._pipe.close()
+            self._process.join(FAREWELL)
+        self._process.kill()  # of one that still works: it holds nothing worth keeping, for results are kept by the parent
         self._process.join()
 
 
