@@ -11,6 +11,7 @@ from torch import Tensor
 
 from theorylab.core.arguments import row_numbers
 from theorylab.core.batches import Batch, map_tensors
+from theorylab.core.generators import seeded_generators
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem
 
@@ -25,8 +26,7 @@ def fresh_start(problem: Problem, seed: int) -> tuple[Params, Params]:
     """
     fresh = copy.deepcopy(problem.model).cpu()  # one stream of random numbers, and none of a GPU is touched
     owners = {id(p): m for m in fresh.modules() for p in m.parameters(recurse=False)}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_generators(seed, torch.device("cpu")):
         for module in fresh.modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):

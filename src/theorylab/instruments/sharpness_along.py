@@ -193,7 +193,7 @@ def sharpness_along(
         raise ValueError(f"every must lie in 1..{steps} (steps), got {every}.")
     if not 0 < late <= 1:
         raise ValueError(f"late must lie in (0, 1], got {late}.")
-    measured = [t for t in range(steps + 1) if t % every == 0 or t == steps]
+    measured = {*range(0, steps + 1, every), steps}
     if len([t for t in measured if t >= max((1 - late) * steps, 1)]) < 2:
         raise ValueError(
             f"every and late must leave at least two measurements for an interval, got every={every} and late={late:g} of {steps} steps."

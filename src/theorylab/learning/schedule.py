@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, pick, spread, unchecked
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, counting_type, nonnegative, pick, spread, unchecked
 
 Schedule = Callable[[Tensor], Tensor]
 """Steps already taken t = 0, 1, ... → the factor of the step size in the next one, of the same shape (replica,)."""
@@ -62,7 +62,7 @@ def scheduled(make: Callable[[Hyper], Optimizer], lr: Hyper, schedule: Schedule)
     def init(params: Params) -> Any:
         first = next(iter(params.values()))
         spread(lr, first)  # refuses a wrong number of step sizes
-        return {"time": _zeros(first), "inner": make(lr).init(params)}
+        return {"time": first.new_zeros(first.shape[:1], dtype=counting_type(first)), "inner": make(lr).init(params)}
 
     def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
         params, inner = at(state["time"]).update(grads, state["inner"], params)
@@ -185,11 +185,6 @@ def warmup_stable_decay(steps: int, warmup: int, decay: int, floor: float = 0.0)
         return torch.minimum(up, down).clamp(max=1)
 
     return factor
-
-
-def _zeros(first: Tensor) -> Tensor:
-    """No time yet, (replica,), and room to count: in half precision 256 + 1 is 256."""
-    return first.new_zeros(first.shape[:1], dtype=torch.promote_types(first.dtype, torch.float32))
 
 
 def _check(steps: int, floor: float) -> None:

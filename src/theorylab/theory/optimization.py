@@ -34,8 +34,7 @@ def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.
     these by Kim 2024, arXiv:2412.04427 (abstract and Section 1).
     """
     positive(smoothness=smoothness)
-    if not 0 <= curvature < smoothness:
-        raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}), got {curvature}.")
+    _check_curvature(curvature, smoothness)
     threshold, kappa = gd_worst_threshold(steps, step_ratio=step_ratio, radius=radius), curvature / smoothness
     slope = threshold / radius
     if kappa:
@@ -44,6 +43,11 @@ def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.
         lost = -math.expm1(2 * steps * math.log1p(-less)) if less < 1 else float(steps > 0)  # 1 − kept, where κ is small too
         slope = kappa * kept / (kappa * kept + lost)
     return smoothness * radius**2 / 2 * max(slope, (1 - step_ratio) ** (2 * steps))
+
+
+def _check_curvature(curvature: float, smoothness: float) -> None:
+    if not 0 <= curvature < smoothness:
+        raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}), got {curvature}.")
 
 
 def gd_worst_threshold(steps: int, *, step_ratio: float = 1.0, radius: float = 1.0) -> float:
@@ -120,8 +124,7 @@ def sgd_step_bound(*, smoothness: float = 1.0, curvature: float = 0.0, radius: f
     Source: Taylor and Bach 2019, arXiv:1902.00947 (finite sums by performance estimation); in this form it is what the program gives.
     """
     positive(smoothness=smoothness, radius=radius, noise=noise)
-    if not 0 <= curvature < smoothness:
-        raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}), got {curvature}.")
+    _check_curvature(curvature, smoothness)
     half = (1 - curvature / smoothness) * radius / 2
     return (half + math.hypot(half, noise / smoothness)) ** 2
 

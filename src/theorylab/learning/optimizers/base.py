@@ -99,12 +99,14 @@ def add_scaled(tensor: Tensor, hyper: Hyper, other: Tensor) -> Tensor:
     return torch.add(tensor, other, alpha=hyper)
 
 
-def replica_ones(p: Tensor) -> Tensor:
-    """A one for each replica of a tensor (replica, ...), to multiply it by: where powers and counts begin.
+def counting_type(p: Tensor) -> torch.dtype:
+    """Of powers and counts beside a parameter: at least single precision, for in half of it 0.999 is one, and 256 + 1 is 256."""
+    return torch.promote_types(p.dtype, torch.float32)
 
-    At least of single precision, for in half of it 0.999 is one, and 256 + 1 is 256; what is made of them is rounded to the parameter's.
-    """
-    return p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1), dtype=torch.promote_types(p.dtype, torch.float32))
+
+def replica_ones(p: Tensor) -> Tensor:
+    """A one for each replica of a tensor (replica, ...), to multiply it by: where powers and counts begin. Of the `counting_type`."""
+    return p.new_ones(p.shape[:1] + (1,) * (p.ndim - 1), dtype=counting_type(p))
 
 
 def unit(grads: Params) -> Params:

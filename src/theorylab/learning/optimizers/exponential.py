@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, nonnegative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, counting_type, nonnegative, selectable, spread
 
 
 @selectable
@@ -53,5 +53,4 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
 
 
 def _as(hyper: Hyper, like: Tensor) -> Tensor:
-    # at once, for a number would pass through float32; and to no less, for in half of it a rate that grows by a thousandth stays
-    return torch.as_tensor(hyper, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    return torch.as_tensor(hyper, dtype=counting_type(like), device=like.device)  # at once: a number would pass through float32
