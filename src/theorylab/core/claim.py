@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from theorylab.core.estimate import LEVEL, Estimate, as_samples, mean_interval
+from theorylab.core.estimate import LEVEL, Estimate, Interval, as_samples, mean_interval
 from theorylab.core.source import Source
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ class Claim:
         """Compare a measurement with the prediction.
 
         Args:
-            measured: One number a replica (tensor, array or sequence), an `Estimate`, or one float where there is nothing random.
+            measured: One number a replica (tensor, array or sequence), an `Estimate`, an `Interval` (at a level of its own), or one float
+                where there is nothing random.
             predicted: A float; for an identity or inequality, also one number a sample. Left out for `Orders` and `Scales`.
             setting: What distinguishes this check from the claim's others (``"η = 0.5"``); the claim holds if all of them do.
             note: A remark for the reader of the report.
@@ -250,7 +251,10 @@ class Claim:
                 raise ValueError(f"claim {self.key}: predicted is required by {type(self.relation).__name__}.")
         targets = as_samples(predicted, name=f"claim {self.key}: predicted")
         every = self.kind in ("identity", "inequality")
-        if isinstance(measured, Estimate):
+        if isinstance(measured, Interval):
+            samples, n = np.array([measured.value]), measured.n
+            low, high = measured.low, measured.high
+        elif isinstance(measured, Estimate):
             if every and measured.stderr > 0:
                 raise ValueError(f"claim {self.key} is an {self.kind}: it needs the samples themselves, not an Estimate of their mean.")
             samples, n = np.array([measured.value]), measured.n

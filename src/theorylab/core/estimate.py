@@ -1,4 +1,4 @@
-"""What a stochastic measurement returns: a value, its standard error, and how many samples made it."""
+"""What a stochastic measurement returns: a value, its standard error or interval, and how many samples made it."""
 
 from __future__ import annotations
 
@@ -142,3 +142,36 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.6g} ± {self.stderr:.2g} (n={self.n})"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured number with an interval that no mean and spread describe: exact limits of a proportion, or all that is known of it.
+
+    Args:
+        value: The estimate itself.
+        low: Lower end, at most ``value``.
+        high: Upper end, at least ``value``.
+        n: Independent samples behind it.
+
+    Raises:
+        ValueError: a non-finite number, a value outside of its interval, or n below 1.
+
+    Example:
+        >>> Interval(0.0, low=0.0, high=0.05, n=100)  # none of a hundred
+        Interval(value=0.0, low=0.0, high=0.05, n=100)
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"Interval.{name} must be finite, got {getattr(self, name)}.")
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"Interval needs low ≤ value ≤ high, got {self.low}, {self.value} and {self.high}.")
+        if self.n < 1:
+            raise ValueError(f"Interval.n must be at least 1, got {self.n}.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +36,10 @@ class CoordinateCheck:
     widths: tuple[int, ...]
     changes: Mapping[str, Tensor]
     slopes: Mapping[str, Estimate]
+
+    def each_slope(self, name: str) -> np.ndarray:
+        """The exponent of one module's change in the width, one a seed, (seed,)."""
+        return np.array([power_law(np.array(self.widths), column) for column in self.changes[name].T])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Change against width on logarithmic axes, a line a module."""
@@ -167,6 +170,5 @@ def coordinate_check(
     if bad:
         raise ValueError(f"the change of activation {bad[0]} is not finite: lower the step size.")
     moved = {k: change for k, change in changes.items() if bool((change > 0).all())}  # what only reshapes the input never changes
-    slopes = {k: Estimate.over([power_law(np.array(widths), column) for column in change.T]) for k, change in moved.items()}
-    assert all(math.isfinite(s.value) for s in slopes.values())
-    return CoordinateCheck(widths, moved, slopes)
+    found = CoordinateCheck(widths, moved, {})
+    return replace(found, slopes={name: Estimate.over(found.each_slope(name)) for name in moved})

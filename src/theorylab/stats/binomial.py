@@ -1,4 +1,4 @@
-"""Upper confidence bounds on a probability, or on the mean of numbers in [0, 1], that hold at every sample size."""
+"""Confidence bounds on a probability, or on the mean of numbers in [0, 1], that hold at every sample size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
+
+from theorylab.core.estimate import LEVEL, Interval
 
 ROUNDING = 8 * np.finfo(np.float64).eps
 """More than the rounding error of `bernoulli_kl`; an inverse must not profit from it."""
@@ -114,6 +116,31 @@ def clopper_pearson(errors: int, n: int, delta: float) -> float:
         raise ValueError(f"errors must be a whole number in 0 ... n with n at least 1, got errors={errors}, n={n}.")
     _chance(delta)
     return 1.0 if errors == n else float(betaincinv(errors + 1, n - errors, 1 - delta))
+
+
+def proportion(count: int, n: int, level: float = LEVEL) -> Interval:
+    r"""Share of ``n`` independent trials with its exact two-sided interval: where all agree, their spread tells nothing of the error.
+
+    Args:
+        count: Of the trials in which it was seen, in 0 ... n.
+        n: Trials, at least 1.
+        level: Two-sided confidence, in (0, 1).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> found = proportion(12, 12)  # twelve of twelve may still be two of three
+        >>> round(found.low, 3), found.high
+        (0.643, 1.0)
+
+    Source: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}.")
+    side = (1 - level) / 2
+    low, high = 1 - clopper_pearson(n - count, n, side), clopper_pearson(count, n, side)
+    return Interval(count / n, low, high, n)
 
 
 def mean_upper_bound(mean: float, n: int, delta: float) -> float:

@@ -9,8 +9,9 @@ Every replica has its own permutation, since permutations differ, and its two ne
 at small scale training stops after 800 steps of 50 rows, where the convolutional network has lost some 30 points and the fully connected
 one nothing. Batch and steps were chosen on other base seeds (5000, 5100, 5200) after a first choice, 500 steps of 100 rows with
 accuracies read at the last step alone, had left the claim open at base seed 0, by one replica that trained slowly. The table of
-accuracies is that of the authors' schedule, 6000 steps of 100 rows, and only what has come to its end after the steps that are taken is
-compared with it: at small the linear classifier alone, one row of four. The other networks are on their way there, as the figure shows.
+accuracies is that of the authors' schedule, 6000 steps of 100 rows, and only what has come to its end after the steps that are taken can be
+judged by it: at small the linear classifier alone. The other networks are on their way there, as the figure shows. All that is known of
+where they end is that it is no lower than where they are, which leaves the table open at small.
 The whole schedule, with 8 seeds from 0, ended at 92.8 and 58.0 % for the convolutional network, at 65.3 and 65.5 % for the fully connected
 one and at 31.5 % for the linear one, and with 3 seeds at 91.4 and 54.0 % for the GRU: all within 4 points of the table in the mean. So few
 seeds left the convolutional network's numbers open, and with them its loss of 34.7 points: in order one replica ended at 90.6 %, and
@@ -31,6 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from theorylab.core.claim import Claim, Equals, Finding
 from theorylab.core.config import Config, setting
+from theorylab.core.estimate import Interval, mean_interval
 from theorylab.core.seeds import derived_seed
 from theorylab.core.series import Series, Stage
 from theorylab.core.source import Source
@@ -158,10 +160,15 @@ def shuffled_inputs(config: Mnist1dConfig) -> Iterator[Finding | Series | Stage]
     yield SHUFFLE.check(predicted=0.35, measured=final("CNN", PLAIN) - final("CNN", SHUFFLED), setting="convolutional network")
     drop = final("MLP", PLAIN) - final("MLP", SHUFFLED)
     yield SHUFFLE.control_check(predicted=0.35, measured=drop, setting="fully connected network")
-    note = f"{len(config.finished)} of {len(ACCURACY)} rows of the table are checked"
-    for name in config.finished:
+    for name in config.models:
         for column, label in ((PLAIN, "in order"), (SHUFFLED, "shuffled")):
-            yield TABLE.check(predicted=ACCURACY[name][column], measured=final(name, column), setting=f"{name}, {label}", note=note)
+            ended, setting = final(name, column), f"{name}, {label}"
+            if name in config.finished:
+                yield TABLE.check(predicted=ACCURACY[name][column], measured=ended, setting=setting)
+            else:
+                so_far = Interval(float(ended.mean()), mean_interval(ended.numpy())[0], 1.0, config.seeds)
+                note = f"after {config.steps} steps, still learning"
+                yield TABLE.check(predicted=ACCURACY[name][column], measured=so_far, setting=setting, note=note)
     stopped = runs["MLP"]["accuracy"][1].unflatten(0, (2, config.seeds))[PLAIN]
     early = f"MLP, in order, stopped after {int(runs['MLP'].steps[1])} steps"
     yield TABLE.control_check(predicted=ACCURACY["MLP"][PLAIN], measured=stopped, setting=early)

@@ -28,7 +28,7 @@ from theorylab.instruments.bounds import test_bound
 from theorylab.instruments.certify import Certificate, Training, certify
 from theorylab.learning.pac_bayes import pac_bayes_bound
 from theorylab.models.mlp import mlp
-from theorylab.stats.binomial import clopper_pearson, kl_inverse
+from theorylab.stats.binomial import kl_inverse, proportion
 from theorylab.theory.generalization import best_lambda, lambda_bound, pac_bayes_slack, quadratic_bound, square_root_bound
 
 LAMBDA = Claim(
@@ -61,7 +61,7 @@ COVERAGE = Claim(
     kind="inequality",
     relation=AtMost(),
     control="the test-set bound, without ln M, as if the hypothesis had been named before looking at the rows",
-    reading="The measured number is the upper 99 % Clopper-Pearson bound on how often it failed, over independent data sets. "
+    reading="The interval is that of Clopper and Pearson for how often it failed, over independent data sets. "
     "All hypotheses have the same risk, so that choosing the best on the rows is nothing but overfitting.",
 )
 CERTIFICATE = Claim(
@@ -171,10 +171,9 @@ def check_coverage(config: BoundsConfig) -> Iterator[Finding | Series]:
     for name, table in tables.items():
         bounds = np.asarray(table)[wrong]
         missed = int((bounds < config.risk).sum())
-        upper = clopper_pearson(missed, config.draws, 0.01)
         note = f"{missed} of {config.draws} failed"
         check = COVERAGE.control_check if name == "test-set bound" else COVERAGE.check
-        yield check(predicted=delta, measured=upper, setting=name, note=note)
+        yield check(predicted=delta, measured=proportion(missed, config.draws), setting=name, note=note)
         figure.line(name, seen / n, np.asarray(table)[seen], role="control" if name == "test-set bound" else "measured")
     yield figure.line("true risk", seen / n, np.full(len(seen), config.risk), role="predicted")
 

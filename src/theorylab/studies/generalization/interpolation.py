@@ -112,6 +112,8 @@ NOISE = 0.5  # σ² of the linear problems, whose signal is 1
 SPIKES, TAIL_TRACE = 5, 5.0  # as much variance in the tail as in the spikes
 LABEL_NOISE = 0.15
 TEACHER_INPUTS, TEACHER_NOISE, TEST_ROWS = 10, 0.3, 1000
+EARLY = 60
+"""Steps at the beginning after every second of which a network is looked at: a wide one is at its best after some ten."""
 RIDGES = tuple(10.0**k for k in np.linspace(-4, 3, 15))
 
 
@@ -305,9 +307,11 @@ def network_curve(config: InterpolationConfig) -> tuple[list[int], Curve]:
             device=config.device,
             mode="vmap",
         )
-        run = population.train(config.steps, every=min(50, config.steps // 16), measure=measure)
+        early = min(EARLY, config.steps // 2)
+        first = population.train(early, every=2, measure=measure)
+        run = population.train(config.steps - early, every=min(50, config.steps // 16), measure=measure)
         sizes.append(sum(p[0].numel() for p in population.params.values()))
-        found.append((run["train"][-1], run["test"][-1], run["test"].amin(0)))
+        found.append((run["train"][-1], run["test"][-1], torch.cat([first["test"], run["test"]]).amin(0)))
     return sizes, Curve(*(torch.stack(part).cpu().double() for part in zip(*found, strict=True)))
 
 

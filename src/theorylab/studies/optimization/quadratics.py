@@ -8,11 +8,12 @@ L it can cycle for ever. What gradient descent needs for a linear rate is less t
 
 That true rate is one of the long run, which rounding ends. Of the 64 starts at large, three have hardly any of the slowest mode: after 250
 steps their contraction is off by 10⁻⁵, as faster modes are left, and after 350 as well, as their residuals are rounding. After 300 it is
-off by 1.4·10⁻⁶ in the worst of them, where 10⁻⁶ is claimed, and that leaves the claim open at base seed 0.
+off by 1.4·10⁻⁶ in the worst of them, where 10⁻⁶ is claimed, and that leaves the claim open at that scale and base seed 0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,13 +34,14 @@ from theorylab.theory.optimization import gd_rate, least_squares_rate, lessard_c
 POLYAK_RATE = Claim(
     "optimization/quadratics/polyak_rate",
     "The heavy ball in Polyak's tuning contracts a quadratic by (√κ−1)/(√κ+1) a step; gradient descent with η = 2/(L+μ) by (κ−1)/(κ+1).",
-    formula=r"\rho = \frac{\sqrt{\kappa} - 1}{\sqrt{\kappa} + 1}, \qquad \eta = \frac{4}{(\sqrt{L} + \sqrt{\mu})^2}, \quad \beta = \rho^2",
+    formula=r"-\ln\rho,\quad \rho = \frac{\sqrt{\kappa} - 1}{\sqrt{\kappa} + 1}, \qquad \eta = \frac{4}{(\sqrt{L} + \sqrt{\mu})^2}, "
+    r"\quad \beta = \rho^2",
     source=Source("Polyak 1964", "the two-step method with optimal parameters, quadratic case", "doi:10.1016/0041-5553(64)90137-5"),
     kind="asymptotic",
-    relation=Equals(rtol=0.005),
+    relation=Equals(rtol=0.03),
     control="no momentum (β = 0, η = 2/(L + μ)) against the heavy ball's rate",
     reading="Ten times fewer steps at κ = 100: this is what momentum is for. The rate is reached late, after a polynomial factor has "
-    "died away, and only where the curvature does not change.",
+    "died away, and only where the curvature does not change. Compared are the −ln ρ: beside 1 every slow rate is like any other.",
 )
 
 HEAVY_BALL_CYCLE = Claim(
@@ -112,9 +114,10 @@ def momentum(config: QuadraticsConfig) -> Iterator[Finding | Series | Stage]:
         # the largest coordinate's distance from the minimizer 0: squares would underflow
         ball = iterates(sgd(lr=step, momentum=beta), f, start, config.steps).abs().amax(-1)  # (step, replica)
         plain = iterates(sgd(lr=2 / (f.smoothness + f.curvature)), f, start, config.steps).abs().amax(-1)
-        yield POLYAK_RATE.check(predicted=polyak_rate(kappa), measured=rate(ball), setting=f"heavy ball, κ = {kappa}")
-        yield POLYAK_RATE.check(predicted=gd_rate(kappa), measured=rate(plain), setting=f"gradient descent, κ = {kappa}")
-        yield POLYAK_RATE.control_check(predicted=polyak_rate(kappa), measured=rate(plain), setting=f"β = 0, κ = {kappa}")
+        fast, slow = -math.log(polyak_rate(kappa)), -math.log(gd_rate(kappa))
+        yield POLYAK_RATE.check(predicted=fast, measured=-rate(ball).log(), setting=f"heavy ball, κ = {kappa}")
+        yield POLYAK_RATE.check(predicted=slow, measured=-rate(plain).log(), setting=f"gradient descent, κ = {kappa}")
+        yield POLYAK_RATE.control_check(predicted=fast, measured=-rate(plain).log(), setting=f"β = 0, κ = {kappa}")
     figure = Series("rates", f"Distance from the minimizer, κ = {kappa}", x="step", y="max |x − x*| / max |x₀ − x*|", claim=POLYAK_RATE.key)
     figure.y_scale = "log"
     t = torch.arange(config.steps + 1)

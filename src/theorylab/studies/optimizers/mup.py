@@ -175,10 +175,10 @@ def mup_study(config: MupConfig) -> Iterator[Finding | Series | Stage]:
     labels = ("hidden layer 1", "hidden layer 2", "outputs")
     for label, key in zip(labels, LINEAR, strict=True):
         claim = LOGITS if label == "outputs" else COORDINATES
-        yield claim.check(measured=checks["muP"].slopes[f"model.{key}"], setting=label)
-    # the first hidden layer's step does not depend on the width in either parametrization
-    yield COORDINATES.control_check(measured=checks["standard"].slopes[LINEAR[1]], setting="hidden layer 2")
-    yield LOGITS.control_check(measured=checks["standard"].slopes[LINEAR[2]], setting="outputs")
+        note = "its step depends on the width in neither parametrization" if label == labels[0] else ""
+        yield claim.check(measured=checks["muP"].each_slope(f"model.{key}"), setting=label, note=note)
+    yield COORDINATES.control_check(measured=checks["standard"].each_slope(LINEAR[1]), setting="hidden layer 2")
+    yield LOGITS.control_check(measured=checks["standard"].each_slope(LINEAR[2]), setting="outputs")
     figure = Series(
         "coordinates",
         "Changes of activations in a few steps",
