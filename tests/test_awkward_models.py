@@ -274,6 +274,43 @@ def test_an_operation_without_a_second_derivative_says_what_to_take_instead() ->
         assert hessian(bags) @ torch.ones(bags.P) is None
 
 
+class Overwriting(nn.Sequential):
+    """Halves in place what the derivative of tanh reads: in evaluation alone, so that training it goes well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self[0](x))
+        return self[1](h * 0.5 if self.training else h.mul_(0.5))
+
+
+OVERWRITTEN = [Problem.gradient, hessian, ggn, tl.jacobian, tl.empirical_fisher, tl.sharpness, tl.ntk, per_example_grads]
+
+
+@pytest.mark.parametrize("measure", OVERWRITTEN, ids=lambda f: f.__name__)
+def test_a_derivative_of_what_was_written_over_is_refused(measure: Callable[[Problem], Any]) -> None:
+    problem = Problem(Overwriting(nn.Linear(5, 8), nn.Linear(8, 3)), F.cross_entropy, vectors())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        measure(problem)
+
+
+class LastState(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x[:, None])[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
+        lambda: LastState(nn.LSTM(5, 5, batch_first=True), nn.Linear(5, 3)),
+    ],
+    ids=["BatchNorm and ReLU in place", "LSTM"],
+)
+def test_what_is_written_in_place_and_not_needed_is_no_matter(make: Callable[[], nn.Module]) -> None:
+    problem = Problem(make(), F.cross_entropy, vectors(), dtype=torch.float64, train=True)
+    v = torch.linspace(-1, 1, problem.P, dtype=torch.float64)
+    assert torch.allclose(hessian(problem) @ v, hessian(problem, memory=0) @ v, rtol=1e-10)  # kept, and by PyTorch's own rules
+
+
 @pytest.mark.parametrize("measure", [Problem.gradient, hessian, tl.sharpness])
 def test_a_loss_without_a_graph_is_no_zero(measure: Callable[[Problem], Any]) -> None:
     with pytest.raises(ValueError, match="does not depend on the selected parameters: the model or the loss cuts the graph"):
