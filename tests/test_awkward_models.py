@@ -260,6 +260,30 @@ def test_the_gauss_newton_matrix_of_several_outputs_asks_which_count() -> None:
     assert ggn(read).shape == (read.P, read.P)
 
 
+class Spectrum(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(super().forward(x))
+
+
+def test_complex_outputs_are_measured_by_their_real_and_imaginary_parts() -> None:
+    x, y = vectors()
+    y = torch.complex(x[:, :3], y[:, None] - x[:, 2:])
+
+    def real(outputs: Tensor, y: Tensor) -> Tensor:
+        return (outputs - torch.view_as_real(y)).square().sum((1, 2))
+
+    net = mlp()
+    problem = Problem(Spectrum(net), lambda f, y: (f - y).abs().square().sum(1), (x, y), dtype=torch.float64)
+    parts = Problem(Spectrum(net), real, (x, y), dtype=torch.float64, read=torch.view_as_real)
+    for measure in (tl.empirical_fisher, ggn, tl.jacobian, tl.ntk, tl.kfac, tl.equivariance):
+        with pytest.raises(Inapplicable, match=r"outputs are complex, .* Give read=torch\.view_as_real"):
+            measure(problem)
+        measure(parts)
+    assert torch.allclose(per_example_grads(problem), per_example_grads(parts), rtol=1e-12)  # of a real loss
+    rows = per_example_grads(parts)
+    assert torch.allclose(tl.empirical_fisher(parts) @ torch.eye(parts.P, dtype=torch.float64), rows.T @ rows / 12, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("measure", [lambda p: hessian(p), lambda p: hessian(p, memory=0) @ torch.ones(p.P), ggn, tl.jacobian])
 def test_a_function_that_can_be_differentiated_once_has_no_curvature(measure: Callable[[Problem], Any]) -> None:
     problem = Problem(Fused(), F.cross_entropy, vectors())
