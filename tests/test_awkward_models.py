@@ -260,6 +260,30 @@ def test_the_gauss_newton_matrix_of_several_outputs_asks_which_count() -> None:
     assert ggn(read).shape == (read.P, read.P)
 
 
+class Spectrum(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(super().forward(x))
+
+
+def test_complex_outputs_are_measured_by_their_real_and_imaginary_parts() -> None:
+    x, y = vectors()
+    y = torch.complex(x[:, :3], y[:, None] - x[:, 2:])
+
+    def real(outputs: Tensor, y: Tensor) -> Tensor:
+        return (outputs - torch.view_as_real(y)).square().sum((1, 2))
+
+    net = mlp()
+    problem = Problem(Spectrum(net), lambda f, y: (f - y).abs().square().sum(1), (x, y), dtype=torch.float64)
+    parts = Problem(Spectrum(net), real, (x, y), dtype=torch.float64, read=torch.view_as_real)
+    for measure in (tl.empirical_fisher, ggn, tl.jacobian, tl.ntk, tl.kfac, tl.equivariance):
+        with pytest.raises(Inapplicable, match=r"outputs are complex, .* Give read=torch\.view_as_real"):
+            measure(problem)
+        measure(parts)
+    assert torch.allclose(per_example_grads(problem), per_example_grads(parts), rtol=1e-12)  # of a real loss
+    rows = per_example_grads(parts)
+    assert torch.allclose(tl.empirical_fisher(parts) @ torch.eye(parts.P, dtype=torch.float64), rows.T @ rows / 12, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("measure", [lambda p: hessian(p), lambda p: hessian(p, memory=0) @ torch.ones(p.P), ggn, tl.jacobian])
 def test_a_function_that_can_be_differentiated_once_has_no_curvature(measure: Callable[[Problem], Any]) -> None:
     problem = Problem(Fused(), F.cross_entropy, vectors())
@@ -272,6 +296,43 @@ def test_an_operation_without_a_second_derivative_says_what_to_take_instead() ->
     bags = Problem(nn.Sequential(nn.EmbeddingBag(7, 3), nn.Tanh(), nn.Linear(3, 3)), F.cross_entropy, words())
     with pytest.raises(NotImplementedError, match=r"take nn\.Embedding and a mean"):
         assert hessian(bags) @ torch.ones(bags.P) is None
+
+
+class Overwriting(nn.Sequential):
+    """Halves in place what the derivative of tanh reads: in evaluation alone, so that training it goes well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self[0](x))
+        return self[1](h * 0.5 if self.training else h.mul_(0.5))
+
+
+OVERWRITTEN = [Problem.gradient, hessian, ggn, tl.jacobian, tl.empirical_fisher, tl.sharpness, tl.ntk, per_example_grads]
+
+
+@pytest.mark.parametrize("measure", OVERWRITTEN, ids=lambda f: f.__name__)
+def test_a_derivative_of_what_was_written_over_is_refused(measure: Callable[[Problem], Any]) -> None:
+    problem = Problem(Overwriting(nn.Linear(5, 8), nn.Linear(8, 3)), F.cross_entropy, vectors())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        measure(problem)
+
+
+class LastState(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x[:, None])[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
+        lambda: LastState(nn.LSTM(5, 5, batch_first=True), nn.Linear(5, 3)),
+    ],
+    ids=["BatchNorm and ReLU in place", "LSTM"],
+)
+def test_what_is_written_in_place_and_not_needed_is_no_matter(make: Callable[[], nn.Module]) -> None:
+    problem = Problem(make(), F.cross_entropy, vectors(), dtype=torch.float64, train=True)
+    v = torch.linspace(-1, 1, problem.P, dtype=torch.float64)
+    assert torch.allclose(hessian(problem) @ v, hessian(problem, memory=0) @ v, rtol=1e-10)  # kept, and by PyTorch's own rules
 
 
 @pytest.mark.parametrize("measure", [Problem.gradient, hessian, tl.sharpness])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import hooked
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -146,6 +147,7 @@ def test_pairs_are_chosen_by_name() -> None:
         (chain(nn.Tanh()), {}, "through other activations no such quantity"),
         (chain(nn.AlphaDropout(0.4)), {"train": True}, "no layers are two dense layers in sequence"),
         (chain(nn.ReLU()), {"params": "2.*"}, r"0\.weight is not selected"),
+        (nn.Sequential(nn.Linear(5, 4), hooked(nn.Linear(4, 2))), {}, "of 0 and 1, a hook changes what 1 puts out"),
     ],
 )
 def test_where_nothing_is_conserved_it_is_refused(net: nn.Module, options: dict, match: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import Standardized
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -165,6 +166,24 @@ def test_a_weight_that_is_computed_is_measured_as_the_layer_uses_it() -> None:
     assert torch.allclose(found[1], 2 * found[0], rtol=1e-12)
     assert torch.allclose(found[0], true_spectrum(net[0], (1, 4, 4))[:10], rtol=1e-12)
     assert torch.allclose(found[0], dense_conv_spectrum(problem)["0"].values, rtol=1e-12)
+
+
+def test_a_layer_that_computes_with_another_weight_than_it_holds_is_refused() -> None:
+    net = made(lambda: nn.Sequential(Standardized(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 3)))
+    with pytest.raises(Inapplicable, match="of 0, a Standardized, are not those of its weight"):
+        conv_spectrum(images(net))
+    assert [layer.name for layer in conv_spectrum(images(net), "2")] == ["2"]
+    assert [layer.name for layer in conv_spectrum(images(net, params="2.*"))] == ["2"]
+    with pytest.raises(Inapplicable, match="of 0, a Standardized"):
+        conv_spectrum(images(net, params="2.*"), "0")
+    with pytest.raises(ValueError, match=r"layer must apply its own weight: .* a Standardized"):
+        layer_spectrum(net[0], (1, 4, 4))
+
+
+def test_a_weight_that_changes_at_every_look_is_that_of_the_pass() -> None:
+    """Spectral normalization in training mode takes a step of its power iteration every time."""
+    net = made(lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(16, 3))))
+    assert 1.0 <= conv_spectrum(images(net, train=True))["1"].values[0] < 2.0
 
 
 def test_a_bare_layer_needs_a_shape_that_fits() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from zoo import Masked
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -109,5 +111,9 @@ def test_refuses_what_is_no_matrix() -> None:
         effective_rank(Problem(Stack(), F.mse_loss, data))
     with pytest.raises(Inapplicable, match="parametrization"):
         effective_rank(Problem(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), F.mse_loss, data))
+    with pytest.raises(Inapplicable, match=r"weight_orig is what a Linear computes its weight from"):
+        effective_rank(Problem(prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), F.mse_loss, data))
+    with pytest.raises(Inapplicable, match="a Masked, are not those of its weight"):
+        effective_rank(Problem(Masked(4, 4), F.mse_loss, data))
     with pytest.raises(Inapplicable, match="none of the selected"):
         effective_rank(Problem(nn.Linear(4, 4), F.mse_loss, data, params=["bias"]))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import Masked
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -18,6 +19,11 @@ from theorylab.instruments.norms import norms
 from theorylab.learning.optimizers.base import Hyper, Optimizer
 from theorylab.learning.optimizers.steepest import greedy_coordinate, normalized_gd, sign_descent
 from theorylab.learning.schedule import power_decay, scheduled
+
+
+class Cosine(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 10 * F.linear(F.normalize(input), F.normalize(self.weight))
 
 
 def linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Problem:
@@ -133,6 +139,8 @@ def test_a_head_that_separates_shows_that_the_features_are_separable(gap: float)
         (nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten()), torch.tensor([0, 1]), "ends in one"),
         (nn.Linear(3, 2), torch.tensor([[0.3, 0.1], [0.2, 0.0]]), "no one-hot classes"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), torch.tensor([0, 1]), "parametrization"),
+        (Masked(3, 2), torch.tensor([0, 1]), "outputs of the model, a Masked, are not those of its weight"),
+        (Cosine(3, 2), torch.tensor([0, 1]), "outputs of the model, a Cosine, are not those of its weight"),
     ],
 )
 def test_refuses_what_has_no_linear_head(net: nn.Module, y: Tensor, match: str) -> None:

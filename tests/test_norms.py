@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from zoo import Masked, Standardized, hooked
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -109,6 +110,12 @@ def test_margins_are_signed() -> None:
         (nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.Linear(84, 3)), "pads by circular"),
         (nn.Sequential(nn.ConvTranspose2d(2, 2, 1), nn.Flatten(), nn.Linear(84, 3)), "ConvTranspose2d"),
         (nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(84, 3))), "is computed"),
+        (
+            nn.Sequential(Standardized(2, 2, 3, padding=1), nn.Flatten(), nn.Linear(84, 3)),
+            "of 0, a Standardized, are not those of its weight",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(84, 4), nn.ReLU(), Masked(4, 3)), "of 3, a Masked, are not those of its weight"),
+        (nn.Sequential(nn.Flatten(), hooked(nn.Linear(84, 3))), "of 1, a Linear, are not .* or a hook changes them"),
     ],
 )
 def test_refuses_what_its_norms_would_not_describe(net: nn.Module, match: str) -> None:

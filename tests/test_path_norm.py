@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from zoo import hooked
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
@@ -153,6 +155,8 @@ def test_does_not_overflow() -> None:
         (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4)), "a LayerNorm"),
         (nn.Sequential(nn.Linear(3, 4), nn.GELU()), "a GELU"),
         (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.MaxPool1d(2)), "a Unflatten"),
+        (prune.l1_unstructured(nn.Linear(3, 4), "weight", 0.5), "a Linear whose weight is computed"),
+        (hooked(nn.Linear(3, 4)), "a hook changes them"),
     ],
 )
 def test_refuses_other_graphs(net: nn.Module, match: str) -> None:

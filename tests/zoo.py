@@ -51,6 +51,27 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
+class Standardized(nn.Conv2d):
+    """A convolution by its weight at mean 0 and variance 1 in every channel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, centred / centred.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Masked(nn.Linear):
+    """A dense layer by every other of its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight * (torch.arange(self.weight.numel()).reshape(self.weight.shape) % 2), self.bias)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    """The layer with a hook that adds its outputs to their neighbours."""
+    layer.register_forward_hook(lambda _, args, output: output + output.roll(1, 1))
+    return layer
+
+
 def mlp(*, act: type[nn.Module] = nn.Tanh, dropout: float = 0.0) -> nn.Module:
     drop = [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(nn.Linear(5, 6), act(), *drop, nn.Linear(6, 6), act(), nn.Linear(6, 3))

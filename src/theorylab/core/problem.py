@@ -97,6 +97,7 @@ class Problem:
         self.order = order_of(data)
         self._copies = False
         self.output_type: type | None = None  # unknown of loss(model, batch)
+        self.complex_outputs = False
         self.reduction = self._try_out()
 
     @classmethod
@@ -301,7 +302,7 @@ class Problem:
         trial, tensors = self.on([batch]), {**self.params, **self._frozen}
         before = {k: p._version for k, p in tensors.items()}
         reduction = trial._detect_reduction(alone=len(self.batches) == 1)
-        self.output_type = trial.output_type
+        self.output_type, self.complex_outputs = trial.output_type, trial.complex_outputs
         self._copies = any(t._version for t in tensors_of(batch.content))
         for k, p in tensors.items():
             if p._version != before[k]:
@@ -323,7 +324,7 @@ class Problem:
                     return reduction
             with naming(batch, self.dtype, "model(x)"):
                 outputs = self.outputs(0)
-            self.output_type = type(outputs)
+            self.output_type, self.complex_outputs = type(outputs), isinstance(outputs, Tensor) and outputs.is_complex()
             with naming(batch, self.dtype, "loss(outputs, y)", unread(outputs)):
                 value = without_broadcast(self.criterion, outputs, batch.content[1])
                 refuse_sum(self.criterion, outputs, batch, value)

@@ -15,6 +15,7 @@ from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
+from theorylab.instruments.linear_layers import with_another_weight
 from theorylab.instruments.path_norm import RELUS, traced
 
 SHIFTING = (nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -45,7 +46,7 @@ def layer_pairs(problem: Problem) -> tuple[LayerPair, ...] | str:
     if isinstance(graph, str):
         return graph
     modules, pairs = dict(graph.named_modules()), []
-    uses = _uses(graph, modules)
+    uses, strange = _uses(graph, modules), with_another_weight(problem)
     for node in graph.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], nn.Linear):
             continue
@@ -55,7 +56,9 @@ def layer_pairs(problem: Problem) -> tuple[LayerPair, ...] | str:
             module = modules.get(str(step.target)) if step.op == "call_module" else None
             if isinstance(module, nn.Linear):
                 inner, outer = str(node.target), str(step.target)
-                pairs.append(LayerPair(inner, outer, diagonal, _why_not(problem, modules, uses, inner, outer)))
+                odd = [name for name in (inner, outer) if modules[name] in strange]
+                why_not = f"a hook changes what {odd[0]} puts out" if odd else _why_not(problem, modules, uses, inner, outer)
+                pairs.append(LayerPair(inner, outer, diagonal, why_not))
                 break
             if isinstance(module, nn.ReLU) or (step.op != "call_module" and step.target in RELUS):
                 diagonal = True

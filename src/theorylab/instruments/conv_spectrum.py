@@ -10,13 +10,23 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
-from theorylab.core.instrument import instrument
+from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.layer_spectrum import LayerSpectrum, singular_values
-from theorylab.instruments.linear_layers import LinearLayer, called_layers, linear_layers, with_selected_weight
+from theorylab.instruments.linear_layers import (
+    LinearLayer,
+    another_weight,
+    called_layers,
+    linear_layers,
+    plain_outputs,
+    same_outputs,
+    uses_another_weight,
+    with_selected_weight,
+)
 
 TOP = 10
 """Singular values of a layer that are computed where no number is given."""
@@ -61,7 +71,8 @@ def layer_spectrum(layer: nn.Module, input_shape: Sequence[int], k: int | None =
 
     Raises:
         TypeError: another kind of layer.
-        ValueError: a shape that the layer does not take, k below 1, or all of too many singular values.
+        ValueError: a shape that the layer does not take, a layer of a class that computes with another weight than it holds, k below 1, or
+            all of too many singular values.
 
     Example:
         >>> conv = nn.Conv1d(1, 1, 2, bias=False, padding="same", padding_mode="circular")
@@ -77,6 +88,10 @@ def layer_spectrum(layer: nn.Module, input_shape: Sequence[int], k: int | None =
     width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     if len(shape) != rank or min(shape) < 1 or shape[0] != width:
         raise ValueError(f"input_shape must hold {rank} sizes, the first of them {width}, for this {type(layer).__name__}, got {shape}.")
+    with torch.no_grad(), parametrize.cached():
+        x = torch.ones(1, *shape, dtype=layer.weight.dtype, device=layer.weight.device)
+        if not same_outputs(layer(x), plain_outputs(layer, x, layer.weight, layer.bias)):
+            raise ValueError(f"layer must apply its own weight: {another_weight('layer', layer)}")
     return singular_values(LinearLayer("", layer, layer.weight.detach().double(), shape), k, tol)
 
 
@@ -95,6 +110,13 @@ def has_no_layer(problem: Problem) -> str | None:
 
 
 def _chosen(problem: Problem, layer: str | None) -> list[LinearLayer]:
+    chosen = _named(problem, layer)
+    if (reason := uses_another_weight(problem, {found.module for found in chosen})) is not None:
+        raise Inapplicable(f"conv_spectrum does not apply: {reason}")
+    return chosen
+
+
+def _named(problem: Problem, layer: str | None) -> list[LinearLayer]:
     if layer is None:
         return [found for found in linear_layers(problem) if not isinstance(found.module, _BatchNorm)]
     called = {found.name: found for found in called_layers(problem) if not isinstance(found.module, _BatchNorm)}
@@ -147,7 +169,8 @@ def conv_spectrum(problem: Problem, layer: str | None = None, *, k: int | None =
         `Spectra`; a measure, like its readings, which are the spectral norms.
 
     Raises:
-        Inapplicable: no weight of a dense layer or convolution is selected.
+        Inapplicable: no weight of a dense layer or convolution is selected, or the class of a layer computes with another weight than it
+            holds.
         ValueError: the loss is not finite, a layer that the model does not call, k below 1, or all of too many singular values.
 
     Example:

@@ -14,6 +14,7 @@ from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
+from theorylab.instruments.linear_layers import uses_another_weight
 from theorylab.linalg.rank import entropy_rank, stable_rank
 
 
@@ -66,9 +67,13 @@ def has_no_matrices(problem: Problem) -> str | None:
     for name, owner in owners.items():
         if isinstance(owner, nn.utils.parametrize.ParametrizationList):
             return f"{name} belongs to a parametrization. Remove it: torch.nn.utils.parametrize.remove_parametrizations."
+        if isinstance(owner, nn.Linear | _ConvNd) and name.rpartition(".")[2] != "weight":  # by pruning, or normalization in its older form
+            return f"{name} is what a {type(owner).__name__} computes its weight from. Make that permanent, or leave it out of params=."
         if problem.params[name].ndim > 2 and not isinstance(owner, _ConvNd):
             return f"{name} of a {type(owner).__name__} has {problem.params[name].ndim} axes and is no matrix. Leave it out of params=."
-    return None if owners else "none of the selected parameters is a matrix or a convolution kernel. Select one in params=."
+    if not owners:
+        return "none of the selected parameters is a matrix or a convolution kernel. Select one in params=."
+    return uses_another_weight(problem, set(owners.values()))
 
 
 def kernel_effective_rank(problem: Problem) -> Ranks:
@@ -114,7 +119,8 @@ def effective_rank(problem: Problem) -> Ranks:
             singular value decomposition each.
 
     Raises:
-        Inapplicable: no matrix is selected; one that is computed (a parametrization); a tensor that is no matrix and no kernel.
+        Inapplicable: no matrix is selected; one that is computed (a parametrization, or a layer whose class computes with another weight
+            than it holds); a tensor that is no matrix and no kernel.
         ValueError: the loss or a weight is not finite.
 
     Example:

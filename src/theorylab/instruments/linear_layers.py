@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from theorylab.core.problem import Problem
+from theorylab.instruments.rows_alone import close
 
 CHAIN = (nn.Linear, _ConvNd, _BatchNorm)
 SCALE_FREE = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
@@ -83,7 +87,46 @@ def is_no_chain(problem: Problem) -> str | None:
                 f"{name} is called {calls[module].times} times in a forward pass, and a product over layers has its norm once. "
                 "Give each call a layer of its own, which may share the weight."
             )
-    return None
+    return _other_weight(problem, with_selected_weight(problem), calls)
+
+
+def with_another_weight(problem: Problem) -> set[nn.Module]:
+    """The layers of which `uses_another_weight` speaks."""
+    return {module for module, call in _forward(problem).items() if not call.plain}
+
+
+def uses_another_weight(problem: Problem, modules: Collection[nn.Module]) -> str | None:
+    """A class derived from a layer may compute with another weight, standardized or masked; its own then says nothing of the map."""
+    return _other_weight(problem, modules, _forward(problem))
+
+
+def _other_weight(problem: Problem, modules: Collection[nn.Module], calls: dict[nn.Module, _Call]) -> str | None:
+    named = problem.model.named_modules()
+    return next((another_weight(name, m) for name, m in named if m in modules and m in calls and not calls[m].plain), None)
+
+
+def another_weight(name: str, module: nn.Module) -> str:
+    """The reason, of one layer."""
+    return (
+        f"the outputs of {name or 'the model'}, a {type(module).__name__}, are not those of its weight and bias: its class computes with "
+        "another weight, standardized or masked perhaps, or a hook changes them. Give a layer that holds the weight that it uses."
+    )
+
+
+def plain_outputs(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Of a dense layer or convolution that applies its weight as it is, whatever a derived class does."""
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)
+    kind = next(k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, k))
+    return kind._conv_forward(module, x, weight, bias)  # pyright: ignore[reportArgumentType]  module is of that kind
+
+
+def same_outputs(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding where both are finite: what overflows says nothing of a layer."""
+    if a.shape != b.shape:
+        return False
+    known = a.isfinite() & b.isfinite()
+    return close(a[known], b[known])
 
 
 def linear_layers(problem: Problem) -> list[LinearLayer]:
@@ -117,7 +160,7 @@ def called_layers(problem: Problem) -> list[LinearLayer]:
     for name, module in problem.model.named_modules():
         if module not in calls:
             continue
-        shape, weight, _ = calls[module]
+        shape, weight = calls[module][:2]
         if isinstance(module, _BatchNorm):
             if module.running_var is not None:
                 scale = value(module.weight, 1.0) / (value(module.running_var, 1.0) + module.eps).sqrt()
@@ -128,16 +171,21 @@ def called_layers(problem: Problem) -> list[LinearLayer]:
 
 
 class _Call(NamedTuple):
-    """The last call of a layer: the shape of one input row, the weight as the layer uses it, and how often it was called by then."""
+    """The last call of a layer: the shape of one input row, the weight as the layer uses it, and how often it was called by then.
+
+    ``plain`` says whether a dense layer or convolution put out, every time, what its weight and bias make of its input.
+    """
 
     shape: tuple[int, ...]
     weight: Tensor
     times: int
+    plain: bool
 
 
 def _forward(problem: Problem) -> dict[nn.Module, _Call]:
     """The calls of linear layers in a forward pass; a weight that is computed, by a parametrization, is taken as the layer uses it."""
     calls: dict[nn.Module, _Call] = {}
+    expected: dict[nn.Module, Tensor] = {}
 
     def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         x = args[0] if args else kwargs["input"]
@@ -145,13 +193,22 @@ def _forward(problem: Problem) -> dict[nn.Module, _Call]:
         weight: Tensor | None = module.weight  # pyright: ignore[reportAssignmentType]  None in a BatchNorm without scale
         times = calls[module].times + 1 if module in calls else 1
         calls[module] = _Call(
-            tuple(x.shape[x.ndim - rank :]), x.new_empty(0) if weight is None else weight.detach().double().clone(), times
+            tuple(x.shape[x.ndim - rank :]),
+            x.new_empty(0) if weight is None else weight.detach().double().clone(),
+            times,
+            module not in calls or calls[module].plain,
         )
+        if weight is not None and not isinstance(module, _BatchNorm):  # now, as the layer may work in place on its input
+            expected[module] = plain_outputs(module, x.to(weight.dtype), weight, module.bias)  # pyright: ignore[reportArgumentType]
+
+    def compare(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        if module in expected and not same_outputs(output, expected.pop(module)):
+            calls[module] = calls[module]._replace(plain=False)
 
     wanted = [m for m in problem.model.modules() if isinstance(m, CHAIN) and not isinstance(m, _ConvTransposeNd)]
-    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wanted]
+    hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wanted] + [m.register_forward_hook(compare) for m in wanted]
     try:
-        with problem.safe(), torch.no_grad():
+        with problem.safe(), torch.no_grad(), parametrize.cached():  # some parametrizations go a step further at every look
             problem.batch_loss(0)
     finally:
         for hook in hooks:

@@ -14,6 +14,7 @@ from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
+from theorylab.instruments.linear_layers import another_weight, plain_outputs, same_outputs
 from theorylab.instruments.predictions import not_classification, scores_and_classes
 from theorylab.instruments.refusals import too_few_digits
 from theorylab.linalg.margin import max_margin
@@ -79,7 +80,7 @@ def _head(problem: Problem) -> _Head | str:
 
     names = {module: name for name, module in problem.model.named_modules() if isinstance(module, nn.Linear)}
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in names]
-    features, last = [], None
+    features, scores, last = [], [], None
     try:
         with problem.safe(), torch.no_grad():
             for k in range(len(problem.batches)):
@@ -94,7 +95,8 @@ def _head(problem: Problem) -> _Head | str:
                         "the model's outputs are not those of a Linear layer. Measure a model that ends in one, without softmax or pooling."
                     )
                 last = seen[-1][0]
-                features.append(seen[-1][1].double())
+                features.append(seen[-1][1])
+                scores.append(outputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -105,10 +107,14 @@ def _head(problem: Problem) -> _Head | str:
         return (
             f"the weight of {names[last]} is computed (a parametrization). Remove it: torch.nn.utils.parametrize.remove_parametrizations."
         )
-    x, w = torch.cat(features), tensors[by_tensor[id(last.weight)]].detach().double()
-    if last.bias is not None:
+    w, b = (None if t is None else tensors[by_tensor[id(t)]].detach() for t in (last.weight, last.bias))
+    assert w is not None  # every Linear has a weight
+    if not all(same_outputs(out, plain_outputs(last, x.to(w.dtype), w, b)) for x, out in zip(features, scores, strict=True)):
+        return another_weight(names[last], last)
+    x, w = torch.cat(features).double(), w.double()
+    if b is not None:
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        w = torch.cat([w, tensors[by_tensor[id(last.bias)]].detach().double()[:, None]], 1)
+        w = torch.cat([w, b.double()[:, None]], 1)
     return _Head(names[last], x, w)
 
 
@@ -203,7 +209,7 @@ def margin_geometry(problem: Problem) -> MarginGeometry:
             n(k−1) constraints and a variable for each weight: some thousand of each take seconds.
 
     Raises:
-        Inapplicable: no classification, a model that does not end in a Linear layer, or half precision.
+        Inapplicable: no classification, a model that does not end in a Linear layer which applies its own weight, or half precision.
         ValueError: the loss is not finite, the head is zero, or rows, classes and weights are too many for the programs.
         ArithmeticError: the largest margin is too small against the features to be found; see `theorylab.linalg.margin.max_margin`.
 

@@ -165,8 +165,8 @@ def norms(problem: Problem, *, init: Params | None = None, tol: float = 1e-4) ->
         tol: Relative residual at which a convolution's iteration stops.
 
     Raises:
-        Inapplicable: other kinds of weights, layers that make weights scale-free (LayerNorm, BatchNorm in training mode), or layers that a
-            forward pass calls more than once.
+        Inapplicable: other kinds of weights, layers that make weights scale-free (LayerNorm, BatchNorm in training mode), layers that a
+            forward pass calls more than once, or whose class computes with another weight than they hold.
         ValueError: the loss is not finite, a layer is zero, or ``init`` does not fit.
 
     Example:

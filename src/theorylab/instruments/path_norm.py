@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem, finite
+from theorylab.instruments.linear_layers import uses_another_weight
 from theorylab.instruments.refusals import hides_outputs
 
 RESHAPING: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view", "contiguous", "squeeze", "unsqueeze")
@@ -170,10 +171,12 @@ def off_relu_graph(problem: Problem) -> str | None:
             reason = None if node.op in ("placeholder", "output") else "a parameter used outside a layer"
         if reason is not None:
             return f"{node.target} is {reason}: path norms are of ReLU networks. Measure norms() instead."
-    return None
+    return uses_another_weight(problem, set(modules.values()))
 
 
 def _no_path_through(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Linear | _ConvNd) and "weight" not in module._parameters:  # by pruning, or normalization in its older form
+        return f"a {type(module).__name__} whose weight is computed"
     if isinstance(module, _ConvNd):
         if isinstance(module, _ConvTransposeNd) or module.padding_mode != "zeros":
             return "a convolution that is transposed or not padded with zeros"

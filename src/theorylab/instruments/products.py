@@ -48,14 +48,25 @@ class _Budget:
         self.limit, self.used = limit, 0
         self.seen = {t.untyped_storage().data_ptr() for t in free}  # parameters and data are held anyway
 
-    def pack(self, t: Tensor) -> Tensor:
+    def pack(self, t: Tensor) -> tuple[Tensor, int]:
         storage = t.untyped_storage()
         if storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())
             self.used += storage.nbytes()
             if self.used > self.limit:
                 raise _NotKept
-        return t
+        return t, t._version
+
+
+def _unpack(saved: tuple[Tensor, int]) -> Tensor:
+    """What a graph saved, if it is still what it was: tensors that pass through hooks go without PyTorch's own look at their version."""
+    t, version = saved
+    if t._version != version:
+        raise RuntimeError(
+            f"a tensor {tuple(t.shape)} that a derivative needs has been modified by an inplace operation of the model or the loss: write "
+            "h = h * 0.5 for h.mul_(0.5) or h *= 0.5."
+        )
+    return t
 
 
 @contextmanager
@@ -63,7 +74,7 @@ def _counted(problem: Problem, limit: float) -> Iterator[_Budget]:
     """Counts what graphs save within, beyond what the problem holds; raises `_NotKept` where that is too much or cannot be seen."""
     budget = _Budget(limit, problem.held())
     try:
-        with torch.autograd.graph.saved_tensors_hooks(budget.pack, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(budget.pack, _unpack):
             yield budget
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):  # a model or loss that takes derivatives by torch.func refuses them

@@ -13,10 +13,15 @@ from theorylab.core.safe import BATCH_COUPLED
 
 
 def hides_outputs(problem: Problem) -> str | None:
-    """A loss of the form loss(model, batch) does not show the model's outputs; of several outputs it is not known which count."""
+    """A loss of the form loss(model, batch) does not show the outputs; of several it is not known which count; complex are two each."""
     if not problem.batches[0].is_pair:
         advice = with_labels(problem) or "Give batches as pairs (x, y)."
         return f"the loss has the form loss(model, batch), which hides the model's outputs. {advice}"
+    if problem.complex_outputs:
+        return (
+            "the model's outputs are complex, and instruments of outputs take real ones. Give read=torch.view_as_real, and a loss of real "
+            "and imaginary parts, (..., 2)."
+        )
     if problem.output_type is None or issubclass(problem.output_type, torch.Tensor):
         return None
     return f"the model returns a {problem.output_type.__name__}, not one tensor. Give read=, what of it the loss and the instruments see."

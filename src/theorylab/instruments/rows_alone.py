@@ -20,7 +20,7 @@ from theorylab.instruments.refusals import with_labels
 
 def close(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of other kernels: to half of the dtype's digits."""
-    if a.shape != b.shape or not a.is_floating_point():
+    if a.shape != b.shape or not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
     return bool((a - b).abs().max() <= torch.finfo(a.dtype).eps ** 0.5 * b.abs().max()) if a.numel() else True
 
