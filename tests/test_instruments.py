@@ -7,6 +7,7 @@ from the result, so that a new instrument is tested by being registered.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import math
 import re
@@ -204,6 +205,20 @@ def test_leaves_the_model_and_the_generator_as_they_were(tool: Instrument) -> No
     assert all(torch.equal(t, before[k]) for k, t in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(p.grad is None for p in net.parameters())
+
+
+@INSTRUMENTS
+def test_leaves_no_tensor_behind(tool: Instrument) -> None:
+    def living() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+    problem = usual(tool)
+    tool.measure(problem)  # what is kept once may stay
+    before = living()
+    for _ in range(2):
+        tool.measure(problem)
+    assert living() < before + 2
 
 
 @INSTRUMENTS

@@ -55,7 +55,7 @@ class _Budget:
             self.used += storage.nbytes()
             if self.used > self.limit:
                 raise _NotKept
-        return t, t._version
+        return t.detach(), t._version  # without its graph, which autograd adds: a node that holds what it made is never freed
 
 
 def _unpack(saved: tuple[Tensor, int]) -> Tensor:
