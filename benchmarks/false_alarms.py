@@ -76,9 +76,9 @@ def rates(check: Check, truth: float, law: str, trials: int, rng: np.random.Gene
     return {str(verdict): c / trials for verdict, c in count.items()}
 
 
-def checks_in(runs: Path) -> list[Check]:
-    """All checks of means of claims, controls left out, in the records under a folder."""
-    found = []
+def checks_in(runs: Path) -> tuple[list[Check], int]:
+    """All checks of means of claims, controls left out, in the records under a folder; and how many more have no spread to simulate."""
+    found, without = [], 0
     for folder in stored(runs):
         record = load(folder, series=False)
         kinds = {c["key"]: c["kind"] for c in record.claims}
@@ -87,7 +87,9 @@ def checks_in(runs: Path) -> list[Check]:
                 check = check_of(finding)
                 if check is not None:
                     found.append(check)
-    return found
+                else:
+                    without += 1
+    return found, without
 
 
 def simulate(checks: list[Check], trials: int, seed: int = 0) -> list[dict[str, float | str]]:
@@ -116,13 +118,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000, help="simulated runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the table (default: %(default)s)")
     args = parser.parse_args()
-    checks = checks_in(args.runs)
+    checks, without = checks_in(args.runs)
     if not checks:
         parser.error(f"no check of a mean among the records under {args.runs}: run `theorylab run --out {args.runs}` first.")
     rows = simulate(checks, args.trials)
     claims = len({c.claim for c in checks})
     columns = list(rows[0])
-    lines = [f"Expected numbers in one run of {len(checks)} checks of means ({claims} claims), from {args.trials} simulated runs.", ""]
+    left = f"{without} more, single numbers or replicas that are all equal, have no spread to simulate"
+    lines = [
+        f"Expected numbers in one run of {len(checks)} checks of means ({claims} claims), from {args.trials} simulated runs; {left}.",
+        "",
+    ]
     lines += [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     lines += [f"| {row['law']} | " + " | ".join(f"{row[c]:.3f}" for c in columns[1:]) + " |" for row in rows]
     args.out.mkdir(parents=True, exist_ok=True)

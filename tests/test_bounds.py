@@ -18,7 +18,7 @@ from theorylab.core.reading import Reading
 from theorylab.instruments.bounds import test_bound
 from theorylab.instruments.certify import certify
 from theorylab.instruments.predictions import scores_and_classes, signed_margins
-from theorylab.stats.binomial import bernoulli_kl, clopper_pearson, kl_inverse, mean_upper_bound
+from theorylab.stats.binomial import bernoulli_kl, clopper_pearson, kl_inverse, mean_upper_bound, proportion
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,17 @@ def test_clopper_pearson_fails_with_probability_at_most_delta_and_a_mean_without
     missed = np.array([clopper_pearson(k, n, delta) < p for k in range(n + 1)])
     assert chance[missed].sum() <= delta
     assert chance[np.arange(n + 1) / n < p].sum() > delta  # the empirical error itself is no bound
+
+
+def test_the_interval_of_a_proportion_misses_it_as_rarely_on_either_side_as_its_level_says() -> None:
+    n, p = 40, 0.13
+    chance, found = binom.pmf(np.arange(n + 1), n, p), [proportion(k, n, 0.9) for k in range(n + 1)]
+    assert chance[[i.high < p for i in found]].sum() <= 0.05
+    assert chance[[i.low > p for i in found]].sum() <= 0.05
+    assert proportion(n, n).low == pytest.approx(0.005 ** (1 / n), rel=1e-12)
+    for count, trials, level in ((-1, 5, 0.9), (6, 5, 0.9), (0, 0, 0.9), (1, 5, 1.0)):
+        with pytest.raises(ValueError, match="must"):
+            proportion(count, trials, level)
 
 
 @pytest.mark.parametrize(("errors", "n", "delta"), [(-1, 5, 0.1), (6, 5, 0.1), (0, 0, 0.1), (1, 5, 0.0), (1, 5, 1.0)])

@@ -551,6 +551,15 @@ def test_trajectory():
     assert nothing.values == {}
 
 
+def test_the_late_mean_is_one_over_steps_wherever_measurements_end():
+    """A measurement at the last step, sooner after the others than they follow each other, does not count for as much as they do."""
+    values = torch.tensor([[9.0], [9.0], [1.0], [2.0], [5.0]])
+    found = trajectory.Trajectory(torch.tensor([0, 4, 8, 12, 13]), {"v": values})
+    assert found.late(values).tolist() == pytest.approx([(4 * 1 + 4 * 2 + 1 * 5) / 9])
+    alone = trajectory.Trajectory(torch.tensor([7]), {"v": values[:1]})
+    assert alone.late(values[:1]).tolist() == [9.0]
+
+
 def test_a_trajectory_is_as_long_as_it_gets_and_of_a_type_that_holds_all():
     pop = population(mode="vmap")
     steps = 2 * trajectory.FIRST_ROWS + 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from theorylab.core.claim import AtLeast, AtMost, Claim, Equals, Kind, Orders, Relation, Scales, Verdict, Within
-from theorylab.core.estimate import Estimate, mean_interval
+from theorylab.core.estimate import Estimate, Interval, mean_interval
 from theorylab.core.source import Source
 
 HOLDS, FAILS, INCONCLUSIVE = Verdict.HOLDS, Verdict.FAILS, Verdict.INCONCLUSIVE
@@ -50,6 +50,19 @@ def test_regions(relation: Relation, predicted: float | None, value: float, verd
 def test_an_interval_across_the_border_is_inconclusive() -> None:
     assert claim(Equals(atol=0.1)).check(predicted=1.0, measured=Estimate(1.09, 0.01, 30)).verdict is INCONCLUSIVE
     assert claim(AtMost()).check(predicted=1.0, measured=Estimate(0.99, 0.01, 30)).verdict is INCONCLUSIVE
+
+
+@pytest.mark.parametrize("kind", ["statistical", "inequality"])
+def test_an_interval_of_its_own_is_judged_as_it_is(kind: Kind) -> None:
+    for low, high, verdict in ((0.0, 0.04, HOLDS), (0.06, 0.2, FAILS), (0.0, 0.06, INCONCLUSIVE)):
+        found = claim(AtMost(), kind).check(predicted=0.05, measured=Interval((low + high) / 2, low, high, n=30))
+        assert (found.verdict, found.low, found.high, found.n) == (verdict, low, high, 30)
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 0.6, 0.7, 3), (0.5, 0.4, float("inf"), 3), (0.5, 0.4, 0.6, 0)])
+def test_an_interval_that_is_none_is_refused(numbers: tuple[float, float, float, int]) -> None:
+    with pytest.raises(ValueError, match="Interval"):
+        Interval(*numbers)
 
 
 def test_a_wide_interval_never_holds() -> None:

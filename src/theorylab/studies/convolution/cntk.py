@@ -62,7 +62,10 @@ WIDTH_LIMIT = Claim(
 
 @dataclass(frozen=True, kw_only=True)
 class CntkConfig(Config):
-    """A seed is a set of images and shifts, and a group of networks of every width, whose root mean square distance is one sample."""
+    """A seed is a set of images and shifts, and a group of networks of every width, whose root mean square distance is one sample.
+
+    The images at which networks are compared with the limit are those of the first seed for all.
+    """
 
     size: int = setting(6, "places along each side of the images that are shifted", low=3)
     channels: int = setting(2, "channels of an image", low=1)

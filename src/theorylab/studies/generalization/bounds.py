@@ -95,7 +95,7 @@ base seed 7000 one network of eight had bad luck with it, which left the compari
 
 @dataclass(frozen=True, kw_only=True)
 class BoundsConfig(Config):
-    """Random pairs of error and slack, a class of bad hypotheses, and networks on digits."""
+    """Random pairs of error and slack, a class of bad hypotheses, and networks on digits; a seed is a split of the digits and a network."""
 
     pairs: int = setting(1000, "random pairs (e, k)", low=10)
     hypotheses: int = setting(200, "hypotheses in the class", low=2)

@@ -52,7 +52,7 @@ DELAY = Claim(
 )
 NEEDED = Claim(
     "generalization/grokking/needs_decay",
-    "With weight decay the network generalizes within the run, long after it has fitted.",
+    "With weight decay the network generalizes within the run, in which without it it does not.",
     formula=r"\mathrm{acc}_{\mathrm{test}}(T) \ge 0.95",
     source=Source("Power et al. 2022", "Section 3.1 (generalization beyond overfitting) and Section 3.3", "arXiv:2201.02177"),
     kind="statistical",
