@@ -105,6 +105,13 @@ class Stack(nn.Module):
         return torch.einsum("hij,nj->ni", self.heads, x)
 
 
+class Doubling(nn.Linear):
+    """Of inputs of half the width that its weight is for."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(torch.cat([input, -input], 1))
+
+
 def test_refuses_what_is_no_matrix() -> None:
     data = (torch.ones(5, 4), torch.ones(5, 4))
     with pytest.raises(Inapplicable, match="heads of a Stack has 3 axes"):
@@ -115,5 +122,7 @@ def test_refuses_what_is_no_matrix() -> None:
         effective_rank(Problem(prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), F.mse_loss, data))
     with pytest.raises(Inapplicable, match="a Masked, are not those of its weight"):
         effective_rank(Problem(Masked(4, 4), F.mse_loss, data))
+    with pytest.raises(Inapplicable, match="a Doubling, are not those of its weight"):
+        effective_rank(Problem(Doubling(8, 4), F.mse_loss, data))
     with pytest.raises(Inapplicable, match="none of the selected"):
         effective_rank(Problem(nn.Linear(4, 4), F.mse_loss, data, params=["bias"]))
