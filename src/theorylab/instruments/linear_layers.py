@@ -223,7 +223,7 @@ def _forward(problem: Problem) -> dict[nn.Module, _Call]:
     wanted = [m for m in problem.model.modules() if isinstance(m, CHAIN) and not isinstance(m, _ConvTransposeNd)]
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wanted] + [m.register_forward_hook(compare) for m in wanted]
     try:
-        with problem.safe(), torch.no_grad(), parametrize.cached():  # some parametrizations go a step further at every look
+        with problem.safe(), torch.no_grad(), parametrize.cached():  # some parametrizations draw anew at every look
             problem.batch_loss(0)
     finally:
         for hook in hooks:
