@@ -239,6 +239,90 @@ def test_an_instrument_that_refuses_or_raises_is_a_row_and_the_others_go_on(monk
         assert words in " ".join(text.split())
 
 
+class Gaussian(nn.Linear):
+    """A mean and a standard deviation a row; far away the latter overflows, which its density refuses."""
+
+    @staticmethod
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return -torch.distributions.Normal(outputs[:, 0], outputs[:, 1].exp()).log_prob(y)
+
+
+class RealParts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(x).flatten(1)
+
+
+class WithNothing(nn.Linear):
+    """Holds a matrix without rows."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.nothing = nn.Parameter(torch.empty(0, 4))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.nothing.sum()
+
+
+def ctc(outputs: Tensor, y: Tensor) -> Tensor:
+    steps, labels = torch.full((12,), 6), torch.full((12,), 2)
+    return F.ctc_loss(outputs.unflatten(1, (6, 5)).transpose(0, 1).log_softmax(2), y, steps[: len(y)], labels[: len(y)], reduction="none")
+
+
+def odd(model: nn.Module, loss: object, y: Tensor | None = None, x: Tensor | None = None) -> tl.Problem:
+    some, classes = vectors()
+    return tl.Problem(model, loss, (some if x is None else x, classes if y is None else y))  # pyright: ignore[reportArgumentType]
+
+
+ODD = {  # a problem, an instrument that applies to it, and one that does not
+    "bool targets": (
+        lambda: odd(nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)), lambda o, y: (o - y.float()).square(), vectors()[1] == 1),
+        "norms",
+        "test_bound",
+    ),
+    "one-hot bool targets": (
+        lambda: odd(nn.Linear(5, 3), lambda o, y: F.cross_entropy(o, y.float()), F.one_hot(vectors()[1], 3).bool()),
+        "margin_geometry",
+        "balancedness",
+    ),
+    "a loss that raises far away": (lambda: odd(Gaussian(5, 2), Gaussian.loss, vectors()[0][:, 0]), "flatness", "test_bound"),
+    "complex inputs": (
+        lambda: odd(nn.Sequential(RealParts(), nn.Linear(10, 3)), F.cross_entropy, x=vectors()[0] * 1j),
+        "norms",
+        "balancedness",
+    ),
+    "bags": (
+        lambda: odd(nn.Sequential(nn.EmbeddingBag(7, 4), nn.Linear(4, 3)), F.cross_entropy, x=torch.arange(60).reshape(12, 5) % 7),
+        "margin_geometry",
+        "norms",
+    ),
+    "connectionist labels": (lambda: odd(nn.Linear(5, 30), ctc, torch.arange(24).reshape(12, 2) % 4 + 1), "norms", "true_fisher"),
+    "a margin loss": (lambda: odd(nn.Linear(5, 3), nn.MultiMarginLoss()), "norms", "true_fisher"),
+    "an empty parameter": (lambda: odd(WithNothing(5, 3), F.cross_entropy), "effective_rank", "balancedness"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_one_part_cannot_take_does_not_take_the_card_with_it(name: str) -> None:
+    build, applies, not_so = ODD[name]
+    card = tl.measure(build(), only=[applies, not_so], progress=False)
+    assert {e.instrument: e.state for e in card.entries} == {applies: "measured", not_so: "inapplicable"}, card.entries
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_refusal_that_raises_is_a_row_too() -> None:
+    def asks(problem: tl.Problem) -> float:
+        raise AssertionError("measured, although it is not known to apply")
+
+    def raises(problem: tl.Problem) -> str:
+        raise RuntimeError("cannot tell")
+
+    instrument(oracle=asks, source=SOURCE, family="toy", refuses=raises)(asks)
+    card = tl.measure(make("mlp"), "toy", progress=False)
+    states = {e.instrument: (e.state, e.why) for e in card.entries}
+    assert states["asks"] == ("failed", "RuntimeError: cannot tell")
+    assert states["says"][0] == "measured"
+
+
 def test_a_loss_that_is_not_finite_is_refused_before_any_work() -> None:
     x, y = vectors()
     problem = tl.Problem(mlp(), lambda o, t: F.cross_entropy(o, t) * float("nan"), (x, y))

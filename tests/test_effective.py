@@ -81,6 +81,20 @@ def test_the_step_is_the_one_that_the_optimizer_takes(name: str) -> None:
     assert len(found.readings()) == (5 if law else 3)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_a_step_of_muon_is_measured() -> None:
+    net = network()
+    matrices = {k: p for k, p in net.named_parameters() if p.ndim == 2}
+    muon = torch.optim.Muon(matrices.values(), lr=0.1)
+    found = effective_rates(Problem(net, F.cross_entropy, data(), params=list(matrices)), muon)
+    other, method = copy.deepcopy((net, muon))
+    F.cross_entropy(other(data()[0]), data()[1]).backward()
+    method.step()
+    moved = torch.stack([(other.get_parameter(k) - p).norm() / p.norm() for k, p in matrices.items()])
+    torch.testing.assert_close(found.update, moved.detach(), rtol=1e-10, atol=0)
+    assert bool(found.equilibrium.isnan().all())  # SGD's laws are not Muon's
+
+
 def test_weights_before_a_small_head_are_not_called_invariant() -> None:
     net = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), 0)
     nn.init.normal_(net[2].weight, std=1e-5, generator=torch.Generator().manual_seed(0))  # type: ignore[index]

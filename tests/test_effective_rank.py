@@ -105,6 +105,18 @@ class Stack(nn.Module):
         return torch.einsum("hij,nj->ni", self.heads, x)
 
 
+class Doubling(nn.Linear):
+    """Of inputs of half the width that its weight is for."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(torch.cat([input, -input], 1))
+
+
+class Pair(nn.Linear):
+    def forward(self, input: Tensor) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(input), 0
+
+
 def test_refuses_what_is_no_matrix() -> None:
     data = (torch.ones(5, 4), torch.ones(5, 4))
     with pytest.raises(Inapplicable, match="heads of a Stack has 3 axes"):
@@ -115,5 +127,9 @@ def test_refuses_what_is_no_matrix() -> None:
         effective_rank(Problem(prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), F.mse_loss, data))
     with pytest.raises(Inapplicable, match="a Masked, are not those of its weight"):
         effective_rank(Problem(Masked(4, 4), F.mse_loss, data))
+    with pytest.raises(Inapplicable, match="a Pair, are not those of its weight"):
+        effective_rank(Problem(Pair(4, 4), F.mse_loss, data, read=lambda outputs: outputs[0]))
+    with pytest.raises(Inapplicable, match="a Doubling, are not those of its weight"):
+        effective_rank(Problem(Doubling(8, 4), F.mse_loss, data))
     with pytest.raises(Inapplicable, match="none of the selected"):
         effective_rank(Problem(nn.Linear(4, 4), F.mse_loss, data, params=["bias"]))

@@ -203,6 +203,15 @@ class Channels(nn.Module):
         return self.head(torch.tanh(self.groups(self.up(h))).mean(2))
 
 
+def test_the_bias_of_a_transposed_convolution_has_a_channel_an_entry() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(6, 2, 5, 5, generator=generator) for _ in range(2))
+    net = made(lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3, groups=2)))
+    found = invariances(Problem(net, F.mse_loss, (x, y), dtype=torch.float64))
+    assert found.names[-1] == "2.bias"
+    assert not bool(found.invariant.any())
+
+
 def test_output_channels_are_found_where_they_are_not_the_first_axis() -> None:
     tokens = torch.randint(0, 7, (20, 5), generator=torch.Generator().manual_seed(0))
     found = invariances(Problem(made(Channels), F.cross_entropy, (tokens, torch.arange(20) % 3), dtype=torch.float64, train=True))

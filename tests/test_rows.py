@@ -187,6 +187,24 @@ class Slope(nn.Module):
         return self.head(slope)
 
 
+class Scaled(nn.Module):
+    """Cosines times a temperature that is learned, a parameter without axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.logit_scale = nn.Linear(5, 3), nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.layer(x)) * self.logit_scale.exp()
+
+
+def test_a_parameter_without_axes_has_gradients_of_rows() -> None:
+    torch.manual_seed(0)
+    problem = Problem(Scaled(), F.cross_entropy, vectors(), dtype=torch.float64)
+    assert_right(problem)
+    assert_right(problem.only("logit_scale"))
+
+
 def test_a_weight_that_a_derivative_within_the_model_reads_is_not_mistaken_for_explained() -> None:
     torch.manual_seed(0)
     problem = Problem(Slope(), F.cross_entropy, vectors(), dtype=torch.float64)

@@ -126,7 +126,7 @@ def effective_rates(problem: Problem, optimizer: torch.optim.Optimizer) -> Effec
 
 def _groups(problem: Problem, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """The optimizer's settings for each parameter of the problem."""
-    if not isinstance(optimizer, torch.optim.Optimizer) or not type(optimizer).__module__.startswith("torch.optim."):
+    if not isinstance(optimizer, torch.optim.Optimizer) or not f"{type(optimizer).__module__}.".startswith("torch.optim."):
         raise TypeError(f"optimizer must be one of torch.optim, whose settings and steps are known, got {type(optimizer).__name__}.")
     if any("lr" not in g or "weight_decay" not in g for g in optimizer.param_groups):
         raise TypeError(

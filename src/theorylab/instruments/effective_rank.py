@@ -58,7 +58,7 @@ def _owners(problem: Problem) -> dict[str, nn.Module]:
     """The module of every selected parameter of two axes or more, by the parameter's name."""
     owners = {id(p): module for module in reversed(list(problem.model.modules())) for p in module.parameters(recurse=False)}
     named = dict(problem.model.named_parameters())
-    return {k: owners[id(named[k])] for k, p in problem.params.items() if p.ndim > 1}
+    return {k: owners[id(named[k])] for k, p in problem.params.items() if p.ndim > 1 and p.numel()}
 
 
 def has_no_matrices(problem: Problem) -> str | None:

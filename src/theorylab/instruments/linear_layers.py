@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -113,20 +114,34 @@ def another_weight(name: str, module: nn.Module) -> str:
     )
 
 
-def plain_outputs(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of a dense layer or convolution that applies its weight as it is, whatever a derived class does."""
-    if isinstance(module, nn.Linear):
-        return F.linear(x, weight, bias)
-    kind = next(k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, k))
-    return kind._conv_forward(module, x, weight, bias)  # pyright: ignore[reportArgumentType]  module is of that kind
+def plain_outputs(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Of a dense layer or convolution that applies its weight as it is, whatever a derived class does; None where it could not take x."""
+    x = x.to(weight.dtype) if x.is_floating_point() else x
+    try:
+        if isinstance(module, nn.Linear):
+            return F.linear(x, weight, bias)
+        kind = next(k for k in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, k))
+        return kind._conv_forward(module, x, weight, bias)  # pyright: ignore[reportArgumentType]  module is of that kind
+    except RuntimeError:
+        return None
 
 
-def same_outputs(a: Tensor, b: Tensor) -> bool:
+def same_outputs(a: object, b: Tensor | None) -> bool:
     """Equal up to rounding where both are finite: what overflows says nothing of a layer."""
+    if not isinstance(a, Tensor) or b is None:
+        return False
+    a, b = _numbers(a), _numbers(b)
     if a.shape != b.shape:
         return False
     known = a.isfinite() & b.isfinite()
     return close(a[known], b[known])
+
+
+def _numbers(t: Tensor) -> Tensor:
+    """The tensor within those by which transforms of `torch.func` stand for it, of which no number can be asked."""
+    while is_functorch_wrapped_tensor(t):
+        t = get_unwrapped(t)
+    return t
 
 
 def linear_layers(problem: Problem) -> list[LinearLayer]:
@@ -185,7 +200,7 @@ class _Call(NamedTuple):
 def _forward(problem: Problem) -> dict[nn.Module, _Call]:
     """The calls of linear layers in a forward pass; a weight that is computed, by a parametrization, is taken as the layer uses it."""
     calls: dict[nn.Module, _Call] = {}
-    expected: dict[nn.Module, Tensor] = {}
+    expected: dict[nn.Module, Tensor | None] = {}
 
     def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         x = args[0] if args else kwargs["input"]
@@ -199,16 +214,16 @@ def _forward(problem: Problem) -> dict[nn.Module, _Call]:
             module not in calls or calls[module].plain,
         )
         if weight is not None and not isinstance(module, _BatchNorm):  # now, as the layer may work in place on its input
-            expected[module] = plain_outputs(module, x.to(weight.dtype), weight, module.bias)  # pyright: ignore[reportArgumentType]
+            expected[module] = plain_outputs(module, x, weight, module.bias)  # pyright: ignore[reportArgumentType]
 
-    def compare(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def compare(module: nn.Module, _: tuple[Tensor, ...], output: object) -> None:
         if module in expected and not same_outputs(output, expected.pop(module)):
             calls[module] = calls[module]._replace(plain=False)
 
     wanted = [m for m in problem.model.modules() if isinstance(m, CHAIN) and not isinstance(m, _ConvTransposeNd)]
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in wanted] + [m.register_forward_hook(compare) for m in wanted]
     try:
-        with problem.safe(), torch.no_grad(), parametrize.cached():  # some parametrizations go a step further at every look
+        with problem.safe(), torch.no_grad(), parametrize.cached():  # some parametrizations draw anew at every look
             problem.batch_loss(0)
     finally:
         for hook in hooks:

@@ -109,7 +109,7 @@ def _head(problem: Problem) -> _Head | str:
         )
     w, b = (None if t is None else tensors[by_tensor[id(t)]].detach() for t in (last.weight, last.bias))
     assert w is not None  # every Linear has a weight
-    if not all(same_outputs(out, plain_outputs(last, x.to(w.dtype), w, b)) for x, out in zip(features, scores, strict=True)):
+    if not all(same_outputs(out, plain_outputs(last, x, w, b)) for x, out in zip(features, scores, strict=True)):
         return another_weight(names[last], last)
     x, w = torch.cat(features).double(), w.double()
     if b is not None:

@@ -32,7 +32,7 @@ def _not_classes(scores: torch.Size, targets: object, rows: int) -> str | None:
         return f"the targets are a {type(targets).__name__}, not a tensor of classes. {advice}"
     got += f" and targets {targets.dtype} {tuple(targets.shape)}"
     if scores in ((), (1,)):
-        signs = targets.numel() == rows and bool((targets.abs() == 1).all())
+        signs = targets.numel() == rows and bool((_numbers(targets).abs() == 1).all())
         return None if signs else f"this is no classification: {got}. {advice}"
     if len(scores) != 1:
         return f"this is no classification of rows: {got}. {advice}"
@@ -43,6 +43,11 @@ def _not_classes(scores: torch.Size, targets: object, rows: int) -> str | None:
         one_hot = bool(((targets == 0) | (targets == 1)).all()) and bool((targets.sum(1) == 1).all())
         return None if one_hot else f"the targets are no one-hot classes: {got}. {advice}"
     return f"this is no classification: {got}. {advice}"
+
+
+def _numbers(targets: Tensor) -> Tensor:
+    """True and False as 1 and 0, which some operations take alone."""
+    return targets.to(torch.int8) if targets.dtype == torch.bool else targets
 
 
 def scores_and_classes(problem: Problem, params: Params | None = None) -> tuple[Tensor, Tensor]:
@@ -68,7 +73,7 @@ def as_classification(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     if outputs.ndim == 1 or outputs.shape[1] == 1:
         f = outputs.reshape(-1, 1) / 2
         return torch.cat([-f, f], dim=1), (targets.reshape(-1) > 0).long()
-    return outputs, targets.argmax(1) if targets.shape == outputs.shape else targets.long()
+    return outputs, _numbers(targets).argmax(1) if targets.shape == outputs.shape else targets.long()
 
 
 def signed_margins(scores: Tensor, classes: Tensor) -> Tensor:

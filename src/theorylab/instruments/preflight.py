@@ -251,7 +251,7 @@ def _scale(problem: Problem) -> Iterator[Notice]:
 
 
 def _repeated(problem: Problem) -> Iterator[Notice]:
-    inputs = [t.reshape(len(t), -1) for t in _inputs(problem)]
+    inputs = [(torch.view_as_real(t) if t.is_complex() else t).reshape(len(t), -1) for t in _inputs(problem)]
     if len({t.shape[1] for t in inputs}) > 1:
         return
     flat = torch.cat(inputs)

@@ -69,7 +69,7 @@ class Radial:
 
 def by_channel(module: nn.Module, weight: Tensor) -> Tensor:
     """The weight with its output channels as the only axis before the others', (channel, rest)."""
-    if isinstance(module, _ConvTransposeNd):  # (in, out/groups, ...)
+    if isinstance(module, _ConvTransposeNd) and weight.ndim > 1:  # (in, out/groups, ...)
         return weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1).flatten(1)
     if weight.ndim == 2 and (isinstance(module, nn.Embedding | nn.EmbeddingBag) or is_transposed(module)):  # (in, out)
         return weight.T

@@ -62,7 +62,7 @@ def _vmapped(problem: Problem, batch: Batch, names: list[str], rows: Tensor) -> 
                 losses = torch.func.vmap(loss, axes, randomness="error")(chosen, *data)
             return losses, losses.new_zeros(len(rows), 0)
         grads, losses = torch.func.vmap(torch.func.grad_and_value(loss), axes, randomness="error")(chosen, *data)
-    return losses, torch.cat([grads[name].flatten(1) for name in names], dim=1)
+    return losses, torch.cat([grads[name].reshape(len(rows), -1) for name in names], dim=1)
 
 
 def through_batch(problem: Problem, k: int, names: list[str], rows: Tensor) -> Tensor:

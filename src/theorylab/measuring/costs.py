@@ -168,8 +168,12 @@ def _product_bytes(problem: Problem) -> int:
         leaves = list((params := problem.leaves()).values())
         slopes = torch.autograd.grad(problem.batch_loss(0, params), leaves, create_graph=True, allow_unused=True)
         used = [g for g in slopes if g is not None and g.requires_grad]
-        if used:
-            torch.autograd.grad(used, leaves, [torch.ones_like(g) for g in used], allow_unused=True)
+        try:
+            if used:
+                torch.autograd.grad(used, leaves, [torch.ones_like(g) for g in used], allow_unused=True)
+        except RuntimeError as error:
+            if "derivative" not in str(error):
+                raise  # else an operation has no second one: what was alive until then is all that can be, and products say why themselves
     return torch.cuda.max_memory_allocated(problem.device) - before if cuda else alive.most
 
 
@@ -202,7 +206,7 @@ def _attribution(passes: float) -> Callable[[Problem], Work]:
 
 def _decompositions(problem: Problem) -> Work:
     """Singular values of every matrix in float64: as many passes over it as its shorter side, several times over."""
-    sides = [(p.numel(), min(len(p), p.numel() // len(p))) for p in problem.params.values() if p.ndim > 1]
+    sides = [(p.numel(), min(len(p), p.numel() // len(p))) for p in problem.params.values() if p.ndim > 1 and p.numel()]
     largest = max((numel for numel, _ in sides), default=0)
     return Work(1, _passes(problem, SVD * sum(numel * side for numel, side in sides)), 4 * largest / problem.P)
 

@@ -171,9 +171,6 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
     takes = inspect.signature(tool.measure).parameters
     seeded = seed if "seed" in takes else None
     about: dict[str, Any] = {"instrument": tool.name, "family": tool.family, "source": tool.source, "seed": seeded}
-    reason = tool.why_not(problem)
-    if reason is not None:
-        return Entry(state="inapplicable", why=reason, **about)
     tailored = TAILORED.get(tool.name, Tailored())
     part, remark = fewer_rows(problem, tailored.rows)
     options: dict[str, Any] = {**tailored.options} if seeded is None else {**tailored.options, "seed": seed}
@@ -191,6 +188,8 @@ def _entry(tool: Instrument, problem: Problem, seed: int, room: costs.Room | Non
 
     start = time.perf_counter()
     try:
+        if (reason := tool.why_not(problem)) is not None:
+            return Entry(state="inapplicable", why=reason, **about)
         result = tool.measure(part, **options)
         own = callable(getattr(result, "readings", None))
         found = tailored.read(result) if tailored.read and not own else shown(tool.name, result, operator)
