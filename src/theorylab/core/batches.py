@@ -44,6 +44,11 @@ def rows_of(tree: Any, rows: slice | Tensor, n: int) -> Any:
     return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, tree)
 
 
+def split(batches: Iterable[Batch], size: int) -> list[Batch]:
+    """The same rows in batches of at most ``size``."""
+    return [b if b.rows <= size else b.part(slice(i, min(i + size, b.rows))) for b in batches for i in range(0, b.rows, size)]
+
+
 def tensors_of(tree: Any) -> list[Tensor]:
     """All tensors in nested dicts, lists and tuples, in order."""
     found: list[Tensor] = []
@@ -141,6 +146,4 @@ def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, se
     batches = [_convert(item, dtype, device) for item in items]
     if len({b.is_pair for b in batches}) > 1:
         raise TypeError("data mixes pairs (x, y), for loss(outputs, targets), with other batches, for loss(model, batch): use one kind.")
-    if batch_size is not None:
-        batches = [b.part(slice(i, i + batch_size)) for b in batches for i in range(0, b.rows, batch_size)]
-    return batches
+    return batches if batch_size is None else split(batches, batch_size)

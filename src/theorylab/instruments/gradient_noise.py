@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from theorylab.core.batches import split
 from theorylab.core.estimate import LEVEL, Estimate
 from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem, finite, flat_gradient
@@ -94,7 +95,7 @@ def _minibatches(problem: Problem, size: int) -> Problem:
     """The same rows in batches of at most ``size``; as they are for 1, whose rows need no batches of their own."""
     if size == 1:
         return problem
-    return problem.on([b.part(slice(i, min(i + size, b.rows))) for b in problem.batches for i in range(0, b.rows, size)])
+    return problem.on(split(problem.batches, size))
 
 
 def _gradient_of(problem: Problem, k: int) -> Tensor:
