@@ -13,7 +13,7 @@ from test_problem import direction, moved
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from zoo import cnn, half_frozen, images, make, mlp, vectors
+from zoo import as_dict, cnn, half_frozen, images, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian
@@ -88,6 +88,14 @@ def loader(shuffle: bool) -> Problem:
     return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_size=5, shuffle=shuffle))
 
 
+def ignored_tokens() -> Problem:
+    """A mean over predictions, by which its batches weigh."""
+    y = torch.arange(12).reshape(6, 2) % 3
+    y[0], y[4, 1] = -100, -100
+    model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)))
+    return Problem(model, F.cross_entropy, (torch.randn(6, 5), y), batch_size=3, count=lambda content: float((content[1] >= 0).sum()))
+
+
 def broadcast() -> Problem:
     return Problem(nn.Linear(2, 1), lambda o, y: (o - y).square().mean(), (torch.randn(6, 2), torch.randn(6)))
 
@@ -114,11 +122,17 @@ def normalized(normalize: Callable[[nn.Module], nn.Module], **options: Any) -> P
     )
 
 
+WEIGHTED, IGNORING = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2])), nn.CrossEntropyLoss(ignore_index=2)
+
 TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
     "spectral norm": (lambda: normalized(spectral, train=True), r"iterates in training mode \(0\.weight\)", "warning"),
     "spectral norm, hook": (lambda: normalized(spectral_by_hook, train=True), r"iterates in training mode \(0\.weight\)", "warning"),
     "log-probabilities": (log_probabilities, "nll_loss is linear in the outputs", "warning"),
+    "class weights": (lambda: Problem(mlp(), WEIGHTED, vectors()), "not the mean of its rows' losses", "info"),
+    "class weights, rows": (lambda: Problem(mlp(), WEIGHTED, vectors(), batch_size=1), "not the mean of its rows' losses", "warning"),
+    "ignored labels": (lambda: Problem(mlp(), IGNORING, vectors(), batch_size=4), "not the mean of its rows' losses", "warning"),
+    "a sum": (lambda: Problem(mlp(), lambda m, b: m(b["x"]).square().sum(), as_dict()), "not the mean of its rows' losses", "info"),
     "no graph": (lambda: Problem(Cut(), F.cross_entropy, vectors()), "no graph back to the selected parameters", "warning"),
     "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
     "not deterministic": (lambda: Problem(Drifting(), F.cross_entropy, vectors()), "otherwise the second time", "warning"),
@@ -164,6 +178,9 @@ def test_a_spectral_norm_spoils_curvature_in_training_mode_alone(normalize: Call
 NOTHING = {
     "mlp": lambda: make("mlp"),
     "loader": lambda: loader(False),
+    "minibatches": lambda: make("mlp, minibatches"),
+    "weight decay": lambda: make("dict batches, custom loss"),
+    "ignored tokens": ignored_tokens,
     "statistics": trained_statistics,
     "LSTM": lambda: make("LSTM"),
     "spectral norm": lambda: normalized(spectral),

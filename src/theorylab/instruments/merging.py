@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -20,11 +19,9 @@ def merged(problem: Problem) -> Problem:
     """
     if len(problem.batches) == 1 or problem.train:
         return problem
-    content = _joined([b.content for b in problem.batches], [b.rows for b in problem.batches])
-    if content is None:
+    whole = joined(problem)
+    if whole is None:
         return problem
-    whole = copy.copy(problem)
-    whole.batches = [Batch(content, problem.n)]
     loss, gradient = _loss_and_gradient(whole, 0)  # first: what is too large for a kept graph is then found out soonest
     parts = [(w, *_loss_and_gradient(problem, k)) for k, w in enumerate(problem.weights)]
     tolerance = torch.finfo(problem.dtype).eps ** 0.75
@@ -45,13 +42,21 @@ def parted(problem: Problem, rows: int) -> Problem:
     return small if same_risk(small, problem) else problem
 
 
-def same_risk(one: Problem, other: Problem) -> bool:
-    """Whether two problems that differ in their batches alone have the same risk, to rounding; call it within `Problem.safe`.
+def joined(problem: Problem) -> Problem | None:
+    """The same problem with all batches in one; None where their contents cannot be put one after the other."""
+    if len(problem.batches) == 1:
+        return problem
+    content = _joined([b.content for b in problem.batches], [b.rows for b in problem.batches])
+    return None if content is None else problem.on([Batch(content, problem.n)])
+
+
+def same_risk(one: Problem, other: Problem, digits: float = 0.75) -> bool:
+    """Whether two problems that differ in their batches alone have the same risk, to that share of digits; call it within `Problem.safe`.
 
     Found by comparing the losses, which takes no graph. They are compared at the point and at one nearby: where a last layer is zero, all
     classes lose as much, and no weights of classes are seen.
     """
-    tolerance = torch.finfo(other.dtype).eps ** 0.75
+    tolerance = torch.finfo(other.dtype).eps ** digits
     for params in (other.params, _nearby(other)):
         with torch.no_grad():
             ours, theirs = (torch.stack([w * p.batch_loss(k, params) for k, w in enumerate(p.weights)]).double() for p in (one, other))
@@ -60,6 +65,15 @@ def same_risk(one: Problem, other: Problem) -> bool:
         if not float((ours.sum() - theirs.sum()).abs()) <= tolerance * float(theirs.abs().sum()):
             return False
     return True
+
+
+def in_parts(batch: Batch) -> list[Batch]:
+    """Parts of 1, 4, 16, ... rows: so few of any batch, and no pattern of rows hides that a loss is not the mean of theirs."""
+    parts, start, size = [], 0, 1
+    while start < batch.rows:
+        parts.append(batch.part(slice(start, start + size)))
+        start, size = start + size, 4 * size
+    return parts
 
 
 def _nearby(problem: Problem) -> Params:
