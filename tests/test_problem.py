@@ -329,6 +329,25 @@ class Pair(nn.Module):
         return {"logits": self.net(x), "x": x}
 
 
+class Heads(nn.Module):
+    """Returns the logits of two tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+def heads_summed(outputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    return sum((F.cross_entropy(o, y.clamp(max=1), reduction="sum") for o in outputs), start=torch.zeros(()))
+
+
+def named_targets() -> tuple[Tensor, dict[str, Tensor]]:
+    return vectors()[0], {"a": torch.randn(12, 3)}
+
+
 def empty_loader() -> DataLoader:
     return DataLoader(TensorDataset(*vectors(3)), batch_size=5, drop_last=True)
 
@@ -386,6 +405,9 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
         (lambda: Problem(mlp(), summed, as_dict(), batch_size=5), ValueError, "sum over rows"),
+        (lambda: Problem(Heads(), heads_summed, vectors(), batch_size=6), ValueError, "sum over rows"),
+        (lambda: Problem(Pair(), lambda o, y: o["logits"].square().sum(), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), lambda o, y: F.mse_loss(o, y["a"], reduction="sum"), named_targets()), ValueError, "sum over rows"),
         (lambda: Problem(mlp(), lambda o, t: o, vectors()), ValueError, r"one loss a row \(12,\), got shape \(12, 3\)"),
         (lambda: Problem(mlp(), lambda o, t: 1.0, vectors()), TypeError, "loss must return a tensor"),  # pyright: ignore
         (lambda: Problem(mlp(), F.cross_entropy, empty_loader()), ValueError, "at least one batch, got none: the data set is empty"),

@@ -88,12 +88,18 @@ def refuse_sum(criterion: Callable[..., Tensor], outputs: Any, batch: Batch, val
     Raises:
         ValueError: the loss of a pair is a sum.
     """
-    targets = batch.content[1]
-    if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+    if not (isinstance(value, Tensor) and value.ndim == 0):
         return
-    if any(t.ndim == 0 or t.shape[0] != batch.rows for t in (outputs, targets)):
+    twice = [_twice(side, batch.rows) for side in (outputs, batch.content[1])]
+    try:
+        doubled = criterion(*twice)
+    except Exception:  # a loss that takes so many rows and no more, or outputs whose tensors are not seen: then it is not known
         return
-    _refuse_doubling(float(value), float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets]))))
+    _refuse_doubling(float(value), float(doubled))
+
+
+def _twice(tree: Any, rows: int) -> Any:
+    return map_tensors(lambda t: torch.cat([t, t]) if t.ndim and len(t) == rows else t, tree)
 
 
 def refuse_sum_of_whole(loss: Callable[[Batch], Tensor], batch: Batch, value: Tensor) -> None:
@@ -102,9 +108,8 @@ def refuse_sum_of_whole(loss: Callable[[Batch], Tensor], batch: Batch, value: Te
     Raises:
         ValueError: it is a sum.
     """
-    twice = map_tensors(lambda t: torch.cat([t, t]) if t.ndim and len(t) == batch.rows else t, batch.content)
     try:
-        doubled = loss(Batch(twice, 2 * batch.rows))
+        doubled = loss(Batch(_twice(batch.content, batch.rows), 2 * batch.rows))
     except Exception:  # a model or a loss that takes so many rows and no more: then it is not known
         return
     _refuse_doubling(float(value), float(doubled))
