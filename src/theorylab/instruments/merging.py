@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from theorylab.core.batches import Batch, split
+from theorylab.core.batches import Batch, alike, split
 from theorylab.core.problem import Params, Problem, flat_gradient
 
 
@@ -101,14 +102,14 @@ def _joined(contents: list[Any], rows: list[int]) -> Any:
         if not fits or len({(t.shape[1:], t.dtype) for t in contents}) > 1:
             return None
         return torch.cat(contents)
-    if isinstance(first, dict):
-        if any(not isinstance(c, dict) or c.keys() != first.keys() for c in contents):
+    if isinstance(first, Mapping):
+        if any(not isinstance(c, Mapping) or c.keys() != first.keys() for c in contents):
             return None
-        joined = {k: _joined([c[k] for c in contents], rows) for k in first}
-        return None if any(part is None for part in joined.values()) else joined
+        named = {k: _joined([c[k] for c in contents], rows) for k in first}
+        return None if any(part is None for part in named.values()) else alike(first, named)
     if isinstance(first, list | tuple):
         if any(type(c) is not type(first) or len(c) != len(first) for c in contents):
             return None
         parts = [_joined([c[i] for c in contents], rows) for i in range(len(first))]
-        return None if any(part is None for part in parts) else type(first)(parts)
+        return None if any(part is None for part in parts) else alike(first, parts)
     return None
