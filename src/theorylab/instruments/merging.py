@@ -77,6 +77,11 @@ def in_parts(batch: Batch) -> list[Batch]:
     return parts
 
 
+def weighing(problem: Problem) -> Problem:
+    """The same problem without the batches that weigh nothing: a mean over none of its predictions is no number."""
+    return problem.on([b for b, w in zip(problem.batches, problem.weights, strict=True) if w > 0])
+
+
 def _nearby(problem: Problem) -> Params:
     """Parameters a tenth of their root mean square away, in a direction that is always the same."""
     generator = torch.Generator().manual_seed(0)

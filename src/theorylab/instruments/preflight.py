@@ -16,7 +16,7 @@ from theorylab.core.notice import Notice
 from theorylab.core.precision import full_float32
 from theorylab.core.problem import Problem, check_problem
 from theorylab.core.safe import BATCH_COUPLED
-from theorylab.instruments.merging import in_parts, joined, same_risk
+from theorylab.instruments.merging import in_parts, joined, same_risk, weighing
 
 STATISTICS_APART = 1.0
 """Running standard deviations by which the data's mean may lie from a BatchNorm's running mean, on average over channels."""
@@ -151,9 +151,7 @@ def _joint(problem: Problem) -> Iterator[Notice]:
     try:
         with problem.safe(), full_float32():
             told = not whole.draws(0) and same_risk(whole, whole, digits=0.5)  # neither NaN nor another number each time
-            parts = whole.on(in_parts(whole.batches[0]))
-            counted = parts.on([b for b, w in zip(parts.batches, parts.weights, strict=True) if w > 0])  # others have no loss of their own
-            if not told or same_risk(counted, whole, digits=0.5):
+            if not told or same_risk(weighing(whole.on(in_parts(whole.batches[0]))), whole, digits=0.5):
                 return
     except Exception:  # of a model or a loss that does not take rows apart, as the nodes of a graph; instruments of rows refuse it
         return
