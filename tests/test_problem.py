@@ -415,6 +415,9 @@ def over_areas(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return sum((model(x).square().mean() for x in batch.values()), start=torch.zeros(()))
 
 
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.ones(3))
+
+
 class Heads(nn.Module):
     """Returns the logits of two tasks."""
 
@@ -493,6 +496,7 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), dtype=torch.long), TypeError, "dtype must be"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), WEIGHTED, vectors(), dtype=torch.float64), RuntimeError, "not tensors within the loss, as weights of cla"),
         (lambda: Problem(mlp(), summed, as_dict(), batch_size=5), ValueError, "sum over rows"),
         (lambda: Problem(Heads(), heads_summed, vectors(), batch_size=6), ValueError, "sum over rows"),
         (lambda: Problem(Pair(), lambda o, y: o["logits"].square().sum(), vectors()), ValueError, "sum over rows"),

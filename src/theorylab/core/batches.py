@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -140,11 +140,35 @@ def drain(loader: Iterable[Any], seed: int, device: torch.device) -> list[Any]:
         return list(loader)
 
 
-def order_of(data: Any) -> Literal["given", "shuffled"]:
-    """Whether a DataLoader draws the order of its rows anew at every pass; any other data come as they are given."""
-    from torch.utils.data import RandomSampler, WeightedRandomSampler
+def order_of(data: Any, seed: int = 0) -> Literal["given", "shuffled"]:
+    """Whether a DataLoader draws the order of its rows anew at every pass; any other data come as they are given.
 
-    return "shuffled" if isinstance(getattr(data, "sampler", None), RandomSampler | WeightedRandomSampler) else "given"
+    Of samplers that are not PyTorch's own the order is drawn twice, and compared.
+    """
+    from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return "given"
+    sampler = data.batch_sampler if data.batch_sampler is not None else data.sampler
+    sampler = getattr(sampler, "sampler", sampler)  # of batches that are made of an order of rows
+    if isinstance(sampler, SequentialSampler):
+        return "given"
+    if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        return "shuffled"
+    orders = []
+    for own in (seed, seed + 1):
+        with seeded_generators(own, torch.device("cpu")), seeded_others(own, generators_of(data)):
+            orders.append([i.tolist() if hasattr(i, "tolist") else i for i in sampler])
+    return "given" if orders[0] == orders[1] else "shuffled"
+
+
+def left_off(data: Any, rows: int) -> int:
+    """How many rows a DataLoader has beside the ``rows`` that were read of it, for ``drop_last=True`` drops a batch that is not full."""
+    batches = getattr(data, "batch_sampler", None)
+    if not (getattr(data, "drop_last", False) or getattr(batches, "drop_last", False)):
+        return 0
+    sampler = getattr(batches, "sampler", getattr(data, "sampler", None))
+    return max(0, len(sampler) - rows) if isinstance(sampler, Sized) else 0
 
 
 def as_batches(data: Any, *, dtype: torch.dtype | None, device: torch.device, seed: int, batch_size: int | None) -> list[Batch]:

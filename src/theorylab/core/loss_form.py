@@ -24,9 +24,10 @@ def naming(batch: Batch, dtype: torch.dtype, call: str, advice: str = "") -> Ite
         shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(batch.content))
         if not advice and not batch.is_pair:
             advice = f"The loss is called so because the batch is no pair (x, y) but {_form(batch.content)}."
+        held = ", but not tensors within the loss, as weights of classes" if call.startswith("loss") else ""
         error.add_note(
             f"Raised by {call} when first evaluated, on a batch of {shapes}, with parameters of {str(dtype).removeprefix('torch.')}. "
-            + (advice or "Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data alike.")
+            + (advice or f"Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data{held}.")
         )
         raise
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.arguments import check_arguments
-from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
+from theorylab.core.batches import Batch, as_batches, left_off, map_tensors, order_of, tensors_of
 from theorylab.core.generators import generator_states, seed_generators
 from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import kernels, needs_plain_kernels, safe
@@ -95,7 +95,7 @@ class Problem:
         self.P = sum(p.numel() for p in self.params.values())
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
-        self.order = order_of(data)
+        self.order, self.left_off = order_of(data, seed), left_off(data, self.n)
         self._copies = False
         self.output_type: type | None = None  # unknown of loss(model, batch)
         self.reduction = self._try_out()

@@ -187,6 +187,13 @@ def _loader(problem: Problem) -> Iterator[Notice]:
             "Pass a loader with shuffle=False where rows or batches matter one by one",
             "info",
         )
+    if problem.left_off:
+        yield Notice(
+            f"the loader leaves {problem.left_off} of {problem.n + problem.left_off} rows off (drop_last=True)",
+            "The risk is that of the other rows, which are others in another order",
+            "Pass a loader with drop_last=False",
+            "info",
+        )
 
 
 def _shapes(problem: Problem) -> Iterator[Notice]:
