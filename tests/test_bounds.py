@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from theorylab.core.problem import Problem
 from theorylab.core.reading import Reading
 from theorylab.instruments.bounds import test_bound
 from theorylab.instruments.certify import certify
+from theorylab.instruments.occam import occam
+from theorylab.instruments.occam_likelihood import occam_likelihood
 from theorylab.instruments.predictions import scores_and_classes, signed_margins
 from theorylab.stats.binomial import bernoulli_kl, clopper_pearson, kl_inverse, mean_upper_bound, proportion
 
@@ -112,6 +116,33 @@ def test_one_score_with_signs_is_a_classification_and_a_tie_is_an_error() -> Non
     assert test_bound(problem).terms["empirical error"] == 3 / 5
     scores, classes = scores_and_classes(problem)
     assert signed_margins(scores, classes).tolist() == [2.0, -2.0, 2.0, -2.0, 0.0]
+
+
+class Shifted(torch.nn.Module):
+    """Scores every row by how it differs from the mean of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x - x.mean(0))
+
+
+@pytest.mark.parametrize("measure", [test_bound, occam, certify, partial(certify, risk="loss", clamp=3.0), occam_likelihood])
+def test_rows_that_depend_on_each_other_are_not_independent(measure: Callable[[Problem], object]) -> None:
+    problem = Problem(Shifted(), torch.nn.functional.cross_entropy, (torch.randn(20, 4), torch.arange(20) % 3))
+    with pytest.raises(Inapplicable, match="rows depend on each other"):
+        measure(problem)
+
+
+def test_a_model_that_squeezes_its_outputs_treats_rows_by_themselves() -> None:
+    class Squeezed(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).squeeze()
+
+    loss = torch.nn.functional.soft_margin_loss
+    assert 0 < test_bound(Problem(Squeezed(4, 1), loss, (torch.randn(20, 4), 2.0 * (torch.arange(20) % 2) - 1))).value <= 1
 
 
 def test_one_hot_rows_and_class_numbers_say_the_same() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import html.parser
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -376,6 +376,30 @@ def test_a_memory_budget_splits_batches_and_changes_no_number() -> None:
     assert card.provenance.config["batches"] >= 3
     assert reading(card, "sharpness").value == pytest.approx(reading(free, "sharpness").value, rel=1e-9)
     assert "products" in reading(card, "GGN trace").note
+
+
+JOINT: dict[str, Callable[..., torch.Tensor]] = {
+    "class weights": lambda out, y: F.cross_entropy(out, y, weight=torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)),
+    "ignored labels": lambda out, y: F.cross_entropy(out, y, ignore_index=0),
+    "contrasts": lambda out, y: F.cross_entropy(out @ out.T, torch.arange(len(out))),
+    "a sum": lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("name", JOINT)
+def test_a_memory_budget_leaves_batches_whole_where_their_parts_have_another_risk(name: str, zero: bool) -> None:
+    """Also where the last layer is zero: a mean of class weights has the loss of its parts there, and another gradient."""
+    model, (x, y) = mlp(), vectors(160)
+    if zero:
+        nn.init.zeros_(model[-1].weight)
+        nn.init.zeros_(model[-1].bias)
+    problem = tl.Problem(model, JOINT[name], {"x": x, "y": y} if name == "a sum" else (x, y), dtype=torch.float64)
+    known = costs.footing(problem)
+    budget = known.held + round(4 * costs.SLACK * known.product(20))
+    assert costs.share_out(problem, known, budget).problem is problem
+    plain = tl.Problem(model, F.cross_entropy, (x, y), dtype=torch.float64)
+    assert len(costs.share_out(plain, known, budget).problem.batches) > 1
 
 
 def test_budgets_that_are_no_sizes_or_too_small_are_refused() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import make, mlp, vectors
 
@@ -14,6 +15,7 @@ from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.instruments.gradient_noise import GradientNoise, dense_gradient_noise, gradient_noise
+from theorylab.instruments.rows import per_example_grads
 
 SIGMA2, NORM2, WIDTH = 4.0, 1.0, 8  # of each entry's noise, and ‖G‖²
 
@@ -75,6 +77,45 @@ def test_errors_agree_with_the_oracle_also_for_uneven_minibatches(size: int) -> 
     assert fast.covariance == pytest.approx(slow.covariance, rel=1e-8)
 
 
+def masked(n: int = 24) -> Problem:
+    """A mean over tokens, of which rows hold none to three; batches weigh by their tokens."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 4, (n, 3), generator=generator)
+    y[torch.rand(n, 3, generator=generator) < 0.6] = -100
+    y[::2, 0] = 1  # something in every two rows
+    model = nn.Sequential(nn.Linear(5, 12), nn.Unflatten(1, (4, 3)))
+    x = torch.randn(n, 5, generator=generator)
+    return Problem(model, F.cross_entropy, (x, y), dtype=torch.float64, count=lambda content: float((content[1] >= 0).sum()))
+
+
+@pytest.mark.parametrize("size", [2, 4, 5])
+@pytest.mark.parametrize("measure", [gradient_noise, dense_gradient_noise])
+def test_minibatches_of_a_mean_over_tokens_are_means_of_their_rows(measure: Callable[..., GradientNoise], size: int) -> None:
+    """The gradients of rows, which share the mean over tokens, averaged by minibatch."""
+    problem = masked()
+    groups = per_example_grads(problem).split(size)
+    b, g = torch.tensor([float(len(group)) for group in groups]).double(), torch.stack([group.mean(0) for group in groups])
+    trace = float((b[:, None] * (g - problem.gradient()).square()).sum()) / (len(groups) - 1)
+    found = measure(problem, batch_size=size)
+    assert found.trace.value == pytest.approx(trace, rel=1e-10)
+    assert found.squared_norm.value == pytest.approx(float(problem.gradient().square().sum()) - trace / problem.n, rel=1e-9)
+
+
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("own", [None, 3])
+@pytest.mark.parametrize("loss", [WEIGHTED, lambda o, y: F.mse_loss(o[:-1], o[1:]), lambda o, y: (o @ o.T).logsumexp(1).mean()])
+def test_minibatches_of_a_loss_that_is_no_mean_of_rows_are_refused(loss: Callable[..., Tensor], own: int | None) -> None:
+    problem = Problem(mlp(), loss, vectors(), dtype=torch.float64, batch_size=own)
+    with pytest.raises(Inapplicable, match="not the mean of the losses of its rows"):
+        gradient_noise(problem, batch_size=3)
+
+
+def test_dropout_is_part_of_the_noise() -> None:
+    assert gradient_noise(make("dropout"), batch_size=2).trace.value > 0
+
+
 def test_the_ratio_has_the_error_of_a_ratio() -> None:
     noise = GradientNoise(Estimate(8.0, 0.4, 1000), Estimate(2.0, 0.02, 1000), 0.0)
     assert noise.critical_batch_size.value == 4
@@ -98,5 +139,9 @@ def test_wrong_input_is_refused() -> None:
         gradient_noise(make("mlp"), batch_size=6)
     with pytest.raises(ValueError, match="data must hold at least 3 rows to give an error, got 2"):
         gradient_noise(Problem(mlp(), F.cross_entropy, vectors(2)))
+    silent = masked()
+    silent.batches[0].content[1][:2] = -100
+    with pytest.raises(ValueError, match="something that counts in every minibatch, 2 rows hold nothing"):
+        gradient_noise(silent, batch_size=2)
     with pytest.raises(Inapplicable, match="couples the rows"):
         gradient_noise(make("cnn, BatchNorm train"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from zoo import make, mlp, vectors
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
-from theorylab.instruments.curvature import dense_ggn
+from theorylab.instruments.curvature import dense_ggn, ggn
 from theorylab.instruments.kfac import dense_ekfac, dense_kfac, ekfac, kfac
 from theorylab.instruments.loss_root import loss_root
 from theorylab.instruments.matrix_layers import layers
@@ -175,11 +176,24 @@ def test_random_mixtures_of_the_root_are_right_in_expectation(name: str) -> None
     assert torch.equal(ekfac(problem, mc=1, seed=3).to_dense(), ekfac(problem, mc=1, seed=3).to_dense())
 
 
+COUPLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the mean": lambda o, y: (o - o.mean(0)).pow(4).mean(),
+    "the mean, squared": lambda o, y: (o - o.mean(0)).square().mean(),
+    "neighbours": lambda o, y: F.mse_loss(o[::2], o[1::2]),
+    "halves": lambda o, y: F.mse_loss(o[: len(o) // 2], o[len(o) // 2 :]),
+    "first and last": lambda o, y: o.square().mean() + (o[0] * o[-1]).sum(),
+}
+
+
+@pytest.mark.parametrize("measure", [kfac, ekfac, partial(ggn, mc=2)])
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_loss_that_couples_rows_is_refused_whichever_they_are(name: str, measure: Callable[[Problem], Any]) -> None:
+    with pytest.raises(Inapplicable, match="depends on the outputs of other rows"):
+        measure(problem_of(nn.Linear(3, 3), COUPLED[name], (8, 3)))
+
+
 def test_what_has_no_root_is_refused() -> None:
     net = nn.Linear(3, 3)
-    coupled = problem_of(net, lambda o, y: (o - o.mean(0)).pow(4).mean(), (6, 3))
-    with pytest.raises(Inapplicable, match="depends on the outputs of other rows"):
-        kfac(coupled)
     for concave in (lambda o, y: o.sin().mean(), lambda o, y: (o[:, 0] * o[:, 1]).mean()):
         with pytest.raises(Inapplicable, match="must be convex"):
             kfac(problem_of(net, concave, (6, 3)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ import torch
 from test_problem import direction, moved
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
-from zoo import cnn, half_frozen, images, make, mlp, vectors
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SubsetRandomSampler, TensorDataset
+from zoo import as_dict, cnn, half_frozen, images, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian
@@ -84,8 +85,31 @@ def repeated() -> Problem:
     return with_data(x)
 
 
-def loader(shuffle: bool) -> Problem:
-    return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_size=5, shuffle=shuffle))
+def loader(shuffle: bool, **options: Any) -> Problem:
+    return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_size=5, shuffle=shuffle, **options))
+
+
+class Scattered(Sampler[int]):
+    """Rows in an order that Python's generator gives."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(random.sample(range(12), 12))
+
+    def __len__(self) -> int:
+        return 12
+
+
+def by_batches(sampler: Any, drop_last: bool = False) -> Problem:
+    batches = BatchSampler(sampler, 5, drop_last)
+    return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_sampler=batches))
+
+
+def ignored_tokens() -> Problem:
+    """A mean over predictions, by which its batches weigh."""
+    y = torch.arange(12).reshape(6, 2) % 3
+    y[0], y[4, 1] = -100, -100
+    model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)))
+    return Problem(model, F.cross_entropy, (torch.randn(6, 5), y), batch_size=3, count=lambda content: float((content[1] >= 0).sum()))
 
 
 def broadcast() -> Problem:
@@ -114,15 +138,26 @@ def normalized(normalize: Callable[[nn.Module], nn.Module], **options: Any) -> P
     )
 
 
+WEIGHTED, IGNORING = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2])), nn.CrossEntropyLoss(ignore_index=2)
+
 TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "BatchNorm train": (lambda: make("cnn, BatchNorm train"), "statistics of the batch", "warning"),
     "spectral norm": (lambda: normalized(spectral, train=True), r"iterates in training mode \(0\.weight\)", "warning"),
     "spectral norm, hook": (lambda: normalized(spectral_by_hook, train=True), r"iterates in training mode \(0\.weight\)", "warning"),
     "log-probabilities": (log_probabilities, "nll_loss is linear in the outputs", "warning"),
+    "class weights": (lambda: Problem(mlp(), WEIGHTED, vectors()), "not the mean of its rows' losses", "info"),
+    "class weights, rows": (lambda: Problem(mlp(), WEIGHTED, vectors(), batch_size=1), "not the mean of its rows' losses", "warning"),
+    "ignored labels": (lambda: Problem(mlp(), IGNORING, vectors(), batch_size=4), "not the mean of its rows' losses", "warning"),
+    "a sum": (lambda: Problem(mlp(), lambda m, b: m(b["x"]).square().sum(), as_dict()), "not the mean of its rows' losses", "info"),
     "no graph": (lambda: Problem(Cut(), F.cross_entropy, vectors()), "no graph back to the selected parameters", "warning"),
     "dropout": (lambda: make("dropout"), r"random numbers \(Dropout\)", "warning"),
     "not deterministic": (lambda: Problem(Drifting(), F.cross_entropy, vectors()), "otherwise the second time", "warning"),
     "shuffling loader": (lambda: loader(True), "the loader shuffles", "info"),
+    "shuffling batches": (lambda: by_batches(RandomSampler(range(12))), "the loader shuffles", "info"),
+    "shuffling subset": (lambda: by_batches(SubsetRandomSampler(range(6, 12))), "the loader shuffles", "info"),
+    "own sampler": (lambda: by_batches(Scattered()), "the loader shuffles", "info"),
+    "dropped rows": (lambda: loader(False, drop_last=True), r"leaves 2 of 12 rows off \(drop_last=True\)", "info"),
+    "dropped rows, batches": (lambda: by_batches(range(12), drop_last=True), "leaves 2 of 12 rows off", "info"),
     "normalized otherwise": (unlike_training, r"inputs of \d", "warning"),
     "NaN rows": (lambda: broken(float("nan")), "rows 3, 7 hold numbers", "warning"),
     "infinite rows": (lambda: broken(float("inf")), "rows 3, 7 hold numbers", "warning"),
@@ -164,6 +199,11 @@ def test_a_spectral_norm_spoils_curvature_in_training_mode_alone(normalize: Call
 NOTHING = {
     "mlp": lambda: make("mlp"),
     "loader": lambda: loader(False),
+    "batches in order": lambda: by_batches(range(12)),
+    "full batches": lambda: Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_size=4, drop_last=True)),
+    "minibatches": lambda: make("mlp, minibatches"),
+    "weight decay": lambda: make("dict batches, custom loss"),
+    "ignored tokens": ignored_tokens,
     "statistics": trained_statistics,
     "LSTM": lambda: make("LSTM"),
     "spectral norm": lambda: normalized(spectral),

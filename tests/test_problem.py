@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from typing import Any
+from collections import UserDict, defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
-from zoo import ZOO, as_dict, cnn, labels, make, mlp, vectors
+from zoo import ZOO, as_dict, cnn, dict_loss, labels, make, mlp, vectors
 
 from theorylab.core.problem import Problem
 from theorylab.instruments.curvature import ggn, hessian, sharpness
+from theorylab.instruments.merging import merged
 from theorylab.instruments.preflight import preflight
 from theorylab.models.seeded import seeded
 
@@ -299,6 +302,80 @@ def test_the_loss_sees_of_the_outputs_what_read_says() -> None:
     assert torch.allclose(ggn(problem) @ v, ggn(plain) @ v)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"scale": torch.ones(1)},
+        {"edges": torch.zeros(2, 7, dtype=torch.long)},
+        {"positions": torch.arange(5)[None]},
+        {"edges": torch.ones(12)},
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_are_what_most_tensors_share_in_whatever_order(other: dict[str, Tensor], first: bool) -> None:
+    def batch(n: int) -> dict[str, Tensor]:
+        return {**other, **as_dict(n)} if first else {**as_dict(n), **other}
+
+    problem = Problem(mlp(), lambda model, b: F.cross_entropy(model(b["x"]), b["y"]), [batch(10), batch(2)])
+    assert [b.rows for b in problem.batches] == [10, 2]
+
+
+def test_a_graph_has_the_rows_of_its_targets() -> None:
+    x, y = vectors()
+    model = Wired()
+    assert Problem(model, F.cross_entropy, ([torch.zeros(2, 7, dtype=torch.long), x], y)).n == 12
+    assert Problem(mlp(), over_areas, areas()).n == 12  # alone, nothing is weighed by its rows
+
+
+class Wired(nn.Module):
+    """Takes edges before the features of the nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, edges: Tensor, x: Tensor) -> Tensor:
+        return self.net(x.index_add(0, edges[0], x[edges[1]]))
+
+
+class Step(NamedTuple):
+    obs: Tensor
+    act: Tensor
+    weight: Tensor
+
+
+class Encoding(UserDict[str, Tensor]):
+    """As tokenizers of `transformers` return it: a mapping whose entries are attributes too."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+
+@pytest.mark.parametrize("kind", [Step, lambda *parts: Encoding(zip(Step._fields, parts, strict=True))])
+@pytest.mark.parametrize("form", ["alone", "list", "loader"])
+def test_names_within_a_batch_stay(kind: Callable[..., Any], form: str) -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return (batch.weight * F.cross_entropy(model(batch.obs), batch.act, reduction="none")).mean()
+
+    parts = *vectors(), torch.rand(12)
+    rows = [kind(*row) for row in zip(*parts, strict=True)]
+    collated = DataLoader(rows, batch_size=12) if kind is Step else [kind(*parts)]  # pyright: ignore[reportArgumentType]
+    data = {"alone": kind(*parts), "list": [kind(*parts)], "loader": collated}[form]
+    problem, plain = Problem(mlp(), loss, data, dtype=torch.float64, batch_size=5), Step(*parts)
+    expected = loss(problem.model.double(), Step(*(t.double() if t.is_floating_point() else t for t in plain)))
+    assert float(problem.loss()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert len(problem.batches) == 3
+    with problem.safe():
+        assert len(merged(problem).batches) == 1
+
+
+def test_a_mapping_that_is_made_of_something_else_becomes_a_dict() -> None:
+    data = defaultdict(list, as_dict())
+    assert type(Problem(mlp(), dict_loss, data).batches[0].content) is dict
+
+
 def test_batches_weigh_what_count_says() -> None:
     (x, y), model = vectors(), mlp()
     parts = [(x[:4], y[:4]), (x[4:], y[4:])]
@@ -327,6 +404,37 @@ class Pair(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"logits": self.net(x), "x": x}
+
+
+def areas() -> dict[str, Tensor]:
+    """Points of two kinds, in other numbers."""
+    return {"border": torch.randn(2, 5), "interior": torch.randn(12, 5)}
+
+
+def over_areas(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return sum((model(x).square().mean() for x in batch.values()), start=torch.zeros(()))
+
+
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.ones(3))
+
+
+class Heads(nn.Module):
+    """Returns the logits of two tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+def heads_summed(outputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    return sum((F.cross_entropy(o, y.clamp(max=1), reduction="sum") for o in outputs), start=torch.zeros(()))
+
+
+def named_targets() -> tuple[Tensor, dict[str, Tensor]]:
+    return vectors()[0], {"a": torch.randn(12, 3)}
 
 
 def empty_loader() -> DataLoader:
@@ -374,6 +482,9 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, vectors(0)), ValueError, "at least one row"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors()[0]), TypeError, r"tuple \(x, y\)"),
         (lambda: Problem(mlp(), F.cross_entropy, (vectors(4)[0], vectors(6)[1])), ValueError, "as many rows, got 4 and 6"),
+        (lambda: Problem(mlp(), F.cross_entropy, list(TensorDataset(*vectors()))), ValueError, "y of a batch .* by a DataLoader"),
+        (lambda: Problem(mlp(), over_areas, [areas(), areas()]), ValueError, r"must agree on its rows, .* got leading sizes \[2, 12\]"),
+        (lambda: Problem(mlp(), over_areas, areas(), batch_size=3), ValueError, "must agree on its rows"),
         (lambda: Problem(mlp(), F.cross_entropy, [vectors(), {"x": 1}]), TypeError, "row axis"),
         (lambda: Problem(mlp(), F.cross_entropy, [vectors(), {"x": torch.ones(2)}]), TypeError, "mixes pairs"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), params="nothing*"), ValueError, "matches no parameter"),
@@ -385,7 +496,11 @@ def mixed() -> nn.Module:
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), dtype=torch.long), TypeError, "dtype must be"),
         (lambda: Problem(mlp(), F.cross_entropy, vectors(), batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda: Problem(mlp(), lambda o, t: F.cross_entropy(o, t, reduction="sum"), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), WEIGHTED, vectors(), dtype=torch.float64), RuntimeError, "not tensors within the loss, as weights of cla"),
         (lambda: Problem(mlp(), summed, as_dict(), batch_size=5), ValueError, "sum over rows"),
+        (lambda: Problem(Heads(), heads_summed, vectors(), batch_size=6), ValueError, "sum over rows"),
+        (lambda: Problem(Pair(), lambda o, y: o["logits"].square().sum(), vectors()), ValueError, "sum over rows"),
+        (lambda: Problem(mlp(), lambda o, y: F.mse_loss(o, y["a"], reduction="sum"), named_targets()), ValueError, "sum over rows"),
         (lambda: Problem(mlp(), lambda o, t: o, vectors()), ValueError, r"one loss a row \(12,\), got shape \(12, 3\)"),
         (lambda: Problem(mlp(), lambda o, t: 1.0, vectors()), TypeError, "loss must return a tensor"),  # pyright: ignore
         (lambda: Problem(mlp(), F.cross_entropy, empty_loader()), ValueError, "at least one batch, got none: the data set is empty"),

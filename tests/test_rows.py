@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -296,6 +297,20 @@ def spread(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return model(batch["x"]).std(0, correction=0).sum()
 
 
+@dataclass
+class Scores:
+    logits: Tensor
+
+
+class Scored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> Scores:
+        return Scores(self.net(x))
+
+
 class Centred(nn.Module):
     """Takes the mean over the batch away ahead of its only layer: a coupling that no layer's uses give away."""
 
@@ -312,6 +327,8 @@ class Centred(nn.Module):
     [
         (lambda: Problem(mlp(), weighted, vectors()), "not the mean of the losses of its rows"),
         (lambda: Problem(mlp(), contrast, vectors()), "not the mean of the losses of its rows"),
+        (lambda: Problem(mlp(), lambda o, y: (o[:6] - o[6:]).square().mean(), vectors()), r"on some of them \(RuntimeError"),
+        (lambda: Problem(Scored(), lambda o, y: F.cross_entropy(o.logits, y), vectors()), "no tensor of rows. The model returns a Scores"),
         (lambda: Problem(nn.Sequential(nn.Linear(5, 4), OwnBatchNorm(), nn.Linear(4, 3)), F.cross_entropy, vectors()), "rows depend"),
         (
             lambda: Problem(nn.Sequential(nn.Linear(5, 4), nn.Dropout(), OwnBatchNorm()), F.cross_entropy, vectors(), train=True),

@@ -24,9 +24,10 @@ def naming(batch: Batch, dtype: torch.dtype, call: str, advice: str = "") -> Ite
         shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(batch.content))
         if not advice and not batch.is_pair:
             advice = f"The loss is called so because the batch is no pair (x, y) but {_form(batch.content)}."
+        held = ", but not tensors within the loss, as weights of classes" if call.startswith("loss") else ""
         error.add_note(
             f"Raised by {call} when first evaluated, on a batch of {shapes}, with parameters of {str(dtype).removeprefix('torch.')}. "
-            + (advice or "Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data alike.")
+            + (advice or f"Check that the model takes such inputs and the loss such targets; dtype= converts parameters and data{held}.")
         )
         raise
 
@@ -88,12 +89,18 @@ def refuse_sum(criterion: Callable[..., Tensor], outputs: Any, batch: Batch, val
     Raises:
         ValueError: the loss of a pair is a sum.
     """
-    targets = batch.content[1]
-    if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+    if not (isinstance(value, Tensor) and value.ndim == 0):
         return
-    if any(t.ndim == 0 or t.shape[0] != batch.rows for t in (outputs, targets)):
+    twice = [_twice(side, batch.rows) for side in (outputs, batch.content[1])]
+    try:
+        doubled = criterion(*twice)
+    except Exception:  # a loss that takes so many rows and no more, or outputs whose tensors are not seen: then it is not known
         return
-    _refuse_doubling(float(value), float(criterion(torch.cat([outputs, outputs]), torch.cat([targets, targets]))))
+    _refuse_doubling(float(value), float(doubled))
+
+
+def _twice(tree: Any, rows: int) -> Any:
+    return map_tensors(lambda t: torch.cat([t, t]) if t.ndim and len(t) == rows else t, tree)
 
 
 def refuse_sum_of_whole(loss: Callable[[Batch], Tensor], batch: Batch, value: Tensor) -> None:
@@ -102,9 +109,8 @@ def refuse_sum_of_whole(loss: Callable[[Batch], Tensor], batch: Batch, value: Te
     Raises:
         ValueError: it is a sum.
     """
-    twice = map_tensors(lambda t: torch.cat([t, t]) if t.ndim and len(t) == batch.rows else t, batch.content)
     try:
-        doubled = loss(Batch(twice, 2 * batch.rows))
+        doubled = loss(Batch(_twice(batch.content, batch.rows), 2 * batch.rows))
     except Exception:  # a model or a loss that takes so many rows and no more: then it is not known
         return
     _refuse_doubling(float(value), float(doubled))

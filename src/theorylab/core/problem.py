@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.arguments import check_arguments
-from theorylab.core.batches import Batch, as_batches, map_tensors, order_of, tensors_of
+from theorylab.core.batches import Batch, as_batches, left_off, map_tensors, order_of, tensors_of
 from theorylab.core.generators import generator_states, seed_generators
 from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import kernels, needs_plain_kernels, safe
@@ -34,7 +34,8 @@ class Problem:
         loss: For batches that are pairs (x, y): ``loss(outputs, targets)``, with outputs = ``model(x)`` (``model(*x)`` for a tuple or
             list, ``model(**x)`` for a dict). For all other batches (dicts, triples, single tensors): ``loss(model, batch)``, where the
             model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once.
-        data: A tuple (x, y); a dict; a list of batches; or a DataLoader, which is read once and kept. Batches are weighted by rows.
+        data: A tuple (x, y); a dict; a list of batches; or a DataLoader, which is read once and kept. Batches are weighted by rows, which
+            are the leading size that most tensors of a batch share.
         params: Names of the parameters that are differentiated, or a glob, or a list of either. Default: those that require a gradient.
         dtype: Convert copies of parameters, buffers and data to this floating-point type.
         device: Move copies there. Default: where the parameters are.
@@ -45,8 +46,8 @@ class Problem:
         count: How much a batch weighs, given its content: predicted tokens, say. Default: its rows.
 
     Raises:
-        ValueError: no data, nothing to differentiate, a glob that matches nothing, a loss that is a sum over rows, or neither a scalar
-            nor (rows,), or a model that writes into its parameters in the forward pass.
+        ValueError: no data, batches whose rows are not known, nothing to differentiate, a glob that matches nothing, a loss that is a sum
+            over rows, or neither a scalar nor (rows,), or a model that writes into its parameters in the forward pass.
         TypeError: not a module, not a callable, or a selected parameter that is not real floating point.
 
     Example:
@@ -94,7 +95,7 @@ class Problem:
         self.P = sum(p.numel() for p in self.params.values())
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
-        self.order = order_of(data)
+        self.order, self.left_off = order_of(data, seed), left_off(data, self.n)
         self._copies = False
         self.output_type: type | None = None  # unknown of loss(model, batch)
         self.complex_outputs = False

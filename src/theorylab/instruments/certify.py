@@ -19,6 +19,7 @@ from theorylab.core.source import Source
 from theorylab.instruments.bounds import INDEPENDENT, Bound, test_bound
 from theorylab.instruments.predictions import as_classification, not_classification, row_errors
 from theorylab.instruments.refusals import couples_rows, hides_outputs, too_few_digits
+from theorylab.instruments.row_trust import couples_outputs
 from theorylab.instruments.rows_apart import fresh_start, in_one_batch, split_rows, take_rows
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.pac_bayes import CATONI_BETS, Gaussian, Kind, differentiable_bound, fit_gaussian, pac_bayes_bound
@@ -70,7 +71,8 @@ class Training:
 
 
 def _unsuited(problem: Problem) -> str | None:
-    reason = hides_outputs(problem) or couples_rows(problem) or too_few_digits(problem)  # its steps would round to none
+    reason = hides_outputs(problem) or couples_rows(problem) or couples_outputs(problem)
+    reason = reason or too_few_digits(problem)  # its steps would round to none
     if reason is not None:
         return reason
     if problem.train and any(isinstance(m, nn.modules.dropout._DropoutNd) for m in problem.model.modules()):

@@ -118,7 +118,7 @@ def ggn(problem: Problem, *, mc: int = 0, seed: int = 0, memory: int = MEMORY_BU
         memory: Bytes that the kept graph may take.
 
     Raises:
-        Inapplicable: the loss has the form loss(model, batch), which hides the outputs.
+        Inapplicable: the loss has the form loss(model, batch), which hides the outputs; or, with ``mc``, an unknown loss couples rows.
         ValueError: the loss is not finite; ``mc`` is negative, or positive for an unknown loss that is not convex in the outputs.
         TypeError: the output is not one tensor.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from theorylab.core.batches import split
 from theorylab.core.estimate import LEVEL, Estimate
-from theorylab.core.instrument import instrument
+from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite, flat_gradient
 from theorylab.core.source import Source
+from theorylab.instruments.merging import same_risk, weighing
 from theorylab.instruments.refusals import couples_rows
 from theorylab.instruments.rows import looped_grads, per_example_grads
 
@@ -91,23 +94,22 @@ def ratio_interval(T: Estimate, S: Estimate, covariance: float, level: float) ->
 
 
 def _minibatches(problem: Problem, size: int) -> Problem:
-    """The same rows in batches of at most ``size``; as they are for 1, whose rows need no batches of their own."""
-    if size == 1:
-        return problem
-    return problem.on([b.part(slice(i, min(i + size, b.rows))) for b in problem.batches for i in range(0, b.rows, size)])
+    """The same rows in batches of at most ``size``."""
+    return problem.on(split(problem.batches, size))
 
 
 def _gradient_of(problem: Problem, k: int) -> Tensor:
-    """Gradient of batch ``k`` alone, flat (p,); with the random numbers that it draws within the whole."""
+    """Mean gradient (p,) of the rows of batch ``k``, whose losses are n times their shares of the risk, with the batch's own dropout."""
     with problem.safe():
         leaves = problem.leaves()
         loss = finite(problem.batch_loss(k, leaves))
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return flat_gradient(grads, leaves.values())
+    share = problem.n * problem.weights[k] / problem.batches[k].rows  # of what `count` counts; 1 where that is rows
+    return share * flat_gradient(grads, leaves.values())
 
 
 def _gradients(problem: Problem, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gradients of the minibatches that `_minibatches` makes (some, p) and their rows (some,), as many at once as fit."""
+    """Gradients of the minibatches (some, p) and their rows (some,), as many at once as fit."""
     if size == 1:
         for rows in torch.arange(problem.n, device="cpu").split(max(1, ENTRIES // problem.P)):
             yield per_example_grads(problem, rows=rows), torch.ones(len(rows), dtype=torch.float64, device="cpu")
@@ -126,6 +128,25 @@ def _check(problem: Problem, size: int) -> None:
         raise ValueError(
             f"batch_size must leave at least 3 minibatches to give an error, got {count} of {problem.n} rows: make it smaller."
         )
+
+
+def _check_mean(problem: Problem, size: int) -> None:
+    """Minibatches say something of their rows where the risk is the mean over rows, and so the weighted mean over parts of minibatches."""
+    problem.loss()
+    if not min(_minibatches(problem, size).weights) > 0:
+        raise ValueError(f"batch_size must leave something that counts in every minibatch, {size} rows hold nothing: make it larger.")
+    why, still = "", copy.copy(problem)
+    still.train = False  # where dropout is off: parts draw other numbers
+    with still.safe():
+        try:
+            if still.draws(0) or same_risk(weighing(_minibatches(still, -(-size // 2))), still, digits=0.5):
+                return
+        except Exception as error:  # of the model or the loss, which took the whole batch
+            why = f" ({type(error).__name__}: {error})"
+    raise Inapplicable(
+        "gradient_noise does not apply: the loss of a batch is not the mean of the losses of its rows, as with class weights, ignored "
+        f'labels or contrasts between rows{why}. Give a loss of each row, e.g. by reduction="none".'
+    )
 
 
 def dense_gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNoise:
@@ -177,7 +198,7 @@ def gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNoise:
 
     Raises:
         Inapplicable: rows depend on each other, through the model (BatchNorm in training mode) or through the loss (class weights).
-        ValueError: fewer than three minibatches, or a loss that is not finite.
+        ValueError: fewer than three minibatches, one in which nothing counts, or a loss that is not finite.
 
     Example:
         >>> x = torch.tensor([[1.0], [1.0], [1.0], [1.0]])
@@ -189,7 +210,9 @@ def gradient_noise(problem: Problem, *, batch_size: int = 1) -> GradientNoise:
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.9, and Appendix A.1.
     """
     _check(problem, batch_size)
-    parts = _minibatches(problem, batch_size)
+    if batch_size > 1:
+        _check_mean(problem, batch_size)
+    parts = problem if batch_size == 1 else _minibatches(problem, batch_size)  # rows need no batches of their own
     mean = parts.gradient().double()
     squares, products, sizes = [], [], []
     for gradients, rows in _gradients(parts, batch_size):

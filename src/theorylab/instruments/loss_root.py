@@ -94,15 +94,28 @@ def _units(like: Tensor) -> Iterator[Tensor]:
 
 
 def _dense_root(f: Tensor, curve: Map, test: Tensor) -> Map:
-    odd = (torch.arange(len(f), device=f.device) % 2).bool()
-    image = curve(torch.where(odd.view(-1, *[1] * (f.ndim - 1)), test, 0))
-    if float(image[~odd].norm()) > torch.finfo(f.dtype).eps * float(image.norm()):
-        raise Inapplicable("the loss of one row depends on the outputs of other rows, so that its curvature is not a sum over rows.")
+    refuse_joint_curvature(curve, test)
     H = torch.stack([curve(unit).reshape(len(f), -1) for unit in _units(f)], dim=2)  # (n, output, output)
     values, vectors = torch.linalg.eigh(H)
     _refuse_concave(values)
     roots = vectors * values.clamp(min=0).sqrt()[:, None]
     return lambda z: (roots @ z.reshape(len(f), -1, 1)).reshape(f.shape)
+
+
+def refuse_joint_curvature(curve: Map, test: Tensor) -> None:
+    """Refuse a loss that couples rows, found by products with a random ``test`` in the outputs' shape.
+
+    For each digit of the rows' binary numbers, the rows that have it must not move those that have not: two rows differ in one digit.
+
+    Raises:
+        Inapplicable: they do.
+    """
+    rows = torch.arange(len(test), device=test.device)
+    for digit in range((len(test) - 1).bit_length()):
+        have = (rows >> digit) % 2 == 1
+        image = curve(torch.where(have.view(-1, *[1] * (test.ndim - 1)), test, 0))
+        if float(image[~have].norm()) > torch.finfo(test.dtype).eps * float(image.norm()):
+            raise Inapplicable("the loss of one row depends on the outputs of other rows, so that its curvature is not a sum over rows.")
 
 
 def _refuse_concave(values: Tensor) -> None:

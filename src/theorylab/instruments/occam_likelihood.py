@@ -20,6 +20,7 @@ from theorylab.instruments.coded import LEVELS, Describe, assumed, best, check, 
 from theorylab.instruments.occam import _carries_statistics
 from theorylab.instruments.output_hessian import known_loss
 from theorylab.instruments.refusals import couples_rows, hides_outputs
+from theorylab.instruments.row_trust import couples_outputs
 from theorylab.stats.binomial import kl_inverse
 
 Unit = Literal["document", "token"]
@@ -65,7 +66,7 @@ def _not_tokens(problem: Problem) -> str | None:
     return None
 
 
-REFUSES = (hides_outputs, couples_rows, _not_tokens, _carries_statistics)
+REFUSES = (hides_outputs, couples_rows, couples_outputs, _not_tokens, _carries_statistics)
 
 
 def interval(alpha: float, vocabulary: int) -> tuple[float, float]:

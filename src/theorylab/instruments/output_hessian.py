@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from theorylab.core.problem import Problem, finite
+from theorylab.instruments.loss_root import refuse_joint_curvature
 from theorylab.instruments.products import vjp
 
 OutputProduct = Callable[[Tensor, bool], Tensor]
@@ -128,6 +129,7 @@ def sampled_output_hessian(problem: Problem, k: int, outputs: Tensor, mc: int, g
     another loss, the square root of the block times a vector of random signs.
 
     Raises:
+        Inapplicable: an unknown loss couples rows.
         ValueError: the loss is not finite, or an unknown one is not convex in the outputs, so that it has no square root.
     """
     outputs = outputs.detach()
@@ -170,6 +172,8 @@ def _label_scores(p: Tensor, mc: int, generator: torch.Generator) -> Tensor:
 
 def _roots(product: OutputProduct, outputs: Tensor) -> Tensor:
     """Symmetric square roots of the rows' blocks, (n, c, c) with c outputs a row, from c products with the whole matrix."""
+    test = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu").to(outputs)
+    refuse_joint_curvature(lambda w: product(w, False), test)
     n, c = outputs.shape[0], outputs[0].numel()
     unit = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
     blocks = torch.stack([product(e.expand(n, c).reshape(outputs.shape), False).reshape(n, c) for e in unit], dim=2)

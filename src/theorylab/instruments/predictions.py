@@ -7,6 +7,7 @@ from torch import Tensor
 
 from theorylab.core.problem import Params, Problem
 from theorylab.instruments.refusals import couples_rows, hides_outputs
+from theorylab.instruments.row_trust import couples_outputs
 
 
 def not_classification(problem: Problem) -> str | None:
@@ -22,7 +23,7 @@ def not_classification(problem: Problem) -> str | None:
         reason = _not_classes(outputs.shape[1:], batch.content[1], batch.rows)
         if reason is not None:
             return reason
-    return None
+    return couples_outputs(problem)
 
 
 def _not_classes(scores: torch.Size, targets: object, rows: int) -> str | None:

@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from theorylab.core.batches import tensors_of
+from theorylab.core.batches import Batch, rows_of, tensors_of
 from theorylab.core.notice import Notice
+from theorylab.core.precision import full_float32
 from theorylab.core.problem import Problem, check_problem
 from theorylab.core.safe import BATCH_COUPLED
+from theorylab.instruments.merging import in_parts, joined, same_risk, weighing
 
 STATISTICS_APART = 1.0
 """Running standard deviations by which the data's mean may lie from a BatchNorm's running mean, on average over channels."""
 VARIANCE_RATIO = 4.0
 """Factor by which the data's variance may differ from a BatchNorm's running variance, on average (geometric) over channels."""
+FEW = 8
+"""Rows, at the least, whose joint loss is compared with that of parts of them."""
 INPUT_SCALE = 20.0
 """Root mean square of the inputs above which they look like raw values, pixels of 0 to 255, say."""
 
@@ -28,9 +32,9 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
     """What may spoil measurements of ``problem``, warnings first; nothing of it is changed.
 
     A problem refuses what cannot be measured rightly. This looks for what can be, but may not be what was meant: BatchNorm by batch
-    statistics, active dropout, spectral norms that move, a loader that shuffles or drops rows, a loss that comes out otherwise the second
-    time, inputs normalized unlike in training, rows that are not finite or come twice, tied and frozen parameters, a dtype of few digits, a
-    loss cut off from the parameters. Costs a few evaluations of the loss.
+    statistics, active dropout, spectral norms that move, a loss that is no mean over rows, a loader that shuffles or drops rows, a loss
+    that comes out otherwise the second time, inputs normalized unlike in training, rows that are not finite or come twice, tied and frozen
+    parameters, a dtype of few digits, a loss cut off from the parameters. Costs a few evaluations of the loss.
 
     Raises:
         TypeError: not a Problem.
@@ -49,6 +53,7 @@ def preflight(problem: Problem) -> tuple[Notice, ...]:
             _spectral_norm,
             _graph,
             _log_probabilities,
+            _joint,
             _randomness,
             _loader,
             _shapes,
@@ -138,12 +143,55 @@ def _log_probabilities(problem: Problem) -> Iterator[Notice]:
         )
 
 
+def _joint(problem: Problem) -> Iterator[Notice]:
+    """A mean over rows is the weighted mean of its parts, also over rows of several batches."""
+    if problem.train or any(isinstance(m, BATCH_COUPLED) and m.running_mean is None for m in problem.model.modules()):
+        return  # of BatchNorm and dropout there are notices of their own
+    whole = joined(_few(problem)) or _few(problem.on([max(problem.batches, key=lambda b: b.rows)]))  # or else lengths differ
+    try:
+        with problem.safe(), full_float32():
+            told = not whole.draws(0) and same_risk(whole, whole, digits=0.5)  # neither NaN nor another number each time
+            if not told or same_risk(weighing(whole.on(in_parts(whole.batches[0]))), whole, digits=0.5):
+                return
+    except Exception:  # of a model or a loss that does not take rows apart, as the nodes of a graph; instruments of rows refuse it
+        return
+    several = len(problem.batches) > 1
+    yield Notice(
+        "the loss of a batch is not the mean of its rows' losses",
+        "So it is with class weights, ignored labels, sums and contrasts: "
+        + ("the risk depends on how the rows are put into batches" if several else "batches of fewer rows would have another risk"),
+        ("Give all rows in one batch, or " if several else "Keep one batch, which memory= does not split either, or ")
+        + 'a loss of each row, e.g. by reduction="none"; count= where batches weigh by their predictions',
+        "warning" if several else "info",
+    )
+
+
+def _few(problem: Problem) -> Problem:
+    """Rows drawn from all batches, `FEW` or as many as the largest holds: no more than are evaluated at once anyway."""
+    wanted = max(FEW, max(b.rows for b in problem.batches))
+    rows = torch.randperm(problem.n, generator=torch.Generator().manual_seed(0), device="cpu")[:wanted].sort().values
+    chosen, start = [], 0
+    for batch in problem.batches:
+        own = (rows[(rows >= start) & (rows < start + batch.rows)] - start).to(problem.device)
+        if len(own):
+            chosen.append(Batch(rows_of(batch.content, own, batch.rows), len(own)))
+        start += batch.rows
+    return problem.on(chosen)
+
+
 def _loader(problem: Problem) -> Iterator[Notice]:
     if problem.order == "shuffled":
         yield Notice(
             "the loader shuffles",
             f"It was read once, in an order fixed by seed={problem.seed}; random augmentation was drawn once too",
             "Pass a loader with shuffle=False where rows or batches matter one by one",
+            "info",
+        )
+    if problem.left_off:
+        yield Notice(
+            f"the loader leaves {problem.left_off} of {problem.n + problem.left_off} rows off (drop_last=True)",
+            "The risk is that of the other rows, which are others in another order",
+            "Pass a loader with drop_last=False",
             "info",
         )
 

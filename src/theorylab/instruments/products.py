@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.autograd_graph import nodes_before
-from theorylab.core.batches import as_batches
 from theorylab.core.operator import Operator
 from theorylab.core.problem import Problem
 from theorylab.instruments.merging import merged, parted
@@ -117,9 +115,7 @@ def fitting(problem: Problem, build: Callable[[Problem], object], memory: int) -
     if memory <= 0 or max(b.rows for b in problem.batches) == 1:
         return problem
     with problem.safe():
-        rows = as_batches([problem.batches[0].content], dtype=None, device=problem.device, seed=problem.seed, batch_size=1)
-        single = copy.copy(problem)
-        single.batches, single.n = rows[:1], 1
+        single = problem.on([problem.batches[0].part(slice(1))])
         try:
             with _counted(problem, math.inf) as budget:
                 build(single)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.batches import rows_of, tensors_of
+from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem
 from theorylab.core.safe import BATCH_COUPLED
 from theorylab.instruments.operations import Recorder
@@ -52,6 +53,15 @@ def refuse_coupled_rows(problem: Problem, k: int) -> None:
         few = problem.on([problem.batches[k].part(slice(FEW))])
         few.seed += k
         refuse_coupled_outputs(few, 0)
+
+
+def couples_outputs(problem: Problem) -> str | None:
+    """A row's outputs depend on other rows, so that rows are not independent: as of `refuse_coupled_rows`, on the first batch."""
+    try:
+        refuse_coupled_rows(problem, 0)
+    except Inapplicable as refusal:
+        return str(refusal)
+    return None
 
 
 def row_wise(model: nn.Module) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from theorylab.core.arguments import row_numbers
-from theorylab.core.batches import Batch, map_tensors
+from theorylab.core.batches import Batch, alike, map_tensors
 from theorylab.core.generators import seeded_generators
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem
@@ -61,10 +61,10 @@ def in_one_batch(problem: Problem) -> Problem:
         first = parts[0]
         if isinstance(first, Tensor):
             return torch.cat(parts) if first.ndim else first
-        if isinstance(first, dict):
-            return {k: join([p[k] for p in parts]) for k in first}
+        if isinstance(first, Mapping):
+            return alike(first, {k: join([p[k] for p in parts]) for k in first})
         if isinstance(first, list | tuple):
-            return type(first)(join(list(each)) for each in zip(*parts, strict=True))
+            return alike(first, [join(list(each)) for each in zip(*parts, strict=True)])
         return first
 
     whole.batches = [Batch(join([b.content for b in problem.batches]), problem.n)]

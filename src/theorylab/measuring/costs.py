@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from theorylab.core.instrument import Instrument
 from theorylab.core.problem import Problem
 from theorylab.instruments.certify import certify
+from theorylab.instruments.merging import parted
 from theorylab.instruments.noise_scale import ROWS
 from theorylab.instruments.products import BATCHABLE, COLUMNS
 from theorylab.instruments.refusals import fails_on
@@ -317,7 +318,7 @@ class Room:
 
 
 def share_out(problem: Problem, known: Footing, memory: int) -> Room:
-    """Fit a problem into ``memory`` bytes beside Python and torch.
+    """Fit a problem into ``memory`` bytes beside Python and torch; its batches stay whole where their parts would have another risk.
 
     Raises:
         ValueError: the problem alone holds more.
@@ -328,8 +329,8 @@ def share_out(problem: Problem, known: Footing, memory: int) -> Room:
             f"memory must be more than the {in_words(known.held)} of the problem's own parameters and data, got {in_words(memory)}."
         )
     rows = max(1, int((share - known.base) / known.row)) if known.row > 0 else problem.n
-    if rows < max(b.rows for b in problem.batches) and not problem.train:  # BatchNorm in training mode sees other batches otherwise
-        problem = problem.on([b.part(slice(i, i + rows)) for b in problem.batches for i in range(0, b.rows, rows)])
+    with problem.safe():
+        problem = parted(problem, rows)
     return Room(problem, int(share), int((memory - known.held) / 2 / (problem.P * problem.dtype.itemsize)))
 
 
