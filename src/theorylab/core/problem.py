@@ -26,8 +26,8 @@ class Problem:
     r"""The risk :math:`L(\theta) = \frac1n \sum_i \ell_i(\theta)` of a model on its data, at the model's present parameters.
 
     A snapshot: parameters and buffers are copied when the problem is made, so that training the model afterwards does not move it. The
-    model itself is only read. Parameters, buffers, ``.grad``, ``requires_grad``, training flags and the random number generators are
-    bitwise the same after any call, also after one that raises.
+    model itself is only read. Parameters, buffers, ``.grad``, ``requires_grad``, training flags and other attributes, and the random
+    number generators are bitwise the same after any call, also after one that raises.
 
     Args:
         model: Any module. Tied parameters count once. Of a data-parallel one the module within.
