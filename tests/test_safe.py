@@ -1,7 +1,8 @@
-"""What a measurement leaves alone besides parameters: attributes, generators, targets, losses with a state; and in which contexts it runs."""
+"""What a measurement leaves alone besides parameters: attributes, generators, targets, a loss's state; and in which contexts it runs."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import warnings
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.utils.prune
+from test_problem import assert_same, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import theorylab as tl
 from theorylab.core.attributes import attributes_kept
+from theorylab.core.instrument import Inapplicable, instruments
 from theorylab.core.problem import Problem
+from theorylab.instruments.path_norm import path_norm
 
 
 def rows() -> tuple[Tensor, Tensor]:
@@ -86,10 +90,59 @@ def test_a_model_that_notes_its_activations_is_copied_and_saved_after_a_measurem
 
 def test_attributes_are_put_back_after_an_exception() -> None:
     model = Noting()
-    with pytest.raises(RuntimeError, match="stop"), attributes_kept(list(model.modules())):
-        model(rows()[0])
-        model.outer.out_features = 7
-        del model.steps
-        raise RuntimeError("stop")
+
+    def spoil() -> None:
+        with attributes_kept(list(model.modules())):
+            model(rows()[0])
+            model.outer.out_features = 7
+            del model.steps
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        spoil()
     assert (model.steps, model.hidden, model.by_name, model.outer.out_features) == (0, [], {}, 3)
     assert not hasattr(model, "new")
+
+
+class Averaging(nn.Module):
+    """Keeps a running mean of its hidden layer, counts its steps and draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.steps = nn.Linear(4, 5), nn.Linear(5, 3), 0
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.inner(x))
+        self.steps += 1
+        self.get_buffer("mean").mul_(0.9).add_(0.1 * h.detach().mean(0))
+        torch.rand(2)
+        return self.outer(h)
+
+
+def spectral() -> nn.Module:
+    norm = nn.utils.parametrizations.spectral_norm
+    return nn.Sequential(norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), norm(nn.Linear(5, 3)))
+
+
+@pytest.mark.parametrize("make", [Averaging, spectral])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        tl.norms,
+        tl.balancedness,
+        tl.margin_geometry,
+        path_norm,
+        *(instruments()[name].why_not for name in ("balancedness", "margin_geometry", "norms")),
+        lambda p: tl.layer_spectrum(p.model[0] if isinstance(p.model, nn.Sequential) else p.model.inner, (4,)),
+    ],
+)
+def test_to_read_a_model_is_not_to_run_it(make: Callable[[], nn.Module], measure: Callable[[Problem], Any]) -> None:
+    """Its graph is traced, and its weights are looked up, outside of any evaluation."""
+    model = make().train()
+    problem = Problem(model, F.cross_entropy, rows())
+    before = snapshot(model)
+    with contextlib.suppress(Inapplicable):
+        measure(problem)
+    assert_same(model, before)
+    assert getattr(model, "steps", 0) == 0

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from theorylab.core.instrument import instrument
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
+from theorylab.core.safe import safe
 from theorylab.core.source import Source
 from theorylab.instruments.layer_spectrum import LayerSpectrum, singular_values
 from theorylab.instruments.linear_layers import LinearLayer, called_layers, linear_layers, with_selected_weight
@@ -54,7 +55,8 @@ def layer_spectrum(layer: nn.Module, input_shape: Sequence[int], k: int | None =
     r"""Singular values of one dense layer or convolution on inputs of a given shape; see `conv_spectrum`.
 
     Args:
-        layer: An `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`; its bias plays no part.
+        layer: An `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`; its bias plays no part. A weight that is computed
+            (`torch.nn.utils.parametrizations`) is taken as in evaluation mode.
         input_shape: Of one row: (channels, height, width) for a two-dimensional convolution, (inputs,) for a dense layer.
         k: How many, the largest; None for all.
         tol: Relative residual at which an iteration stops.
@@ -77,7 +79,10 @@ def layer_spectrum(layer: nn.Module, input_shape: Sequence[int], k: int | None =
     width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     if len(shape) != rank or min(shape) < 1 or shape[0] != width:
         raise ValueError(f"input_shape must hold {rank} sizes, the first of them {width}, for this {type(layer).__name__}, got {shape}.")
-    return singular_values(LinearLayer("", layer, layer.weight.detach().double(), shape), k, tol)
+    device = next(layer.parameters()).device
+    with safe(layer, train=False, seed=0, device=device), torch.no_grad():  # spectral normalization iterates when read in training mode
+        weight = layer.weight.detach().double()
+    return singular_values(LinearLayer("", layer, weight, shape), k, tol)
 
 
 def _check(k: int | None, tol: float) -> None:

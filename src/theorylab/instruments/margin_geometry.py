@@ -16,6 +16,7 @@ from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.predictions import not_classification, scores_and_classes
 from theorylab.instruments.refusals import too_few_digits
+from theorylab.instruments.traced import is_computed
 from theorylab.linalg.margin import max_margin
 
 MOST = 20_000_000
@@ -101,10 +102,12 @@ def _head(problem: Problem) -> _Head | str:
     assert isinstance(last, nn.Linear)
     tensors = problem._tensors(None)
     by_tensor = {id(t): k for k, t in problem.model.named_parameters()}
-    if id(last.weight) not in by_tensor:
-        return (
-            f"the weight of {names[last]} is computed (a parametrization). Remove it: torch.nn.utils.parametrize.remove_parametrizations."
-        )
+    for name in ("weight", "bias"):
+        if is_computed(last, name):
+            return (
+                f"the {name} of {names[last]} is computed (a parametrization). Remove it: "
+                "torch.nn.utils.parametrize.remove_parametrizations."
+            )
     x, w = torch.cat(features), tensors[by_tensor[id(last.weight)]].detach().double()
     if last.bias is not None:
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
