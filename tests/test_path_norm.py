@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from zoo import hooked
 
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
+from theorylab.instruments.balancedness import balancedness
 from theorylab.instruments.norms import norms
 from theorylab.instruments.path_norm import path_norm
 
@@ -184,3 +186,67 @@ def test_refuses_products_of_tensors_and_branches_on_data() -> None:
     for net, match in ((Gate(3, 3), "path norms are of ReLU"), (Branch(3, 3), "cannot be traced")):
         with pytest.raises(Inapplicable, match=match):
             path_norm(relu_problem(nn.Sequential(net), 3))
+
+
+class Optional(nn.Module):
+    """Branches on what it is not given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, act: Any = None, skip: Tensor | None = None, return_features: bool = False) -> Any:
+        h = self.inner(x)
+        h = F.relu(h) if act is None else h
+        if skip is not None:
+            h = h + skip
+        return (self.outer(h), h) if return_features else self.outer(h)
+
+
+def test_what_the_problem_does_not_give_the_model_has_its_default() -> None:
+    net = Optional()
+    plain = nn.Sequential(net.inner, nn.ReLU(), net.outer)
+    assert path_norm(relu_problem(net, 3)) == pytest.approx(path_norm(relu_problem(plain, 3)), abs=1e-12)
+    (pair,) = balancedness(relu_problem(net, 3)).pairs
+    assert (pair.first, pair.second, pair.diagonal) == ("inner.weight", "outer.weight", True)  # only so through a ReLU
+
+
+def test_outputs_are_what_is_read_of_them() -> None:
+    net = Optional()
+    x = torch.randn(4, 3)
+
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        return (outputs if isinstance(outputs, Tensor) else outputs[0]).pow(2).mean()
+
+    data = ({"x": x, "return_features": True}, torch.zeros(4))
+    assert balancedness(Problem(net, loss, data, read=lambda out: out[0])).pairs[0].diagonal
+    pairs = Features()
+    read, whole = (Problem(pairs, loss, (x, torch.zeros(4)), read=r) for r in (lambda out: out[0], None))
+    assert path_norm(read) == pytest.approx(path_norm(Problem(pairs.net, loss, (x, torch.zeros(4)))), abs=1e-6)
+    assert norms(whole).log_path_norm is None
+
+
+class Features(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), x
+
+
+def test_norms_without_a_path_norm_are_measured() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    first, second = torch.diag(torch.tensor([1.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))
+    problem = relu_problem(net, 2).at({"0.weight": first.double(), "2.weight": second.double()})
+    with pytest.raises(ValueError, match="no path"):
+        path_norm(problem)
+    assert norms(problem).log_path_norm is None
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_layers_whose_weights_are_computed_are_refused(part: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.utils.parametrize.register_parametrization(net[2], part, nn.Tanh())
+    with pytest.raises(Inapplicable, match=r"2 is a layer whose weight or bias is computed"):
+        path_norm(relu_problem(net, 3))

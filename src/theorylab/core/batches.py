@@ -52,6 +52,13 @@ def alike(tree: Any, parts: dict[Any, Any] | list[Any]) -> Any:
     return made if isinstance(made, Mapping) and made.keys() == parts.keys() else parts
 
 
+def as_call(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the model for the x of a pair: model(x), but model(*x) for a tuple or list, and model(**x) for a dict."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
+
+
 def rows_of(tree: Any, rows: slice | Tensor, n: int) -> Any:
     """Some rows of every tensor in ``tree`` that has ``n`` of them; other tensors as they are."""
     return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, tree)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.arguments import check_arguments
-from theorylab.core.batches import Batch, as_batches, left_off, map_tensors, order_of, tensors_of
+from theorylab.core.batches import Batch, as_batches, as_call, left_off, map_tensors, order_of, tensors_of
 from theorylab.core.generators import generator_states, seed_generators
 from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import kernels, needs_plain_kernels, safe
@@ -26,8 +26,8 @@ class Problem:
     r"""The risk :math:`L(\theta) = \frac1n \sum_i \ell_i(\theta)` of a model on its data, at the model's present parameters.
 
     A snapshot: parameters and buffers are copied when the problem is made, so that training the model afterwards does not move it. The
-    model itself is only read. Parameters, buffers, ``.grad``, ``requires_grad``, training flags and the random number generators are
-    bitwise the same after any call, also after one that raises.
+    model itself is only read. Parameters, buffers, ``.grad``, ``requires_grad``, training flags and other attributes, and the random
+    number generators are bitwise the same after any call, also after one that raises.
 
     Args:
         model: Any module. Tied parameters count once. Of a data-parallel one the module within.
@@ -166,8 +166,7 @@ class Problem:
         """
         if not self.batches[k].is_pair:
             raise ValueError("this problem's loss has the form loss(model, batch): its outputs are unknown. Give batches as pairs (x, y).")
-        x = self._given(self.batches[k].content[0])
-        args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (tuple(x), {}) if isinstance(x, list | tuple) else ((x,), {})
+        args, kwargs = as_call(self._given(self.batches[k].content[0]))
         seed_generators(self.seed + k, self.device)
         with substituted(self.model, self._tensors(params), self._places):
             outputs = self.model(*args, **kwargs)

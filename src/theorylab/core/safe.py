@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from theorylab.core.attributes import attributes_kept
 from theorylab.core.generators import seeded_generators
 from theorylab.core.precision import full_float32, is_shortened
 
@@ -121,8 +122,8 @@ def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor
 
 def _has_weight_norm(modules: Sequence[nn.Module]) -> bool:
     """Whether PyTorch's weight normalization, as a parametrization or in its older form of a hook, is on some module."""
-    within = (part for m in modules for part in (m, *m._forward_pre_hooks.values()))
-    return any(type(part).__name__ in ("WeightNorm", "_WeightNorm") for part in within)
+    hooks = [hook for m in modules if m._forward_pre_hooks for hook in m._forward_pre_hooks.values()]
+    return any(type(part).__name__ in ("WeightNorm", "_WeightNorm") for part in [*modules, *hooks])
 
 
 class _NotRecomputed:
@@ -188,17 +189,16 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
     `nn.MultiheadAttention` and autocasting are off, float32 is not shortened (`full_float32`), oneDNN and cuDNN are off where
     `needs_plain_kernels`, nothing is compiled or checkpointed, weight normalization is not fused, gradients of embeddings are dense, all
     modules are in training or evaluation mode as ``train`` says, gradients are enabled, and the random number generators are forked and
-    seeded. All of it is undone on leaving, also by an exception.
+    seeded. All of it is undone on leaving, also by an exception, and so is what a forward pass stores on modules (`attributes_kept`).
     """
     modules = list(model.modules())
-    flags = [m.training for m in modules]
-    sparse = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         kernels(plain=needs_plain_kernels(modules, train), device=device),
         math_attention(),
+        attributes_kept(modules),
         _configured(modules),
         _ExactWeightNorm() if _has_weight_norm(modules) else nullcontext(),
         _without_recomputation(),
@@ -209,12 +209,8 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
             torch.backends.mha.set_fastpath_enabled(False)
             for module in modules:
                 _set(module, "training", train)
-            for module in sparse:
-                module.sparse = False
+                if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                    module.sparse = False
             yield
         finally:
-            for module in sparse:
-                module.sparse = True
-            for module, training in zip(modules, flags, strict=True):
-                _set(module, "training", training)
             torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -16,7 +16,8 @@ from theorylab.core.problem import Params, Problem, finite
 from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.linear_layers import with_another_weight
-from theorylab.instruments.path_norm import RELUS, traced
+from theorylab.instruments.path_norm import RELUS
+from theorylab.instruments.traced import is_computed, traced
 
 SHIFTING = (nn.AlphaDropout, nn.FeatureAlphaDropout)
 """Dropout that adds a constant in training mode, so that it does not commute with a rescaling."""
@@ -85,9 +86,13 @@ def _uses(graph: fx.GraphModule, modules: Mapping[str, nn.Module]) -> Counter[in
 
 
 def _why_not(problem: Problem, modules: Mapping[str, nn.Module], uses: Counter[int], inner: str, outer: str) -> str:
-    own = [(inner, "weight"), (outer, "weight"), *([(inner, "bias")] if getattr(modules[inner], "bias", None) is not None else [])]
-    for layer, name in own:
-        tensor, full = getattr(modules[layer], name), f"{layer}.{name}"
+    for layer, name in ((inner, "weight"), (outer, "weight"), (inner, "bias")):
+        full = f"{layer}.{name}"
+        if is_computed(modules[layer], name):
+            return f"{full} is computed (a parametrization)"
+        tensor = modules[layer]._parameters[name]
+        if tensor is None:  # a layer without bias
+            continue
         if uses[id(tensor)] > 1:
             return f"{full} is used more than once"
         if full not in problem.params:

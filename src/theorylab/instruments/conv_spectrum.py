@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Problem, finite
 from theorylab.core.reading import Reading
+from theorylab.core.safe import safe
 from theorylab.core.source import Source
 from theorylab.instruments.layer_spectrum import LayerSpectrum, singular_values
 from theorylab.instruments.linear_layers import (
@@ -64,7 +65,8 @@ def layer_spectrum(layer: nn.Module, input_shape: Sequence[int], k: int | None =
     r"""Singular values of one dense layer or convolution on inputs of a given shape; see `conv_spectrum`.
 
     Args:
-        layer: An `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`; its bias plays no part.
+        layer: An `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`; its bias plays no part. A weight that is computed
+            (`torch.nn.utils.parametrizations`) is taken as in evaluation mode.
         input_shape: Of one row: (channels, height, width) for a two-dimensional convolution, (inputs,) for a dense layer.
         k: How many, the largest; None for all.
         tol: Relative residual at which an iteration stops.
@@ -88,11 +90,13 @@ def layer_spectrum(layer: nn.Module, input_shape: Sequence[int], k: int | None =
     width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     if len(shape) != rank or min(shape) < 1 or shape[0] != width:
         raise ValueError(f"input_shape must hold {rank} sizes, the first of them {width}, for this {type(layer).__name__}, got {shape}.")
-    with torch.no_grad(), parametrize.cached():
-        x = torch.ones(1, *shape, dtype=layer.weight.dtype, device=layer.weight.device)
-        if not same_outputs(layer(x), plain_outputs(layer, x, layer.weight, layer.bias)):
+    device = next(layer.parameters()).device
+    with safe(layer, train=False, seed=0, device=device), torch.no_grad(), parametrize.cached():
+        weight = layer.weight.detach()  # in training mode spectral normalization iterates when it is read
+        x = torch.ones(1, *shape, dtype=weight.dtype, device=device)
+        if not same_outputs(layer(x), plain_outputs(layer, x, weight, layer.bias)):
             raise ValueError(f"layer must apply its own weight: {another_weight('layer', layer)}")
-    return singular_values(LinearLayer("", layer, layer.weight.detach().double(), shape), k, tol)
+    return singular_values(LinearLayer("", layer, weight.double(), shape), k, tol)
 
 
 def _check(k: int | None, tol: float) -> None:

@@ -17,6 +17,7 @@ from theorylab.core.source import Source
 from theorylab.instruments.linear_layers import another_weight, plain_outputs, same_outputs
 from theorylab.instruments.predictions import not_classification, scores_and_classes
 from theorylab.instruments.refusals import too_few_digits
+from theorylab.instruments.traced import is_computed
 from theorylab.linalg.margin import max_margin
 
 MOST = 20_000_000
@@ -103,10 +104,12 @@ def _head(problem: Problem) -> _Head | str:
     assert isinstance(last, nn.Linear)
     tensors = problem._tensors(None)
     by_tensor = {id(t): k for k, t in problem.model.named_parameters()}
-    if id(last.weight) not in by_tensor:
-        return (
-            f"the weight of {names[last]} is computed (a parametrization). Remove it: torch.nn.utils.parametrize.remove_parametrizations."
-        )
+    for name in ("weight", "bias"):
+        if is_computed(last, name):
+            return (
+                f"the {name} of {names[last]} is computed (a parametrization). Remove it: "
+                "torch.nn.utils.parametrize.remove_parametrizations."
+            )
     w, b = (None if t is None else tensors[by_tensor[id(t)]].detach() for t in (last.weight, last.bias))
     assert w is not None  # every Linear has a weight
     if not all(same_outputs(out, plain_outputs(last, x, w, b)) for x, out in zip(features, scores, strict=True)):

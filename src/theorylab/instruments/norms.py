@@ -15,7 +15,7 @@ from theorylab.core.reading import Reading
 from theorylab.core.source import Source
 from theorylab.instruments.layer_spectrum import singular_values
 from theorylab.instruments.linear_layers import LinearLayer, is_no_chain, linear_layers
-from theorylab.instruments.path_norm import off_relu_graph, path_norm
+from theorylab.instruments.path_norm import path_norm
 from theorylab.instruments.predictions import not_classification, scores_and_classes, signed_margins
 
 QUANTILES = (0.0, 0.1, 0.5)
@@ -50,7 +50,7 @@ class Norms:
         log_spectral: Σ ln‖W‖₂. For a chain of layers with activations of slope at most one, e to its power bounds the Lipschitz constant.
         log_frobenius: Σ ln‖W‖_F, never below ``log_spectral``.
         log_spectral_complexity: Logarithm of the spectral complexity.
-        log_path_norm: See `path_norm`; None off ReLU networks.
+        log_path_norm: See `path_norm`; None off ReLU networks, and where no path has weights other than zero.
         distance: Euclidean distance of all selected parameters from the reference.
         margins: Quantile → margin of the right class, negative where rows are wrong; None where there are no classes.
         reference: ``"initialization"`` where it was given, else ``"zero"``.
@@ -98,12 +98,19 @@ def _assemble(
         log_spectral,
         math.fsum(math.log(layer.frobenius) for layer in layers),
         log_spectral + 1.5 * math.log(correction),
-        None if off_relu_graph(problem) is not None else path_norm(problem),
+        _log_path_norm(problem),
         float(problem.flatten(moved).norm()),
         margins,
         "zero" if init is None else "initialization",
         converged,
     )
+
+
+def _log_path_norm(problem: Problem) -> float | None:
+    try:
+        return path_norm(problem)
+    except ValueError:  # no ReLU network, or one without a path from input to output; the other norms are defined
+        return None
 
 
 def _layer_pairs(problem: Problem, init: Params | None) -> list[tuple[LinearLayer, Tensor]]:

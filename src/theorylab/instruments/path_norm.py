@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem, finite
 from theorylab.instruments.linear_layers import uses_another_weight
 from theorylab.instruments.refusals import hides_outputs
+from theorylab.instruments.traced import is_computed, traced
 
 RESHAPING: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view", "contiguous", "squeeze", "unsqueeze")
 ADDING: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -126,27 +126,6 @@ def _window_sums(pool: Any, x: Tensor) -> Tensor:
     return sums(x, kernel, stride, padding, pool.ceil_mode, pool.count_include_pad, 1)
 
 
-@contextmanager
-def _in_mode(model: nn.Module, train: bool) -> Iterator[None]:
-    flags = [(m, m.training) for m in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = train
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def traced(problem: Problem) -> fx.GraphModule | str:
-    """The graph of the model in the mode of the problem, or why there is none."""
-    try:
-        with _in_mode(problem.model, problem.train):
-            return fx.symbolic_trace(problem.model)
-    except Exception as error:  # control flow that depends on data, or anything that a user's forward pass raises on a proxy
-        return f"the network's graph cannot be traced ({type(error).__name__}: {error}). Write it as modules without branches on data."
-
-
 def off_relu_graph(problem: Problem) -> str | None:
     """Paths are counted in graphs of linear layers, ReLU, averages and sums; elsewhere a product of weights along a path has no meaning."""
     if problem.train:
@@ -161,7 +140,10 @@ def off_relu_graph(problem: Problem) -> str | None:
         return graph
     modules = dict(graph.named_modules())
     for node in graph.graph.nodes:
-        if node.op == "call_module":
+        first = node.args[0] if node.args else None
+        if node.op in ("call_module", "call_function", "call_method", "output") and not isinstance(first, fx.Node):
+            reason = "no single tensor" if node.op == "output" else "given its input by keyword or as a constant"
+        elif node.op == "call_module":
             reason = _no_path_through(modules[node.target])
         elif node.op in ("call_function", "call_method"):
             plain = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs  # alpha= is a weight
@@ -175,8 +157,8 @@ def off_relu_graph(problem: Problem) -> str | None:
 
 
 def _no_path_through(module: nn.Module) -> str | None:
-    if isinstance(module, nn.Linear | _ConvNd) and "weight" not in module._parameters:  # by pruning, or normalization in its older form
-        return f"a {type(module).__name__} whose weight is computed"
+    if isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and (is_computed(module, "weight") or is_computed(module, "bias")):
+        return "a layer whose weight or bias is computed (a parametrization)"
     if isinstance(module, _ConvNd):
         if isinstance(module, _ConvTransposeNd) or module.padding_mode != "zeros":
             return "a convolution that is transposed or not padded with zeros"
