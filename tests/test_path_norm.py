@@ -157,7 +157,7 @@ def test_does_not_overflow() -> None:
         (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4)), "a LayerNorm"),
         (nn.Sequential(nn.Linear(3, 4), nn.GELU()), "a GELU"),
         (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.MaxPool1d(2)), "a Unflatten"),
-        (prune.l1_unstructured(nn.Linear(3, 4), "weight", 0.5), "a Linear whose weight is computed"),
+        (prune.l1_unstructured(nn.Linear(3, 4), "weight", 0.5), "a Linear whose weight or bias is computed"),
         (hooked(nn.Linear(3, 4)), "a hook changes them"),
     ],
 )
@@ -248,5 +248,5 @@ def test_norms_without_a_path_norm_are_measured() -> None:
 def test_layers_whose_weights_are_computed_are_refused(part: str) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.utils.parametrize.register_parametrization(net[2], part, nn.Tanh())
-    with pytest.raises(Inapplicable, match=r"2 is a layer whose weight or bias is computed"):
+    with pytest.raises(Inapplicable, match=r"2 is a Linear whose weight or bias is computed"):
         path_norm(relu_problem(net, 3))

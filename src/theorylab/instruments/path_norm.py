@@ -158,7 +158,7 @@ def off_relu_graph(problem: Problem) -> str | None:
 
 def _no_path_through(module: nn.Module) -> str | None:
     if isinstance(module, (nn.Linear, _ConvNd, _BatchNorm)) and (is_computed(module, "weight") or is_computed(module, "bias")):
-        return "a layer whose weight or bias is computed (a parametrization)"
+        return f"a {type(module).__name__} whose weight or bias is computed"
     if isinstance(module, _ConvNd):
         if isinstance(module, _ConvTransposeNd) or module.padding_mode != "zeros":
             return "a convolution that is transposed or not padded with zeros"
