@@ -99,8 +99,18 @@ class Scattered(Sampler[int]):
         return 12
 
 
-def by_batches(sampler: Any, drop_last: bool = False) -> Problem:
-    batches = BatchSampler(sampler, 5, drop_last)
+class AsTensors(Sampler[torch.Tensor]):
+    """Batches of row numbers in tensors."""
+
+    def __init__(self, *options: Any) -> None:
+        self.batches = BatchSampler(*options)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return map(torch.tensor, self.batches)
+
+
+def by_batches(sampler: Any, drop_last: bool = False, whole: bool = False) -> Problem:
+    batches: Any = AsTensors(sampler, 5, drop_last) if whole else BatchSampler(sampler, 5, drop_last)
     return Problem(mlp(), F.cross_entropy, DataLoader(TensorDataset(*vectors()), batch_sampler=batches))
 
 
@@ -156,6 +166,7 @@ TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "shuffling batches": (lambda: by_batches(RandomSampler(range(12))), "the loader shuffles", "info"),
     "shuffling subset": (lambda: by_batches(SubsetRandomSampler(range(6, 12))), "the loader shuffles", "info"),
     "own sampler": (lambda: by_batches(Scattered()), "the loader shuffles", "info"),
+    "own sampler of tensors": (lambda: by_batches(Scattered(), whole=True), "the loader shuffles", "info"),
     "dropped rows": (lambda: loader(False, drop_last=True), r"leaves 2 of 12 rows off \(drop_last=True\)", "info"),
     "dropped rows, batches": (lambda: by_batches(range(12), drop_last=True), "leaves 2 of 12 rows off", "info"),
     "normalized otherwise": (unlike_training, r"inputs of \d", "warning"),

@@ -156,7 +156,7 @@ def order_of(data: Any, seed: int = 0) -> Literal["given", "shuffled"]:
 
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return "given"
-    sampler = data.batch_sampler if data.batch_sampler is not None else data.sampler
+    sampler: Any = data.batch_sampler if data.batch_sampler is not None else data.sampler
     sampler = getattr(sampler, "sampler", sampler)  # of batches that are made of an order of rows
     if isinstance(sampler, SequentialSampler):
         return "given"
