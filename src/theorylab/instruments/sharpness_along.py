@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -146,6 +147,25 @@ def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
     )
 
 
+def _check_steps_by_itself(optimizer: torch.optim.Optimizer, leaves: Params) -> None:
+    """The optimizer must move the copy that is measured, nothing else, and must do so without evaluating the loss itself."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer(parameters) must return a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if {id(p) for p in held} != {id(p) for p in leaves.values()}:
+        raise ValueError(
+            f"optimizer must hold exactly the {len(leaves)} parameters that it is called with, got {len(held)}, of which "
+            f"{sum(any(p is leaf for leaf in leaves.values()) for p in held)} are among them: a copy is trained, never the model. "
+            "Write lambda p: torch.optim.SGD(p, lr=...)."
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer must step from a gradient alone, got {type(optimizer).__name__}, which evaluates the loss at points of its own "
+            "(step(closure)): it has no step size that an edge of stability belongs to."
+        )
+
+
 def sharpness_along(
     problem: Problem,
     optimizer: MakeOptimizer,
@@ -175,7 +195,9 @@ def sharpness_along(
         seed: Of the first search.
 
     Raises:
-        ValueError: an argument out of range; an ``edge`` that must be given; or the loss is not finite, as where training diverges.
+        ValueError: an argument out of range; an optimizer that holds other parameters than it was given, or needs a closure (LBFGS); an
+            ``edge`` that must be given; or the loss is not finite, as where training diverges.
+        TypeError: ``optimizer`` makes no optimizer.
 
     Example:
         >>> x = torch.diag(torch.tensor([1.0, 2.0]))
@@ -200,6 +222,7 @@ def sharpness_along(
         )
     leaves = {k: torch.nn.Parameter(p.clone()) for k, p in problem.params.items()}
     chosen = optimizer(list(leaves.values()))
+    _check_steps_by_itself(chosen, leaves)
     threshold = _plain_edge(chosen, edge)
     adaptive = isinstance(chosen, torch.optim.Adam | torch.optim.AdamW)
     at, values, losses, start = [], [], [], None
