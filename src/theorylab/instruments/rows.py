@@ -72,7 +72,7 @@ def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) ->
     """A mean over rows is the weighted mean over parts of the batch; here of 1, 4, 16, ... rows, so that no pattern of rows hides it."""
     batch, parts, start, size = problem.batches[k], [], 0, 1
     while start < batch.rows:
-        out, y = (rows_of(side, slice(start, start + size), batch.rows) for side in (outputs, batch.content[1]))
+        out, y = (rows_of(side, slice(start, start + size), batch.rows) for side in (outputs, problem._given(batch.content[1])))
         parts.append(problem.criterion(out, y).expand(min(size, batch.rows - start)))
         start, size = start + size, 4 * size
     apart = torch.cat(parts)
@@ -91,7 +91,7 @@ def _explained(problem: Problem, k: int) -> _Explained:
     leaves = problem.leaves()
     with Recorder(leaves, batch.rows, united=False) as recorder:
         outputs = problem.outputs(k, leaves)
-    value = problem.criterion(outputs, batch.content[1])
+    value = problem.criterion(outputs, problem._given(batch.content[1]))
     total = problem.n * problem.weights[k] * finite(value.mean() if value.ndim else value)
     if not shares_predictions(problem, k) and not is_mean_of_rows(problem, k, outputs):
         with torch.no_grad():
