@@ -149,3 +149,28 @@ def test_to_read_a_model_is_not_to_run_it(make: Callable[[], nn.Module], measure
         measure(problem)
     assert_same(model, before)
     assert getattr(model, "steps", 0) == 0
+
+
+def masking(outputs: Tensor, targets: Tensor) -> Tensor:
+    targets[targets == 255] = -100
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@pytest.mark.parametrize("measure", [tl.per_example_grads, tl.per_example_grad_norms, tl.gradient_noise])
+def test_a_loss_that_writes_into_its_targets_gets_copies(measure: Callable[[Problem], Any]) -> None:
+    x, y = rows()
+    y[3] = 255
+    before = y.clone()
+    measure(Problem(nn.Linear(4, 3), masking, (x, y)))
+    assert torch.equal(y, before)
+
+
+def test_a_cached_parametrization_is_computed_anew() -> None:
+    model, (x, y) = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)), rows()
+    problem = Problem(model, F.cross_entropy, (x, y))
+    before = problem.gradient()
+    with nn.utils.parametrize.cached():
+        kept = model[0].weight
+        assert torch.equal(problem.gradient(), before)
+        assert model[0].weight is kept
+    assert model[0].weight is not kept
