@@ -174,3 +174,23 @@ def test_a_cached_parametrization_is_computed_anew() -> None:
         assert torch.equal(problem.gradient(), before)
         assert model[0].weight is kept
     assert model[0].weight is not kept
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Problem.gradient,
+        tl.per_example_grads,
+        tl.gradient_noise,
+        tl.noise_scale,
+        lambda p: tl.sharpness_along(p, lambda q: torch.optim.SGD(q, lr=0.1), steps=4).sharpness,
+        lambda p: p.at({k: 2 * v for k, v in p.params.items()}).to(dtype=torch.float64).gradient(),
+    ],
+)
+def test_inference_mode_does_not_matter(measure: Callable[[Problem], Any]) -> None:
+    model, data = nn.Linear(4, 3), rows()
+    expected = measure(Problem(model, F.cross_entropy, data))
+    with torch.inference_mode():
+        found = measure(Problem(model, F.cross_entropy, data))
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found, expected) if isinstance(found, Tensor) else repr(found) == repr(expected)

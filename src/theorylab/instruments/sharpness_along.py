@@ -166,6 +166,7 @@ def _check_steps_by_itself(optimizer: torch.optim.Optimizer, leaves: Params) -> 
         )
 
 
+@torch.inference_mode(False)
 def sharpness_along(
     problem: Problem,
     optimizer: MakeOptimizer,
