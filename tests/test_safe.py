@@ -149,3 +149,48 @@ def test_to_read_a_model_is_not_to_run_it(make: Callable[[], nn.Module], measure
         measure(problem)
     assert_same(model, before)
     assert getattr(model, "steps", 0) == 0
+
+
+def masking(outputs: Tensor, targets: Tensor) -> Tensor:
+    targets[targets == 255] = -100
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@pytest.mark.parametrize("measure", [tl.per_example_grads, tl.per_example_grad_norms, tl.gradient_noise])
+def test_a_loss_that_writes_into_its_targets_gets_copies(measure: Callable[[Problem], Any]) -> None:
+    x, y = rows()
+    y[3] = 255
+    before = y.clone()
+    measure(Problem(nn.Linear(4, 3), masking, (x, y)))
+    assert torch.equal(y, before)
+
+
+def test_a_cached_parametrization_is_computed_anew() -> None:
+    model, (x, y) = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)), rows()
+    problem = Problem(model, F.cross_entropy, (x, y))
+    before = problem.gradient()
+    with nn.utils.parametrize.cached():
+        kept = model[0].weight
+        assert torch.equal(problem.gradient(), before)
+        assert model[0].weight is kept
+    assert model[0].weight is not kept
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Problem.gradient,
+        tl.per_example_grads,
+        tl.gradient_noise,
+        tl.noise_scale,
+        lambda p: tl.sharpness_along(p, lambda q: torch.optim.SGD(q, lr=0.1), steps=4).sharpness,
+        lambda p: p.at({k: 2 * v for k, v in p.params.items()}).to(dtype=torch.float64).gradient(),
+    ],
+)
+def test_inference_mode_does_not_matter(measure: Callable[[Problem], Any]) -> None:
+    model, data = nn.Linear(4, 3), rows()
+    expected = measure(Problem(model, F.cross_entropy, data))
+    with torch.inference_mode():
+        found = measure(Problem(model, F.cross_entropy, data))
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found, expected) if isinstance(found, Tensor) else repr(found) == repr(expected)

@@ -82,7 +82,7 @@ def test_the_edge_with_weight_decay_is_where_a_quadratic_begins_to_grow(decay: f
         ({"optimizer": lambda p: torch.optim.Adam(p)}, "edge must be given for an optimizer other than"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}, "edge must be given"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=4.0, weight_decay=0.5)}, "one weight decay below 2/η"),
-        ({"optimizer": lambda p: torch.optim.SGD(p[1:], lr=0.1)}, r"hold exactly the 4 parameters .* got 3, of which 3 are among them"),
+        ({"optimizer": lambda p: torch.optim.SGD(p[1:], lr=0.1)}, r"hold exactly the 6 parameters .* got 5, of which 5 are among them"),
         ({"optimizer": lambda p: torch.optim.LBFGS(p), "edge": 1.0}, "step from a gradient alone, got LBFGS"),
     ],
 )
@@ -98,7 +98,7 @@ def test_an_optimizer_of_the_model_itself_is_refused_before_it_steps() -> None:
     for p in own:
         p.grad = torch.ones_like(p)
     before = [p.detach().clone() for p in own]
-    with pytest.raises(ValueError, match=r"got 4, of which 0 are among them: a copy is trained"):
+    with pytest.raises(ValueError, match=r"got 6, of which 0 are among them: a copy is trained"):
         sharpness_along(problem, lambda _: torch.optim.SGD(own, lr=0.5), steps=20)
     assert all(map(torch.equal, before, own))
     with pytest.raises(TypeError, match=r"must return a torch\.optim\.Optimizer, got list"):

@@ -85,15 +85,17 @@ def instrument(
 
         @functools.wraps(measure)
         def checked(problem: Any, *args: Any, **kwargs: Any) -> Any:
-            from theorylab.core.precision import full_float32  # here, for the registry is read without torch
+            import torch  # here, for the registry is read without it
+
+            from theorylab.core.precision import full_float32
             from theorylab.core.problem import check_problem
 
             if of_problem:
                 check_problem(name, problem)
-            reason = entry.why_not(problem)
-            if reason is not None:
-                raise Inapplicable(f"{name} does not apply: {reason}")
-            with full_float32():
+            with torch.inference_mode(False), full_float32():
+                reason = entry.why_not(problem)
+                if reason is not None:
+                    raise Inapplicable(f"{name} does not apply: {reason}")
                 return measure(problem, *args, **kwargs)
 
         refusals = refuses if isinstance(refuses, tuple) else (refuses,)

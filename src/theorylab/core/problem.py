@@ -57,6 +57,7 @@ class Problem:
         (5.0, [1.0, 3.0])
     """
 
+    @torch.inference_mode(False)  # what is copied in inference mode can never be differentiated
     def __init__(
         self,
         model: nn.Module,
@@ -221,6 +222,7 @@ class Problem:
         """Detached parameters that require a gradient, from which a graph can be built."""
         return {k: p.detach().requires_grad_() for k, p in (self.params if params is None else params).items()}
 
+    @torch.inference_mode(False)
     def at(self, params: Params) -> Problem:
         """The same problem at other values of the selected parameters; those not given keep theirs.
 
@@ -262,6 +264,7 @@ class Problem:
         moved.n = sum(b.rows for b in batches)
         return moved
 
+    @torch.inference_mode(False)
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Problem:
         """The same problem on another device, or in another floating-point type; itself where nothing changes."""
         place = self.device if device is None else _one_device(torch.device(device))

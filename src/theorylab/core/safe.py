@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from theorylab.core.attributes import attributes_kept
@@ -172,6 +173,18 @@ def _without_recomputation() -> Iterator[None]:
 
 
 @contextmanager
+def _uncached() -> Iterator[None]:
+    """Weights of parametrizations are computed at every use: one kept by `parametrize.cached` is that of other parameters."""
+    module: Any = parametrize
+    kept = module._cache_enabled, module._cache
+    module._cache_enabled, module._cache = 0, {}
+    try:
+        yield
+    finally:
+        module._cache_enabled, module._cache = kept
+
+
+@contextmanager
 def _eager() -> Iterator[None]:
     """Compiled models and functions run as they were written: compiled code has no second derivative, and is made anew for every shape."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing the compiler takes seconds
@@ -187,9 +200,10 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
 
     Inside, attention runs the math kernel, attention and mixtures of experts of other packages run eagerly, the fast path of
     `nn.MultiheadAttention` and autocasting are off, float32 is not shortened (`full_float32`), oneDNN and cuDNN are off where
-    `needs_plain_kernels`, nothing is compiled or checkpointed, weight normalization is not fused, gradients of embeddings are dense, all
-    modules are in training or evaluation mode as ``train`` says, gradients are enabled, and the random number generators are forked and
-    seeded. All of it is undone on leaving, also by an exception, and so is what a forward pass stores on modules (`attributes_kept`).
+    `needs_plain_kernels`, nothing is compiled, checkpointed or cached by `parametrize.cached`, weight normalization is not fused,
+    gradients of embeddings are dense, all modules are in training or evaluation mode as ``train`` says, gradients are enabled, and the
+    random number generators are forked and seeded. All of it is undone on leaving, also by an exception, and so is what a forward pass
+    stores on modules (`attributes_kept`).
     """
     modules = list(model.modules())
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -202,6 +216,7 @@ def safe(model: nn.Module, *, train: bool, seed: int, device: torch.device) -> I
         _configured(modules),
         _ExactWeightNorm() if _has_weight_norm(modules) else nullcontext(),
         _without_recomputation(),
+        _uncached(),
         _eager(),
         seeded_generators(seed, device),
     ):

@@ -96,9 +96,9 @@ def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _clamped(problem: Problem, clamp: float) -> Row:
     def one(outputs: Tensor, targets: Tensor) -> Tensor:
-        each = problem.criterion(outputs, targets)
+        each = problem.criterion(outputs, problem._given(targets))
         if problem.reduction == "mean":
-            each = torch.func.vmap(lambda o, t: problem.criterion(o[None], t[None]))(outputs, targets)
+            each = torch.func.vmap(lambda o, t: problem.criterion(o[None], t[None]))(outputs, problem._given(targets))
         return each.clamp(0, clamp) / clamp
 
     return one

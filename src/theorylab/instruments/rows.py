@@ -75,7 +75,7 @@ def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) ->
     if not tensors_of(outputs):
         raise Inapplicable(f"the outputs show no tensor of rows. {unread(outputs)}")
     while start < batch.rows:
-        out, y = (rows_of(side, slice(start, start + size), batch.rows) for side in (outputs, batch.content[1]))
+        out, y = (rows_of(side, slice(start, start + size), batch.rows) for side in (outputs, problem._given(batch.content[1])))
         try:
             part = problem.criterion(out, y)
         except Exception as error:  # of the loss, which took the whole batch
@@ -101,7 +101,7 @@ def _explained(problem: Problem, k: int) -> _Explained:
     leaves = problem.leaves()
     with Recorder(leaves, batch.rows, united=False) as recorder:
         outputs = problem.outputs(k, leaves)
-    value = problem.criterion(outputs, batch.content[1])
+    value = problem.criterion(outputs, problem._given(batch.content[1]))
     total = problem.n * problem.weights[k] * finite(value.mean() if value.ndim else value)
     if not shares_predictions(problem, k) and not is_mean_of_rows(problem, k, outputs):
         with torch.no_grad():

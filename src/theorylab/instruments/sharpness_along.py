@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -147,7 +147,7 @@ def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
     )
 
 
-def _check_steps_by_itself(optimizer: torch.optim.Optimizer, leaves: Params) -> None:
+def _check_steps_by_itself(optimizer: torch.optim.Optimizer, leaves: Mapping[str, Tensor]) -> None:
     """The optimizer must move the copy that is measured, nothing else, and must do so without evaluating the loss itself."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer(parameters) must return a torch.optim.Optimizer, got {type(optimizer).__name__}.")
@@ -166,6 +166,7 @@ def _check_steps_by_itself(optimizer: torch.optim.Optimizer, leaves: Params) -> 
         )
 
 
+@torch.inference_mode(False)
 def sharpness_along(
     problem: Problem,
     optimizer: MakeOptimizer,

@@ -23,7 +23,7 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         numbers, problem = count(), self.problem
 
-        def proxy(_: Any) -> fx.Proxy:
+        def proxy(_: Any) -> Any:
             return self.create_proxy("placeholder", f"x{next(numbers)}", (), {})
 
         batch = problem.batches[0]

@@ -53,7 +53,7 @@ def pull(problem: Problem, output: Target | None) -> Tensor:
             with torch.no_grad():
                 outputs = problem.outputs(k)
             y, leaf = batch.content[1], outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(batch.rows * problem.criterion(leaf, y).mean(), leaf)
+            (slope,) = torch.autograd.grad(batch.rows * problem.criterion(leaf, problem._given(y)).mean(), leaf)
             value = output(leaf, y)
             if value.shape != (batch.rows,):
                 raise ValueError(f"output must return one number a row, ({batch.rows},), got shape {tuple(value.shape)}.")
