@@ -237,6 +237,16 @@ def test_state_of_a_claim_is_its_worst_setting(records: list[Record]):
     assert gd.telling.setting == "η = 0.125"
 
 
+@pytest.mark.parametrize(("measured", "told"), [((1.0, 1.09, 1.05), 1.09), ((1.0, 1.2, 1.5), 1.5), ((1.0, 1.0), 1.0)])
+def test_a_row_tells_the_setting_nearest_to_its_border_or_farthest_beyond(measured: tuple[float, ...], told: float):
+    claim = report_records.claim("a/b/c", "One.", "1", "asymptotic", Equals(rtol=0.1), "two")
+    checks = [claim.check(predicted=1.0, measured=m, setting=f"setting {i}") for i, m in enumerate(measured)]
+    record = report_records.record("a/b", "Title", "", [claim], [*checks, claim.control_check(predicted=1.0, measured=9.0)], [])
+    (row,) = ledger.rows_of(record)
+    assert row.telling is checks[measured.index(told)]
+    assert dataclasses.replace(row, findings=()).telling is None
+
+
 def test_outline_gathers_lectures_and_puts_unscheduled_topics_last():
     stops = ledger.outline(report_records.SYLLABUS, ["optimization", "knitting"])
     assert stops[0].when == "3, 8 Sep"
