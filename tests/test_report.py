@@ -9,13 +9,15 @@ import json
 import re
 import urllib.parse
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import report_records
 
-from theorylab.core.claim import Equals, Finding, Orders, Verdict
+from theorylab.core.claim import Equals, Finding, Kind, Orders, Verdict
+from theorylab.core.estimate import LEVEL
 from theorylab.core.record import Record, load, save
 from theorylab.core.series import Line, Series
 from theorylab.core.study import find_studies
@@ -107,6 +109,14 @@ def test_every_claim_has_an_anchor_and_every_inner_link_a_target(page: Parsed, r
     targets = {urllib.parse.unquote(link[1:]) for link in page.links if link.startswith("#")}
     assert keys <= targets
     assert targets <= set(page.ids)
+
+
+def test_page_says_what_verdicts_and_kinds_mean(out: Path):
+    words = re.search(r'<dl class="texts words">.*?</dl>', (out / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert words
+    explained = set(re.findall(r"<em>([^<]+)</em>", words[0]))
+    assert {str(v) for v in Verdict} | set(get_args(Kind)) <= explained
+    assert f"{100 * LEVEL:g} % confidence" in words[0]
 
 
 def test_page_needs_no_network(page: Parsed, out: Path):
