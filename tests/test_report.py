@@ -119,6 +119,18 @@ def test_page_says_what_verdicts_and_kinds_mean(out: Path):
     assert f"{100 * LEVEL:g} % confidence" in words[0]
 
 
+def test_range_of_samples_is_told_from_an_interval_of_a_mean(out: Path):
+    text = (out / "report.html").read_text(encoding="utf-8")
+    shown = dict(re.findall(r'<article class="claim-card" id="([^"]+)"(.*?)</article>', text, re.DOTALL))
+    for key, marked in (("optimization/worst_case/hedge", True), ("optimization/edge_of_stability/gd", False)):
+        row = re.search(rf'<a href="#{key}">.*?</tr>', text[text.index('<tbody id="ledger-rows">') :], re.DOTALL)
+        assert row
+        for part in (shown[key], row[0]):
+            within = re.findall(r'<span class="n within">([^<]+)</span>', part)
+            assert within
+            assert all(w.startswith("range [" if marked else "[") for w in within)
+
+
 def test_page_needs_no_network(page: Parsed, out: Path):
     loaded = [
         e for e in page.elements if e[0] in ("img", "iframe", "video", "audio", "object", "embed") or (e[0] == "script" and "src" in e[1])
