@@ -131,6 +131,16 @@ def test_range_of_samples_is_told_from_an_interval_of_a_mean(out: Path):
             assert all(w.startswith("range [" if marked else "[") for w in within)
 
 
+@pytest.mark.parametrize("width", [1e-9, 1e-3])
+def test_interval_whose_ends_read_alike_is_not_shown(width: float):
+    claim = report_records.claim("a/b/c", "One.", "1", "statistical", Equals(rtol=0.1), "two")
+    around = [10 - width, 10.0, 10 + width]
+    checks = [claim.check(predicted=10.0, measured=around), claim.control_check(predicted=10.0, measured=[90.0, 90.0])]
+    text = render([report_records.record("a/b", "Title", "", [claim], checks, [])], report_records.SYLLABUS)
+    shown = re.findall(r'<span class="n">(10[.0]*)</span>(?: <span class="n within">([^<]+)</span>)?<small>([^<]*)<', text)
+    assert shown == ([("10", "", "mean of 3")] if width < 1e-6 else [("10.000", "[9.994, 10.006]", "mean of 3, 99 % interval")])
+
+
 def test_page_needs_no_network(page: Parsed, out: Path):
     loaded = [
         e for e in page.elements if e[0] in ("img", "iframe", "video", "audio", "object", "embed") or (e[0] == "script" and "src" in e[1])

@@ -80,7 +80,7 @@ def environment() -> Environment:
         "sentence": numbers.sentence,
         "typeset": typeset,
     }
-    made.globals |= {"interval": numbers.interval, "digits_for": numbers.digits_for}
+    made.globals |= {"interval": numbers.interval, "measured_to": numbers.measured}
     return made
 
 
