@@ -23,7 +23,7 @@ from theorylab.core.series import Line, Series
 from theorylab.core.study import find_studies
 from theorylab.report import ledger, write
 from theorylab.report.axis import choose, distance_axis
-from theorylab.report.figures import draw, styles
+from theorylab.report.figures import draw, log_ticks, styles
 from theorylab.report.interval_plot import plot
 from theorylab.report.mathml import mathml, paragraphs
 from theorylab.report.numbers import number
@@ -511,6 +511,18 @@ def test_points_off_a_logarithmic_axis_are_counted():
     series = Series("s", "t", x="x", y="y", x_scale="log", y_scale="log").line("a", [0, 1, 2, 3], [1, 0, 1, 2])
     assert draw(series, "p").remark.startswith("2 points")
     assert draw(Series("s", "t", x="x", y="y", y_scale="log").line("a", [1, 2], [0, -1]), "p").remark == ""  # then the axis is linear
+
+
+@pytest.mark.parametrize("low", [1.0, 1.1, 2.1, 4.9, 0.03])
+@pytest.mark.parametrize("width", [1.3, 2, 5, 9, 13, 60, 99, 101, 900, 1e5, 1e30])
+def test_a_logarithmic_axis_has_ticks_to_read_it_by(low: float, width: float) -> None:
+    ticks = log_ticks(low, low * width)
+    assert 3 <= len(ticks) <= 9
+    assert ticks == sorted(set(ticks))
+    assert all(low <= t <= low * width * (1 + 1e-9) for t in ticks)
+    series = Series("s", "t", x="x", y="y", x_scale="log", y_scale="log").line("a", [low, low * width], [low, low * width])
+    shown = re.findall(r'<text [^>]*class="te">([^<]+)</text>', str(draw(series, "p").svg))
+    assert len(set(shown)) == len(shown) >= 3
 
 
 def test_what_is_counted_has_no_ticks_between_the_counts() -> None:
