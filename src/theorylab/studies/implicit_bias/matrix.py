@@ -323,4 +323,4 @@ def depth_beats_nuclear(config: MatrixConfig) -> Iterator[Finding | Series]:
             check = DEPTH_BEATS_NUCLEAR.check if claimed else DEPTH_BEATS_NUCLEAR.control_check
             yield check(measured=nuclear - each, setting=f"depth {depth}, start {start:g}", note=note)
     convex_errors = nuclear.expand(len(config.starts), -1)
-    yield figure.means("minimum nuclear norm", config.starts, convex_errors, geometric=True, role="predicted", mark="line")
+    yield figure.means("minimum nuclear norm", config.starts, convex_errors, geometric=True, mark="line")

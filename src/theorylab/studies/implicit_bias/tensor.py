@@ -214,7 +214,7 @@ def tensor(config: TensorConfig) -> Iterator[Finding | Series | Stage]:
     figure.x_scale = figure.y_scale = "log"
     figure.means("gradient descent", starts, errors, geometric=True, mark="line")
     unfolded_errors = unfolded.expand(len(starts), -1)
-    figure.means("nuclear norm of an unfolding", starts, unfolded_errors, geometric=True, role="control", mark="line")
+    figure.means("nuclear norm of an unfolding", starts, unfolded_errors, geometric=True, mark="line")
     yield figure.line("claimed at most", starts, [LIMIT] * len(starts), role="predicted")
 
     title = "From a small start one component outgrows the others (first replica)"

@@ -136,6 +136,7 @@ def duality(config: DualityConfig) -> Iterator[Finding | Series | Stage]:
 
     figure = Series("singular", "What is left of the gradient's singular values", x="index", y="singular value", y_scale="log")
     index = torch.arange(1, min(shape) + 1)
-    for label, step in (("gradient", G), ("Shampoo, one gradient", first_step(shampoo(1.0, **plain), G)), ("Shampoo, two gradients", both)):
+    for label, step in (("gradient", G), ("Shampoo, one gradient", first_step(shampoo(1.0, **plain), G))):
         figure.line(label, index, torch.linalg.svdvals(step[0]), mark="points")
+    figure.line("Shampoo, two gradients", index, torch.linalg.svdvals(both[0]), role="control", mark="points")
     yield figure.line("polar factor", index, torch.ones(len(index)), role="predicted")

@@ -77,4 +77,6 @@ def muon(config: MuonConfig) -> Iterator[Finding | Series | Stage]:
     figure.line("measured on matrices", shown[::20], orthogonalized(shown[::20]), mark="points")
     figure.line("the quintic, five times", shown, newton_schulz_value(shown.numpy()), role="predicted")
     low, high = newton_schulz_band(0.01)
-    yield figure.line("lower end", [1e-2, 1.0], [low, low], role="control").line("upper end", [1e-2, 1.0], [high, high], role="control")
+    for name, end in (("lower end", low), ("upper end", high)):
+        figure.line(name, [1e-2, 1.0], [end, end], role="predicted")
+    yield figure
