@@ -499,12 +499,28 @@ def test_figure_shows_labels_as_they_are():
     assert label in [node.text for node in ElementTree.fromstring(svg).iter("text")]
 
 
+def test_legend_says_what_a_band_is_and_a_stored_record_keeps_it(records: list[Record], out: Path, tmp_path: Path):
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "<small>band: range of replicas</small>" in text
+    stored = [load(save(r, tmp_path)) for r in records]
+    bands = [[line.band for s in r.series for line in s.lines] for r in records]
+    assert bands == [[line.band for s in r.series for line in s.lines] for r in stored]
+
+
 def test_roles_differ_by_more_than_colour():
     series = Series("s", "t", x="x", y="y")
     for role in ("measured", "measured", "predicted", "control"):
         series.line(role, [1], [1], role=role)
     look = [(s.dash, s.marker, s.filled) for s in styles(series.lines)]
     assert len(set(look)) == 4
+
+
+def test_many_curves_look_different():
+    for mark in ("line", "points"):
+        series = Series("s", "t", x="x", y="y")
+        for k in range(18):
+            series.line(str(k), [1], [1], mark=mark)
+        assert len(set(styles(series.lines))) == 18
 
 
 def test_points_off_a_logarithmic_axis_are_counted():

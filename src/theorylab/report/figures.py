@@ -54,7 +54,7 @@ def styles(lines: list[Line]) -> list[Style]:
         k = seen[line.role]
         seen[line.role] += 1
         points = line.mark == "points"
-        marker = _MARKERS[k % len(_MARKERS)]
+        marker = _MARKERS[(k + k // MEASURED) % len(_MARKERS)]  # when colours begin again, each has another marker
         colour = f"var(--c{k % MEASURED + 1})"
         if line.role == "measured":
             result.append(Style(colour, (), marker if points or count["measured"] > 1 else "", not points, True))
