@@ -25,7 +25,7 @@ from theorylab.report import ledger, write
 from theorylab.report.axis import choose, distance_axis
 from theorylab.report.figures import draw, log_ticks, styles
 from theorylab.report.interval_plot import plot
-from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.mathml import mathml, paragraphs, typeset
 from theorylab.report.numbers import number
 from theorylab.report.page import render
 from theorylab.report.tables import as_csv, data_link, table
@@ -513,6 +513,19 @@ def test_roles_differ_by_more_than_colour():
         series.line(role, [1], [1], role=role)
     look = [(s.dash, s.marker, s.filled) for s in styles(series.lines)]
     assert len(set(look)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2θ_n² + 10x_i", "2θ<sub>n</sub>² + 10x<sub>i</sub>"),
+        ("‖A‖_F²", "‖A‖<sub>F</sub>²"),
+        ("error 4.8e-14, δ = 1e-05", "error 4.8×10⁻¹⁴, δ = 10⁻⁵"),
+        ("conv2d_x, a1b_c, snake_case, 1e5x", "conv2d_x, a1b_c, snake_case, 1e5x"),
+    ],
+)
+def test_words_are_typeset(text: str, shown: str):
+    assert str(typeset(text)) == shown
 
 
 def test_many_curves_look_different():

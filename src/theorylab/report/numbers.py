@@ -92,11 +92,21 @@ def in_words(relation: str) -> str:
     """A relation's description with its powers of ten set as such, and without a tolerance of nothing.
 
     Example:
-        >>> in_words("equal within 1e-12·|predicted|"), in_words("at most predicted + 0")
-        ('equal within 10⁻¹²·|predicted|', 'at most predicted')
+        >>> in_words("equal within 1e-12·|predicted|"), in_words("at most predicted + 0"), in_words("exponent -0.5 ± 0.05")
+        ('equal within 10⁻¹²·|predicted|', 'at most predicted', 'exponent −0.5 ± 0.05')
     """
-    text = re.sub(r"\d+(?:\.\d+)?e[+-]\d+", lambda m: number(float(m[0])), relation)
+    text = re.sub(r"(?<![\w.)])-(?=\d)", "−", powers_set(relation))
     return re.sub(r" [+−] 0$", "", text)
+
+
+def powers_set(text: str) -> str:
+    """Words with the numbers that a program wrote as ``4.8e-14`` set as powers of ten.
+
+    Example:
+        >>> powers_set("off by 4.8e-14 at δ = 1e-05"), powers_set("2e4b")
+        ('off by 4.8×10⁻¹⁴ at δ = 10⁻⁵', '2e4b')
+    """
+    return re.sub(r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]?\d+(?!\w)", lambda m: number(float(m[0])), text)
 
 
 def sentence(text: str) -> str:
