@@ -19,6 +19,7 @@ import report_records
 from theorylab.core.claim import Equals, Finding, Kind, Orders, Verdict
 from theorylab.core.estimate import LEVEL
 from theorylab.core.record import Record, load, save
+from theorylab.core.scale import Scale
 from theorylab.core.series import Line, Series
 from theorylab.core.study import find_studies
 from theorylab.report import ledger, write
@@ -117,6 +118,8 @@ def test_page_says_what_verdicts_and_kinds_mean(out: Path):
     explained = set(re.findall(r"<em>([^<]+)</em>", words[0]))
     assert {str(v) for v in Verdict} | set(get_args(Kind)) <= explained
     assert f"{100 * LEVEL:g} % confidence" in words[0]
+    assert {str(s) for s in Scale} <= explained
+    assert 'id="seed"' in words[0]
 
 
 def test_range_of_samples_is_told_from_an_interval_of_a_mean(out: Path):
