@@ -63,7 +63,7 @@ NORMS_DIVERGE = Claim(
     relation=AtLeast(),
     control="independent, unbalanced factors of the same size: the determinant changes its sign",
     reading="Among the matrices that fit there are some of small norm, and training runs away from all of them; it lowers the rank "
-    "instead. So no norm is what depth minimises in general. Unbalanced factors let the determinant cross zero, and a small completion "
+    "instead. So no norm is what depth minimizes in general. Unbalanced factors let the determinant cross zero, and a small completion "
     "is found.",
 )
 

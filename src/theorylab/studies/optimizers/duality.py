@@ -72,6 +72,7 @@ class DualityConfig(Config):
     columns: int = setting(12, "columns of the gradient", low=2)
 
 
+NAMES: dict[Norm, str] = {"linf": "ℓ∞ norm", "spectral": "spectral norm", "frobenius": "Frobenius norm"}
 DUAL: dict[Norm, Norm] = {"linf": "l1", "spectral": "nuclear", "frobenius": "frobenius"}
 """Of each norm the one whose dual it is."""
 
@@ -122,7 +123,7 @@ def duality(config: DualityConfig) -> Iterator[Finding | Series | Stage]:
     yield Stage("steepest descent")
     best: dict[Norm, Tensor] = {"linf": first_step(sign_descent(1.0), G), "spectral": polar, "frobenius": first_step(normalized_gd(1.0), G)}
     for norm, direction in best.items():
-        yield STEEPEST.check(predicted=1.0, measured=attained(G, direction, norm), setting=norm)
+        yield STEEPEST.check(predicted=1.0, measured=attained(G, direction, norm), setting=NAMES[norm])
     yield STEEPEST.control_check(predicted=1.0, measured=attained(G, polar, "frobenius"), setting="UVᵀ in the Frobenius norm")
 
     yield Stage("Shampoo and SOAP")

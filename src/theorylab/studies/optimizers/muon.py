@@ -70,7 +70,7 @@ def muon(config: MuonConfig) -> Iterator[Finding | Series | Stage]:
         yield RANGE.check(predicted=low, measured=image.min(), setting=f"lower end, s ≥ {least:g}")
         yield RANGE.check(predicted=high, measured=image.max(), setting=f"upper end, s ≥ {least:g}")
     small = orthogonalized(grid.new_tensor([0.001]))
-    yield RANGE.control_check(predicted=newton_schulz_band(0.003)[0], measured=small, setting="s = .001 against the lower end")
+    yield RANGE.control_check(predicted=newton_schulz_band(0.003)[0], measured=small, setting="s = 0.001 against the lower end")
 
     figure = Series("band", "Singular values after five Newton-Schulz steps", x="s", y="result", claim=RANGE.key, x_scale="log")
     shown = torch.logspace(-3.5, 0, 400, dtype=config.torch_dtype)
