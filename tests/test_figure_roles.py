@@ -11,6 +11,8 @@ from theorylab.core.study import load_study
 @pytest.mark.parametrize(
     ("study", "figure", "roles"),
     [
+        ("optimization/backward_error", "orders", {"slope 1": "predicted", "slope 2": "predicted"}),
+        ("optimizers/scaling", "sgd_linear_rule", {"as at k = 1": "predicted", "the rule, beyond": "control"}),
         ("optimizers/muon", "band", {"lower end": "predicted", "upper end": "predicted"}),
         ("optimizers/duality", "singular", {"Shampoo, one gradient": "measured", "Shampoo, two gradients": "control"}),
         (
