@@ -10,8 +10,9 @@ import report_records
 
 from theorylab.core.claim import AtLeast, AtMost, Equals, Finding, Orders, Relation, Scales, Verdict, Within
 from theorylab.report.ledger import rows_of
-from theorylab.report.overview import overview, percent, standing
+from theorylab.report.overview import overview, percent
 from theorylab.report.page import render
+from theorylab.report.standing import margin, standing
 
 RELATIONS = [Equals(rtol=0.1), Equals(atol=1e-12), Equals(), Within(0.9, 1.2), Within(1.2, 1.5), AtMost(), AtLeast(rtol=0.01)]
 NUMBERS = [-3.0, -1.0, -1e-13, 0.0, 1e-13, 0.2, 0.9, 1.0, 1.0 + 5e-13, 1.1, 1.3, 7.0, 1e12]
@@ -39,6 +40,27 @@ def test_what_holds_lies_in_the_band_and_what_fails_lies_outside(relation: Relat
             assert left - rounding <= z <= right + rounding, (measured, z)
         else:
             assert z <= left + rounding or z >= right - rounding, (measured, z)
+
+
+@pytest.mark.parametrize(
+    ("relation", "worst_first"),
+    [
+        (Equals(rtol=0.1), [0.5, 1.2, 1.11, 1.09, 0.95, 1.0]),  # beyond the border, across none, then within
+        (AtMost(), [3.0, 1.1, 0.99, 0.2, -3.0]),
+        (AtLeast(), [-3.0, 0.9, 1.1, 3.0]),
+    ],
+    ids=str,
+)
+def test_the_margin_orders_by_the_border(relation: Relation, worst_first: list[float]) -> None:
+    margins = [margin(finding(relation, 1.0, v)) for v in worst_first]
+    assert margins == sorted(margins)
+    assert [m >= 0 for m in margins] == [finding(relation, 1.0, v).verdict is Verdict.HOLDS for v in worst_first]
+
+
+def test_a_wide_interval_counts_by_its_end() -> None:
+    low, high = Equals(rtol=0.5).region(1.0)
+    wide = Finding("a/b/c", "claim", "", 1.0, 1.0, 0.6, 1.1, (low, high), 8, 0.99, Verdict.HOLDS)
+    assert margin(wide) == pytest.approx(0.2)
 
 
 def test_the_scale_is_monotone_and_ends_at_the_edges() -> None:

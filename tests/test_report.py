@@ -9,21 +9,24 @@ import json
 import re
 import urllib.parse
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import report_records
 
-from theorylab.core.claim import Equals, Finding, Orders, Verdict
+from theorylab.core.claim import Equals, Finding, Kind, Orders, Verdict
+from theorylab.core.estimate import LEVEL
 from theorylab.core.record import Record, load, save
+from theorylab.core.scale import Scale
 from theorylab.core.series import Line, Series
 from theorylab.core.study import find_studies
 from theorylab.report import ledger, write
 from theorylab.report.axis import choose, distance_axis
-from theorylab.report.figures import draw, styles
+from theorylab.report.figures import draw, log_ticks, styles
 from theorylab.report.interval_plot import plot
-from theorylab.report.mathml import mathml, paragraphs
+from theorylab.report.mathml import mathml, paragraphs, typeset
 from theorylab.report.numbers import number
 from theorylab.report.page import render
 from theorylab.report.tables import as_csv, data_link, table
@@ -107,6 +110,38 @@ def test_every_claim_has_an_anchor_and_every_inner_link_a_target(page: Parsed, r
     targets = {urllib.parse.unquote(link[1:]) for link in page.links if link.startswith("#")}
     assert keys <= targets
     assert targets <= set(page.ids)
+
+
+def test_page_says_what_verdicts_and_kinds_mean(out: Path):
+    words = re.search(r'<dl class="texts words">.*?</dl>', (out / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert words
+    explained = set(re.findall(r"<em>([^<]+)</em>", words[0]))
+    assert {str(v) for v in Verdict} | set(get_args(Kind)) <= explained
+    assert f"{100 * LEVEL:g} % confidence" in words[0]
+    assert {str(s) for s in Scale} <= explained
+    assert 'id="seed"' in words[0]
+
+
+def test_range_of_samples_is_told_from_an_interval_of_a_mean(out: Path):
+    text = (out / "report.html").read_text(encoding="utf-8")
+    shown = dict(re.findall(r'<article class="claim-card" id="([^"]+)"(.*?)</article>', text, re.DOTALL))
+    for key, marked in (("optimization/worst_case/hedge", True), ("optimization/edge_of_stability/gd", False)):
+        row = re.search(rf'<a href="#{key}">.*?</tr>', text[text.index('<tbody id="ledger-rows">') :], re.DOTALL)
+        assert row
+        for part in (shown[key], row[0]):
+            within = re.findall(r'<span class="n within">([^<]+)</span>', part)
+            assert within
+            assert all(w.startswith("range [" if marked else "[") for w in within)
+
+
+@pytest.mark.parametrize("width", [1e-9, 1e-3])
+def test_interval_whose_ends_read_alike_is_not_shown(width: float):
+    claim = report_records.claim("a/b/c", "One.", "1", "statistical", Equals(rtol=0.1), "two")
+    around = [10 - width, 10.0, 10 + width]
+    checks = [claim.check(predicted=10.0, measured=around), claim.control_check(predicted=10.0, measured=[90.0, 90.0])]
+    text = render([report_records.record("a/b", "Title", "", [claim], checks, [])], report_records.SYLLABUS)
+    shown = re.findall(r'<span class="n">(10[.0]*)</span>(?: <span class="n within">([^<]+)</span>)?<small>([^<]*)<', text)
+    assert shown == ([("10", "", "mean of 3")] if width < 1e-6 else [("10.000", "[9.994, 10.006]", "mean of 3, 99 % interval")])
 
 
 def test_page_needs_no_network(page: Parsed, out: Path):
@@ -235,6 +270,16 @@ def test_state_of_a_claim_is_its_worst_setting(records: list[Record]):
     assert gd.state == "inconclusive"
     assert gd.telling is not None
     assert gd.telling.setting == "η = 0.125"
+
+
+@pytest.mark.parametrize(("measured", "told"), [((1.0, 1.09, 1.05), 1.09), ((1.0, 1.2, 1.5), 1.5), ((1.0, 1.0), 1.0)])
+def test_a_row_tells_the_setting_nearest_to_its_border_or_farthest_beyond(measured: tuple[float, ...], told: float):
+    claim = report_records.claim("a/b/c", "One.", "1", "asymptotic", Equals(rtol=0.1), "two")
+    checks = [claim.check(predicted=1.0, measured=m, setting=f"setting {i}") for i, m in enumerate(measured)]
+    record = report_records.record("a/b", "Title", "", [claim], [*checks, claim.control_check(predicted=1.0, measured=9.0)], [])
+    (row,) = ledger.rows_of(record)
+    assert row.telling is checks[measured.index(told)]
+    assert dataclasses.replace(row, findings=()).telling is None
 
 
 def test_outline_gathers_lectures_and_puts_unscheduled_topics_last():
@@ -457,6 +502,14 @@ def test_figure_shows_labels_as_they_are():
     assert label in [node.text for node in ElementTree.fromstring(svg).iter("text")]
 
 
+def test_legend_says_what_a_band_is_and_a_stored_record_keeps_it(records: list[Record], out: Path, tmp_path: Path):
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "<small>band: range of replicas</small>" in text
+    stored = [load(save(r, tmp_path)) for r in records]
+    bands = [[line.band for s in r.series for line in s.lines] for r in records]
+    assert bands == [[line.band for s in r.series for line in s.lines] for r in stored]
+
+
 def test_roles_differ_by_more_than_colour():
     series = Series("s", "t", x="x", y="y")
     for role in ("measured", "measured", "predicted", "control"):
@@ -465,10 +518,43 @@ def test_roles_differ_by_more_than_colour():
     assert len(set(look)) == 4
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2θ_n² + 10x_i", "2θ<sub>n</sub>² + 10x<sub>i</sub>"),
+        ("‖A‖_F²", "‖A‖<sub>F</sub>²"),
+        ("error 4.8e-14, δ = 1e-05", "error 4.8×10⁻¹⁴, δ = 10⁻⁵"),
+        ("conv2d_x, a1b_c, snake_case, 1e5x", "conv2d_x, a1b_c, snake_case, 1e5x"),
+    ],
+)
+def test_words_are_typeset(text: str, shown: str):
+    assert str(typeset(text)) == shown
+
+
+def test_many_curves_look_different():
+    for mark in ("line", "points"):
+        series = Series("s", "t", x="x", y="y")
+        for k in range(18):
+            series.line(str(k), [1], [1], mark=mark)
+        assert len(set(styles(series.lines))) == 18
+
+
 def test_points_off_a_logarithmic_axis_are_counted():
     series = Series("s", "t", x="x", y="y", x_scale="log", y_scale="log").line("a", [0, 1, 2, 3], [1, 0, 1, 2])
     assert draw(series, "p").remark.startswith("2 points")
     assert draw(Series("s", "t", x="x", y="y", y_scale="log").line("a", [1, 2], [0, -1]), "p").remark == ""  # then the axis is linear
+
+
+@pytest.mark.parametrize("low", [1.0, 1.1, 2.1, 4.9, 0.03])
+@pytest.mark.parametrize("width", [1.3, 2, 5, 9, 13, 60, 99, 101, 900, 1e5, 1e30])
+def test_a_logarithmic_axis_has_ticks_to_read_it_by(low: float, width: float) -> None:
+    ticks = log_ticks(low, low * width)
+    assert 3 <= len(ticks) <= 9
+    assert ticks == sorted(set(ticks))
+    assert all(low <= t <= low * width * (1 + 1e-9) for t in ticks)
+    series = Series("s", "t", x="x", y="y", x_scale="log", y_scale="log").line("a", [low, low * width], [low, low * width])
+    shown = re.findall(r'<text [^>]*class="te">([^<]+)</text>', str(draw(series, "p").svg))
+    assert len(set(shown)) == len(shown) >= 3
 
 
 def test_what_is_counted_has_no_ticks_between_the_counts() -> None:

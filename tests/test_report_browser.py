@@ -166,6 +166,31 @@ def test_ledger_can_be_used_by_keyboard(open_page: Any):
     assert page.get_attribute("#ledger-table th:nth-child(2)", "aria-sort") == "ascending"
 
 
+def test_only_what_scrolls_is_a_stop_of_the_keyboard(open_page: Any):
+    for width in (390, 1440):
+        page = open_page(width)
+        page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        page.wait_for_timeout(100)  # a fold tells of its opening in a task of its own
+        wrong = """() => [...document.querySelectorAll(".scroll, .formula")]
+          .filter((e) => e.hasAttribute("tabindex") !== e.scrollWidth > e.clientWidth).map((e) => e.textContent.slice(0, 40))"""
+        assert page.evaluate(wrong) == []
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.wait_for_timeout(100)
+    assert page.evaluate(wrong) == []
+    assert page.locator("[tabindex='0']").count() > 0
+
+
+def test_tables_are_unfolded_for_print_and_folded_after_it(open_page: Any):
+    page = open_page()
+    unfolded = "document.querySelectorAll('.series details[open]').length"
+    tables = page.locator(".series details").count()
+    assert (page.evaluate(unfolded), tables > 0) == (0, True)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(unfolded) == tables
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(unfolded) == 0
+
+
 def test_csv_downloads_from_within_the_page(open_page: Any, tmp_path: Path):
     page = open_page()
     with page.expect_download() as download:

@@ -1,4 +1,4 @@
-"""Curves of a study: means over replicas with the interval that verdicts use."""
+"""Curves of a study: means over replicas, each with its interval, and what their bands are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from theorylab.core.estimate import mean_interval
+from theorylab.core.estimate import Estimate, mean_interval
 from theorylab.core.series import Series
 from theorylab.stats.fits import growth_factors, growth_rate
 
@@ -20,12 +20,23 @@ def test_means_and_their_intervals_are_those_of_each_row() -> None:
     (line,) = series().means("m", [1, 2, 3], samples).lines
     for i, row in enumerate(samples):
         assert line.y[i] == pytest.approx(float(row.mean()))
-        assert (line.low[i], line.high[i]) == pytest.approx(mean_interval(row.tolist()))
+        assert (line.low[i], line.high[i]) == pytest.approx(Estimate.over(row).interval())
     (line,) = series("log").means("g", [1, 2, 3], samples, geometric=True, role="control", mark="line").lines
     for i, row in enumerate(samples):
         assert line.y[i] == pytest.approx(float(row.log().mean().exp()))
-        assert (line.low[i], line.high[i]) == pytest.approx(tuple(np.exp(mean_interval(row.log().tolist()))))
+        assert (line.low[i], line.high[i]) == pytest.approx(tuple(np.exp(Estimate.over(row.log()).interval())))
     assert (line.role, line.mark) == ("control", "line")
+
+
+def test_one_replica_that_stands_out_does_not_widen_its_point_alone() -> None:
+    row = [1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 3.0]
+    (line,) = series().means("m", [1], [row]).lines
+    assert line.high[0] < max(row) <= mean_interval(row)[1]
+
+
+def test_a_band_says_what_it_is() -> None:
+    lines = series().line("a", [1], [1], low=[0], high=[2]).line("b", [1], [1]).means("c", [1], [[1.0, 2.0]]).lines
+    assert [line.band for line in lines] == ["range of replicas", "", "99 % interval"]
 
 
 def test_an_interval_below_zero_is_cut_on_a_logarithmic_axis_only() -> None:

@@ -38,6 +38,9 @@ def test_every_installed_topic_of_ours_is_taught_or_listed_as_untaught(tmp_path:
     course = load_syllabus()
     assert ours - set(course.topics) == {"curvature"}  # every topic measures with it, no lecture is about it
     lines = as_text(course, cards, tmp_path).splitlines()
+    narrow = as_text(course, cards, tmp_path, 60)
+    assert narrow.split() == " ".join(lines).split()
+    assert max(len(line) for line in narrow.splitlines() if line.count("/") < 2) <= 60
     assert "    curvature" in lines[lines.index("Not in this syllabus") :]
 
 

@@ -6,6 +6,7 @@ What a command needs is imported by that command, so that none pays for another:
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -231,7 +232,8 @@ def syllabus(options: Syllabus) -> int:
     if options.json:
         print(json.dumps(as_json(course, cards, options.out), indent=1, ensure_ascii=False))
     else:
-        print(as_text(course, cards, options.out))  # plain: importing rich would take a fifth of the time of this command
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(as_text(course, cards, options.out, width))  # plain: importing rich would take a fifth of the time of this command
     return int(bool(problems))
 
 

@@ -262,7 +262,7 @@ def save(record: Record, runs: Path) -> Path:
             for part in ("x", "y", "low", "high"):
                 if getattr(line, part) is not None:
                     arrays[f"{i}.{j}.{part}"] = getattr(line, part)
-            lines.append({"label": line.label, "role": line.role, "mark": line.mark})
+            lines.append({"label": line.label, "role": line.role, "mark": line.mark, "band": line.band})
         series.append({k: v for k, v in vars(s).items() if k != "lines"} | {"lines": lines})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from theorylab.core.estimate import as_samples, mean_interval
+from theorylab.core.estimate import LEVEL, Estimate, as_samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ``y`` over ``x``, with an optional band from ``low`` to ``high``.
+    """One curve: ``y`` over ``x``, with an optional band from ``low`` to ``high``, of which ``band`` says in words what it is.
 
     ``role`` tells the figure how to draw it: what was *measured*, what was *predicted*, or the *control*.
     """
@@ -34,6 +34,7 @@ class Line:
     high: np.ndarray | None = None
     role: Role = "measured"
     mark: Literal["line", "points"] = "line"
+    band: str = ""
 
 
 @dataclass
@@ -74,14 +75,15 @@ class Series:
         high: Any = None,
         role: Role = "measured",
         mark: Literal["line", "points"] = "line",
+        band: str = "range of replicas",
     ) -> Series:
-        """Add a curve and return self; all vectors must be finite and of one length."""
+        """Add a curve and return self; all vectors must be finite and of one length, and ``band`` says what lies from low to high."""
         vectors = {"x": x, "y": y, "low": low, "high": high}
         arrays = {k: None if v is None else as_samples(v, name=f"{self.key}, line {label!r}, {k}") for k, v in vectors.items()}
         sizes = {k: a.size for k, a in arrays.items() if a is not None}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"{self.key}, line {label!r}: x, y, low and high must have one length, got {sizes}.")
-        self.lines.append(Line(label, role=role, mark=mark, **arrays))  # pyright: ignore[reportArgumentType]
+        self.lines.append(Line(label, role=role, mark=mark, band=band if low is not None else "", **arrays))  # pyright: ignore[reportArgumentType]
         return self
 
     def means(
@@ -94,7 +96,9 @@ class Series:
         role: Role = "measured",
         mark: Literal["line", "points"] = "points",
     ) -> Series:
-        """Add a curve of means over replicas, each within its confidence interval as of `mean_interval`, and return self.
+        """Add a curve of means over replicas, each within Student's confidence interval, and return self.
+
+        A verdict's interval (`mean_interval`) is also widened where one replica stands out: along a curve that would come and go.
 
         Where the vertical axis is logarithmic, an interval that reaches below 0 is cut at a thousandth of the mean.
 
@@ -121,9 +125,9 @@ class Series:
             raise ValueError(f"{self.key}, line {label!r}: samples must be positive for a geometric mean.")
         rows = [np.log(row) for row in rows] if geometric else rows
         mean = np.array([row.mean() for row in rows])
-        low, high = np.array([mean_interval(row) for row in rows]).T
+        low, high = np.array([Estimate.over(row).interval() for row in rows]).T
         if geometric:
             mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
         if self.y_scale == "log":
             low = np.maximum(low, 1e-3 * mean)
-        return self.line(label, x, mean, low=low, high=high, role=role, mark=mark)
+        return self.line(label, x, mean, low=low, high=high, role=role, mark=mark, band=f"{100 * LEVEL:g} % interval")

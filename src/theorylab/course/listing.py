@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,23 @@ def as_json(course: Syllabus, cards: Mapping[str, StudyCard], runs: Path) -> dic
     }
 
 
-def as_text(course: Syllabus, cards: Mapping[str, StudyCard], runs: Path) -> str:
-    """The listing for a reader: each topic's studies stand under the first lecture that treats it."""
+def wrapped(line: str, width: int) -> str:
+    """A line broken at words, its rest four places further in than its beginning.
+
+    Example:
+        >>> print(wrapped("  holds  name: a statement of many words", 30))
+          holds  name: a statement of
+              many words
+    """
+    indent = len(line) - len(line.lstrip()) + 4
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def as_text(course: Syllabus, cards: Mapping[str, StudyCard], runs: Path, width: int | None = None) -> str:
+    """The listing for a reader: each topic's studies stand under the first lecture that treats it.
+
+    Lines are broken at ``width``, or stay whole for a program to search where there is none.
+    """
     topics = as_json(course, cards, runs)["topics"]
     lines = [course.title]
     seen: set[str] = set()
@@ -78,4 +94,4 @@ def as_text(course: Syllabus, cards: Mapping[str, StudyCard], runs: Path) -> str
             lines += ["", title]
             for topic in rest:
                 describe(topic)
-    return "\n".join(lines)
+    return "\n".join(wrapped(line, width) if width else line for line in lines)

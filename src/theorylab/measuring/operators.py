@@ -143,7 +143,12 @@ def density(of: str, found: Spectrum) -> Series:
     y = np.mean(each, axis=0)
     floor = FLOOR * y.max()
     figure = Series("spectrum", f"Eigenvalue density of the {of}", "eigenvalue", "density", y_scale="log")
-    label = f"mean of {len(each)} probes; the band is their range, and what lies below 1/100,000 of the peak is drawn there"
+    label = f"mean of {len(each)} probes; what lies below 1/100,000 of the peak is drawn there"
     return figure.line(
-        label, x, np.maximum(y, floor), low=np.maximum(np.min(each, axis=0), floor), high=np.maximum(np.max(each, axis=0), floor)
+        label,
+        x,
+        np.maximum(y, floor),
+        low=np.maximum(np.min(each, axis=0), floor),
+        high=np.maximum(np.max(each, axis=0), floor),
+        band="range of probes",
     )

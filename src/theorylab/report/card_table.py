@@ -12,7 +12,7 @@ from rich.text import Text
 from theorylab.core.card import Card, Entry
 from theorylab.core.reading import Reading
 from theorylab.report.ledger import topic_name
-from theorylab.report.numbers import count, digits_for, duration, interval, number, sentence
+from theorylab.report.numbers import count, duration, interval, measured, number, sentence
 
 WIDE = 110
 """Columns from which a measure's remark stands beside its name."""
@@ -62,8 +62,7 @@ def summary(card: Card) -> str:
 
 def value_of(reading: Reading) -> str:
     """The number with the digits that its interval leaves it."""
-    low, high = reading.interval or (reading.value, reading.value)
-    return number(reading.value, digits_for(reading.value, high - low), zeros=high > low)
+    return measured(reading.value, *(reading.interval or (reading.value, reading.value)))
 
 
 def _readings(card: Card, wide: bool) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 import warnings
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def styles(lines: list[Line]) -> list[Style]:
         k = seen[line.role]
         seen[line.role] += 1
         points = line.mark == "points"
-        marker = _MARKERS[k % len(_MARKERS)]
+        marker = _MARKERS[(k + k // MEASURED) % len(_MARKERS)]  # when colours begin again, each has another marker
         colour = f"var(--c{k % MEASURED + 1})"
         if line.role == "measured":
             result.append(Style(colour, (), marker if points or count["measured"] > 1 else "", not points, True))
@@ -81,6 +82,25 @@ def _marked(x: np.ndarray, log: bool, marks: int = 8) -> list[int]:
     return np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], marks)).clip(max=x.size - 1)).tolist()
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Whole decades; 1, 2 and 5 of each where fewer than three lie within; round numbers where even of those fewer do.
+
+    Example:
+        >>> log_ticks(0.5, 2e3), log_ticks(3.0, 40.0), log_ticks(2.2, 4.5)
+        ([1.0, 10.0, 100.0, 1000.0], [5.0, 10.0, 20.0], [2.5, 3.0, 3.5, 4.0, 4.5])
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    decades = [10.0**e for e in range(first, last + 1, max(1, math.ceil((last - first) / 5)))]
+    if len(decades) > 2:
+        return decades
+    within = [v for e in range(first - 1, last + 1) for m in (1, 2, 5) if low <= (v := float(f"{m}e{e}")) <= high * (1 + 1e-9)]
+    if len(within) > 2:
+        return within
+    return [float(v) for v in MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high) if low <= v <= high * (1 + 1e-9)]
+
+
 def _ticks(axis: Any, log: bool, counted: bool) -> None:
     from matplotlib import ticker
 
@@ -93,9 +113,7 @@ def _ticks(axis: Any, log: bool, counted: bool) -> None:
     if not log:
         axis.set_major_locator(ticker.MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=counted))  # there is no shift by 1.5 pixels
     else:
-        low, high = axis.get_view_interval()
-        wide = high / low > 12
-        axis.set_major_locator(ticker.LogLocator(numticks=6) if wide else ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.set_major_locator(ticker.FixedLocator(log_ticks(*axis.get_view_interval())))
         axis.set_minor_locator(ticker.NullLocator())
     axis.set_major_formatter(ticker.FuncFormatter(label))
 

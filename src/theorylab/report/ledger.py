@@ -13,6 +13,7 @@ from typing import Any
 from theorylab.core.claim import Finding
 from theorylab.core.record import Record, claim_dict
 from theorylab.core.study import StudyCard
+from theorylab.report.standing import margin
 
 STATES = {
     "holds": ("✓", "holds"),
@@ -72,9 +73,9 @@ class Row:
 
     @property
     def telling(self) -> Finding | None:
-        """The check that decided the verdict: the first of the worst."""
+        """The check that decided the verdict; of several, the one that is nearest to the border of its region, or farthest beyond it."""
         checks = self.checks("claim")
-        return next((f for f in checks if f.verdict == self.state), checks[0] if checks else None)
+        return min([f for f in checks if f.verdict == self.state] or checks, key=margin, default=None)
 
 
 def rows_of(record: Record) -> list[Row]:

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
 
+from theorylab.report.numbers import powers_set
+
 _NAMES = ("arg", "tr", "sign", "diag", "rank")
 """Operator names that the converter passes through with their backslash."""
 
@@ -72,14 +74,14 @@ def mathml(latex: str, *, display: bool = True) -> Markup:
 
 
 _SCRIPT = re.compile(
-    r"(?P<base>(?:(?<![A-Za-z0-9_])[^\W\d_]|(?<=[a-z0-9}])[A-Z])[′*]?)"  # one letter: θ_t, W_jW_k, but no snake_case
+    r"(?P<base>(?:(?<![A-Za-z_])(?<![A-Za-z_]\d)[^\W\d_]|(?<=[a-z0-9}])[A-Z])[′*]?|‖)"  # one letter: θ_t, 2W_jW_k, but no snake_case
     r"_(?P<sub>\{[^{}]+\}|[A-Za-z0-9α-ω]{1,2}(?![a-z0-9_])|[A-Za-z0-9α-ω](?=[A-Z]_))"
     r"|(?<=[\w)\]|‖])\^(?P<sup>\{[^{}]+\}|\([^()]+\)|[-−]?[^\W_]{1,3})(?!\w)"
 )
 
 
 def typeset(text: str) -> Markup:
-    """Plain words with the indices and powers of their formulas raised and lowered; everything escaped.
+    """Plain words with the indices and powers of their formulas raised and lowered, also those of ten; everything escaped.
 
     Example:
         >>> str(typeset("θ_t, W_{j+1}ᵀW_k, (1 − μ/L)^k, snake_case, x_train"))
@@ -89,6 +91,7 @@ def typeset(text: str) -> Markup:
     def script(text: str) -> str:
         return (text[1:-1] if text[0] in "{(" else text).replace("-", "−")
 
+    text = powers_set(text)
     parts, end = [], 0
     for match in _SCRIPT.finditer(text):
         parts.append(escape(text[end : match.start()]))

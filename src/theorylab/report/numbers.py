@@ -67,26 +67,46 @@ def digits_for(x: float, width: float) -> int:
 
 
 def interval(low: float, high: float) -> str:
-    """``[0.961, 1.003]`` with digits by the width, or "" where the two ends are one.
+    """``[0.961, 1.003]`` with digits by the width, or "" where the two ends are one, or read alike.
 
     Example:
-        >>> interval(0.96123, 1.00345), interval(1.0, 1.0)
-        ('[0.961, 1.003]', '')
+        >>> interval(0.96123, 1.00345), interval(1.0, 1.0), interval(10.0, 10.000000001)
+        ('[0.961, 1.003]', '', '')
     """
-    if low == high:
-        return ""
-    return f"[{number(low, digits_for(low, high - low), zeros=True)}, {number(high, digits_for(high, high - low), zeros=True)}]"
+    ends = [number(end, digits_for(end, high - low), zeros=True) for end in (low, high)]
+    return "" if ends[0] == ends[1] else f"[{ends[0]}, {ends[1]}]"
+
+
+def measured(x: float, low: float, high: float) -> str:
+    """``x`` with the digits that its interval leaves meaningful; an interval too narrow to be read, as none, asks for no more than others.
+
+    Example:
+        >>> measured(0.98765, 0.96123, 1.00345), measured(10.0, 10.0, 10.000000001), measured(0.5, 0.5, 0.5)
+        ('0.988', '10', '0.5')
+    """
+    legible = interval(low, high) != ""
+    return number(x, digits_for(x, high - low if legible else 0.0), zeros=legible)
 
 
 def in_words(relation: str) -> str:
     """A relation's description with its powers of ten set as such, and without a tolerance of nothing.
 
     Example:
-        >>> in_words("equal within 1e-12·|predicted|"), in_words("at most predicted + 0")
-        ('equal within 10⁻¹²·|predicted|', 'at most predicted')
+        >>> in_words("equal within 1e-12·|predicted|"), in_words("at most predicted + 0"), in_words("exponent -0.5 ± 0.05")
+        ('equal within 10⁻¹²·|predicted|', 'at most predicted', 'exponent −0.5 ± 0.05')
     """
-    text = re.sub(r"\d+(?:\.\d+)?e[+-]\d+", lambda m: number(float(m[0])), relation)
+    text = re.sub(r"(?<![\w.)])-(?=\d)", "−", powers_set(relation))
     return re.sub(r" [+−] 0$", "", text)
+
+
+def powers_set(text: str) -> str:
+    """Words with the numbers that a program wrote as ``4.8e-14`` set as powers of ten.
+
+    Example:
+        >>> powers_set("off by 4.8e-14 at δ = 1e-05"), powers_set("2e4b")
+        ('off by 4.8×10⁻¹⁴ at δ = 10⁻⁵', '2e4b')
+    """
+    return re.sub(r"(?<![\w.])-?\d+(?:\.\d+)?e[+-]?\d+(?!\w)", lambda m: number(float(m[0])), text)
 
 
 def sentence(text: str) -> str:

@@ -9,44 +9,10 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from theorylab.core.claim import Finding
 from theorylab.report.ledger import Row
+from theorylab.report.standing import standing
 
 HEIGHT = 22
-
-
-def standing(finding: Finding) -> tuple[float, float, float]:
-    """Low end, measurement and high end of a finding in units of its region, whose ends are at −1 and 1.
-
-    0 is the prediction where it lies inside, and either side of it has its own unit. A bound, a region with one end, is at 1 or −1, and
-    the unit is its size: 0 is a bound that is kept by as much as it is large.
-
-    Example:
-        >>> from theorylab.core.claim import Verdict
-        >>> def shown(predicted, low, high, region):
-        ...     return standing(Finding("a/b/c", "claim", "", predicted, low, low, high, region, 8, 0.99, Verdict.HOLDS))
-        >>> shown(2.0, 1.5, 3.0, (1.0, 4.0))
-        (-0.5, -0.5, 0.5)
-        >>> shown(1.0, 0.25, 0.75, (-math.inf, 1.0))
-        (0.25, 0.25, 0.75)
-    """
-    low, high = finding.region
-    numbers = finding.low, finding.measured, finding.high
-    if math.isfinite(low) and math.isfinite(high):
-        centre = finding.predicted if low < finding.predicted < high else (low + high) / 2
-        below, above = centre - low, high - centre
-
-        def place(v: float) -> float:
-            reach = above if v > centre else below
-            return (v - centre) / reach if reach else math.copysign(math.inf, v - centre) if v != centre else 0.0
-    else:
-        end, side = (high, 1.0) if math.isfinite(high) else (low, -1.0)
-        unit = max((abs(v) for v in numbers), default=0.0) if abs(end) < 1e-300 else abs(end)  # a gap of 0 has no size of its own
-
-        def place(v: float) -> float:
-            return side + (v - end) / (unit or 1.0)
-
-    return place(numbers[0]), place(numbers[1]), place(numbers[2])
 
 
 def percent(z: float) -> float:

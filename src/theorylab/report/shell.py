@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from theorylab.core.estimate import LEVEL
 from theorylab.core.series import Series
 from theorylab.report import ledger, numbers
 from theorylab.report.figures import Figure, draw
@@ -69,7 +70,7 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("theorylab.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.globals |= {"STATES": ledger.STATES, "CONTROLS": ledger.CONTROLS, "POWER": ledger.POWER}
+    made.globals |= {"STATES": ledger.STATES, "CONTROLS": ledger.CONTROLS, "POWER": ledger.POWER, "LEVEL": LEVEL}
     made.filters |= {
         "number": numbers.number,
         "duration": numbers.duration,
@@ -79,7 +80,7 @@ def environment() -> Environment:
         "sentence": numbers.sentence,
         "typeset": typeset,
     }
-    made.globals |= {"interval": numbers.interval, "digits_for": numbers.digits_for}
+    made.globals |= {"interval": numbers.interval, "measured_to": numbers.measured}
     return made
 
 

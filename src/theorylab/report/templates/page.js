@@ -34,7 +34,25 @@
     setTimeout(() => { button.textContent = before; }, 1600);
   }));
 
-  // A link into a folded part unfolds it; for print, everything is unfolded.
+  // What scrolls sideways can be reached by keyboard; what fits needs no stop on the way.
+  const scrolling = all(".scroll, .formula");
+  const stops = () => {
+    const beyond = scrolling.map((e) => e.scrollWidth > e.clientWidth); // read all, then write: one layout
+    scrolling.forEach((e, i) => { if (beyond[i]) e.setAttribute("tabindex", "0"); else e.removeAttribute("tabindex"); });
+  };
+  stops();
+  addEventListener("resize", stops);
+  addEventListener("toggle", stops, true); // what was folded had no width
+
+  // For print the tables of data are unfolded, and folded again after it; code and settings stay folded.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = all(".series details:not([open])");
+    opened.forEach((details) => { details.open = true; });
+  });
+  addEventListener("afterprint", () => opened.forEach((details) => { details.open = false; }));
+
+  // A link into a folded part unfolds it.
   const unfold = () => {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     const folded = target && target.closest("details");

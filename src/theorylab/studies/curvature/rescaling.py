@@ -121,7 +121,7 @@ def rescaling(config: RescalingConfig) -> Iterator[Finding | Series | Stage]:
     figure = Series("trace", "The trace grows with the second layer's share", claim=NOT_INVARIANT.key, **axes)
     estimates = [trace(hessian(rescaled(relu[0], c)), n=config.products, seed=config.seed) for c in SCALES]
     value, slack = (torch.tensor(v, dtype=torch.float64) for v in ([e.value for e in estimates], [2.6 * e.stderr for e in estimates]))
-    figure.line("estimate by XTrace", SCALES, value, low=value - slack, high=value + slack, mark="points")
+    figure.line("estimate by XTrace", SCALES, value, low=value - slack, high=value + slack, mark="points", band="99 % interval")
     yield figure.line("tr H₁/c² + c² tr H₂", SCALES, [first / c**2 + c**2 * second for c in SCALES], role="predicted")
 
     figure = Series("loss", "The loss stays, or not", x="c", y="relative change of the loss", claim=NOT_INVARIANT.key, y_scale="log")

@@ -183,7 +183,7 @@ def linear_class(config: CapacityConfig) -> Iterator[Finding | Series]:
         low.append(value - error)
         high.append(value + error)
         bounds.append(linear_rademacher_bound(x, 1.0))
-    figure.line("over signs, all or drawn at random", counts, found, low=low, high=high, mark="points")
+    figure.line("over signs, all or drawn at random", counts, found, low=low, high=high, mark="points", band="99 % interval")
     figure.line("bound B √Σ‖x‖² / n", counts, bounds, role="predicted")
     figure.line("bound / √2, never undercut", counts, np.array(bounds) / math.sqrt(2), role="predicted")
     equal = [float(linear_supremum(rows[:1].expand(c, -1), torch.ones(1, c, dtype=torch.float64), 1.0)) for c in counts]

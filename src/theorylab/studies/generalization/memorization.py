@@ -43,7 +43,7 @@ RANDOM_LABELS = Claim(
     relation=AtLeast(),
     control="a network of 3 hidden units a layer, in five times as many steps",
     reading="Capacity that is counted on the architecture alone, and any bound made of it, must allow for this network and is therefore "
-    "vacuous. It takes about twice the steps that true labels do; with fewer parameters than rows training no longer gets there.",
+    "vacuous. It takes more steps than true labels do; with fewer parameters than rows training no longer gets there.",
 )
 CHANCE = Claim(
     "generalization/memorization/chance",

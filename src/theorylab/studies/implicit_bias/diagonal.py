@@ -1,7 +1,7 @@
 """A diagonal linear network picks among interpolants by the size of its start and by the noise of its labels.
 
 The coefficients β = u² − v² are trained through u and v, both starting at α. Gradient flow then is mirror descent: arcsinh(β/2α²) moves
-along the rows of the data only, and the limit is the interpolant that minimises the hyperbolic entropy Σ q(β_i/α²). Gradient descent does
+along the rows of the data only, and the limit is the interpolant that minimizes the hyperbolic entropy Σ q(β_i/α²). Gradient descent does
 so up to a relative error of the order of its step size. From a large start the entropy is a square and the limit the solution of minimum ℓ2
 norm, as for a linear model (the kernel regime); from a small one it is nearly a modulus and the limit the solution of minimum ℓ1 norm (the
 rich regime), from which it differs as 1/ln(1/α).
@@ -45,7 +45,7 @@ from theorylab.theory.mirror import Potential, bregman_projection, hyperbolic_en
 HYPERBOLIC_ROW_SPACE = Claim(
     "implicit_bias/diagonal/hyperbolic_row_space",
     "Gradient descent on β = u² − v² from u = v = α keeps arcsinh(β/2α²) in the row space of the data, and so ends at the interpolant that "
-    "minimises Σ q(β_i/α²), up to an error proportional to the step size.",
+    "minimizes Σ q(β_i/α²), up to an error proportional to the step size.",
     formula=r"\mathrm{arcsinh}\frac{\beta}{2\alpha^2} \in \mathrm{row}(X) + O(\eta), \qquad "
     r"\beta_\infty \to \arg\min_{X\beta = y} \sum_i q\left(\frac{\beta_i}{\alpha^2}\right), \quad "
     r"q(z) = 2 - \sqrt{4 + z^2} + z\,\mathrm{arcsinh}\frac{z}{2}",

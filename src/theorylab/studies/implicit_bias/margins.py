@@ -1,4 +1,4 @@
-"""On separable data an optimizer maximises the margin in its own geometry.
+"""On separable data an optimizer maximizes the margin in its own geometry.
 
 Once a linear classifier separates the data, an exponential-tailed loss falls only by growing the weights, and where they grow is decided
 by the norm in which the optimizer goes downhill: gradient descent reaches the largest ℓ2 margin, sign descent and Adam the largest ℓ∞
@@ -127,7 +127,7 @@ class MarginsConfig(Config):
 
 
 class Method(NamedTuple):
-    """An optimizer and the geometry in which it is said to maximise the margin."""
+    """An optimizer and the geometry in which it is said to maximize the margin."""
 
     name: str
     make: Callable[[Hyper], Optimizer]
@@ -140,7 +140,7 @@ def methods(config: MarginsConfig) -> list[Method]:
     return [
         Method("gradient descent", normalized_gd, 2, GRADIENT_DESCENT),
         Method("sign descent", sign_descent, math.inf, SIGN_DESCENT),
-        Method("greedy coordinate", greedy_coordinate, 1, GREEDY_COORDINATE),
+        Method("greedy coordinate descent", greedy_coordinate, 1, GREEDY_COORDINATE),
         Method("Adam", lambda lr: adam(lr=lr, betas=(0.9, config.beta2), eps=0.0), math.inf, ADAM),
     ]
 

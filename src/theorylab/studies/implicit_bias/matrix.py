@@ -63,7 +63,7 @@ NORMS_DIVERGE = Claim(
     relation=AtLeast(),
     control="independent, unbalanced factors of the same size: the determinant changes its sign",
     reading="Among the matrices that fit there are some of small norm, and training runs away from all of them; it lowers the rank "
-    "instead. So no norm is what depth minimises in general. Unbalanced factors let the determinant cross zero, and a small completion "
+    "instead. So no norm is what depth minimizes in general. Unbalanced factors let the determinant cross zero, and a small completion "
     "is found.",
 )
 
@@ -323,4 +323,4 @@ def depth_beats_nuclear(config: MatrixConfig) -> Iterator[Finding | Series]:
             check = DEPTH_BEATS_NUCLEAR.check if claimed else DEPTH_BEATS_NUCLEAR.control_check
             yield check(measured=nuclear - each, setting=f"depth {depth}, start {start:g}", note=note)
     convex_errors = nuclear.expand(len(config.starts), -1)
-    yield figure.means("minimum nuclear norm", config.starts, convex_errors, geometric=True, role="predicted", mark="line")
+    yield figure.means("minimum nuclear norm", config.starts, convex_errors, geometric=True, mark="line")

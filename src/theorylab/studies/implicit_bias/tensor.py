@@ -5,7 +5,7 @@ gradient descent takes one that is nearly a single outer product, which is what 
 proportional to the power 2 − 2/N of their size, N the number of axes, so that one leaves the others behind, explains what it can, and
 leaves them nothing to grow for. That speed is checked in single steps. Larger starts give every component a share, and the unobserved
 entries come out wrong although the observed ones are fitted as well. Finding the best tensor of low rank is NP-hard in general, and
-unfolding the tensor into a matrix, whose nuclear norm is easy to minimise, loses what makes the rank low: the figure shows what that gives
+unfolding the tensor into a matrix, whose nuclear norm is easy to minimize, loses what makes the rank low: the figure shows what that gives
 from the same entries.
 
 The smaller the start, the nearer most tensors are completed, and the heavier the tail: about one in twenty ends at zero loss in a wrong
@@ -214,7 +214,7 @@ def tensor(config: TensorConfig) -> Iterator[Finding | Series | Stage]:
     figure.x_scale = figure.y_scale = "log"
     figure.means("gradient descent", starts, errors, geometric=True, mark="line")
     unfolded_errors = unfolded.expand(len(starts), -1)
-    figure.means("nuclear norm of an unfolding", starts, unfolded_errors, geometric=True, role="control", mark="line")
+    figure.means("nuclear norm of an unfolding", starts, unfolded_errors, geometric=True, mark="line")
     yield figure.line("claimed at most", starts, [LIMIT] * len(starts), role="predicted")
 
     title = "From a small start one component outgrows the others (first replica)"

@@ -215,5 +215,7 @@ def check_ensembles(scores: Tensor, masks: Tensor, outputs: Tensor) -> Iterator[
     title = "Averaging over checkpoints predicts better than any of them"
     figure = Series("ensembles", title, x="checkpoints", y="linear datamodeling score", claim=ENSEMBLES_HELP.key, x_scale="log")
     intervals = [e.interval() for e in whole]
-    figure.line("ensemble", sizes, [e.value for e in whole], low=[a for a, _ in intervals], high=[b for _, b in intervals])
+    figure.line(
+        "ensemble", sizes, [e.value for e in whole], low=[a for a, _ in intervals], high=[b for _, b in intervals], band="99 % interval"
+    )
     yield figure.line("copies of the first", sizes, [whole[0].value] * len(sizes), role="control")

@@ -45,8 +45,9 @@ BN_EXPLOSION = Claim(
     kind="asymptotic",
     relation=Equals(atol=0.02),
     control="weight variance 2 without BatchNorm; and BatchNorm without ReLU",
-    reading="The factor does not contain the weights' variance, so that no initialization helps: normalization alone makes the first "
-    "layer's squared gradient a million times that of the fortieth. Only linear networks escape, and residual connections weaken it.",
+    reading="The factor does not contain the weights' variance, so that no initialization helps: at forty "
+    "layers the first one's squared gradient is a million times that of the last. It takes both, normalization and ReLU: linear networks "
+    "escape, and residual connections weaken it.",
 )
 HE_VARIANCE = Claim(
     "normalization/depth/he_variance",

@@ -19,5 +19,5 @@ who chooses the losses, regret of order :math:`\sqrt T` is the best possible.
 *What is open.* None of this describes how networks train. With full batches the sharpness grows until :math:`\eta\lambda_1 = 2`, where
 the descent lemma says nothing, and training goes on there, at the edge of stability. Why sharpness grows at all, why the loss still falls
 in the long run, and how fast, is understood in models of a few parameters and for some architectures near their minima, not in general.
-The last study measures these facts on a network and real data; the ones before it are what the theory does prove.
+The study of the edge of stability measures these facts on a network and real data; the others are what the theory does prove.
 """

@@ -84,7 +84,12 @@ def backward_error(config: BackwardErrorConfig) -> Iterator[Finding | Series | S
 
     def orders(coefficient: float, label: str, role: Role) -> list[float]:
         errors = flow_errors(config, start, steps, coefficient)
-        figure.line(label, steps, errors.log().mean(1).exp(), role=role)
+        means = errors.log().mean(1).exp()
+        figure.line(label, steps, means, role=role)
+        if role == "measured":
+            order = flow_error_order(coefficient)
+            guide = [float(means[0]) * (step / steps[0]) ** order for step in steps]
+            figure.line(f"slope {order:g}", steps, guide, role="predicted")
         return [power_law(steps, column) for column in errors.T]
 
     check, control = IMPLICIT_REGULARIZATION.check, IMPLICIT_REGULARIZATION.control_check

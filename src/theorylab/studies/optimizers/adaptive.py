@@ -144,12 +144,14 @@ def adaptive(config: AdaptiveConfig) -> Iterator[Finding | Series | Stage]:
     runs = dict(zip(("Adam", f"Adam, β₂ = {USUAL_BETA2:g}", "AMSGrad"), (*adams, *grown), strict=True))
     figure = Series("reddi", "Adam climbs where AMSGrad descends", x="round", y="x", claim=REDDI.key)
     for name, (rounds, path) in runs.items():
-        role = "measured" if name == "Adam" else "control"
+        role = "control" if name not in ("Adam", "AMSGrad") else "measured"
         figure.line(name, rounds, path.mean(1), low=path.amin(1), high=path.amax(1), role=role)
     for name, (_, path) in runs.items():
         check = REDDI.check if name == "Adam" else REDDI.control_check
         yield check(predicted=1.0, measured=path[-1], setting=f"{name} against +1")
     yield REDDI.check(predicted=-1.0, measured=grown[0][1][-1], setting="AMSGrad against −1")
+    for name, end in (("Adam's end", 1.0), ("AMSGrad's end", -1.0)):
+        figure.line(f"{name}: {end:+g}".replace("-", "−"), [1, config.stream], [end, end], role="predicted")
     yield figure
 
     yield Stage("weight decay")

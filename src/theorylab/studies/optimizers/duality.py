@@ -72,6 +72,7 @@ class DualityConfig(Config):
     columns: int = setting(12, "columns of the gradient", low=2)
 
 
+NAMES: dict[Norm, str] = {"linf": "ℓ∞ norm", "spectral": "spectral norm", "frobenius": "Frobenius norm"}
 DUAL: dict[Norm, Norm] = {"linf": "l1", "spectral": "nuclear", "frobenius": "frobenius"}
 """Of each norm the one whose dual it is."""
 
@@ -122,7 +123,7 @@ def duality(config: DualityConfig) -> Iterator[Finding | Series | Stage]:
     yield Stage("steepest descent")
     best: dict[Norm, Tensor] = {"linf": first_step(sign_descent(1.0), G), "spectral": polar, "frobenius": first_step(normalized_gd(1.0), G)}
     for norm, direction in best.items():
-        yield STEEPEST.check(predicted=1.0, measured=attained(G, direction, norm), setting=norm)
+        yield STEEPEST.check(predicted=1.0, measured=attained(G, direction, norm), setting=NAMES[norm])
     yield STEEPEST.control_check(predicted=1.0, measured=attained(G, polar, "frobenius"), setting="UVᵀ in the Frobenius norm")
 
     yield Stage("Shampoo and SOAP")
@@ -136,6 +137,7 @@ def duality(config: DualityConfig) -> Iterator[Finding | Series | Stage]:
 
     figure = Series("singular", "What is left of the gradient's singular values", x="index", y="singular value", y_scale="log")
     index = torch.arange(1, min(shape) + 1)
-    for label, step in (("gradient", G), ("Shampoo, one gradient", first_step(shampoo(1.0, **plain), G)), ("Shampoo, two gradients", both)):
+    for label, step in (("gradient", G), ("Shampoo, one gradient", first_step(shampoo(1.0, **plain), G))):
         figure.line(label, index, torch.linalg.svdvals(step[0]), mark="points")
+    figure.line("Shampoo, two gradients", index, torch.linalg.svdvals(both[0]), role="control", mark="points")
     yield figure.line("polar factor", index, torch.ones(len(index)), role="predicted")

@@ -70,11 +70,13 @@ def muon(config: MuonConfig) -> Iterator[Finding | Series | Stage]:
         yield RANGE.check(predicted=low, measured=image.min(), setting=f"lower end, s ≥ {least:g}")
         yield RANGE.check(predicted=high, measured=image.max(), setting=f"upper end, s ≥ {least:g}")
     small = orthogonalized(grid.new_tensor([0.001]))
-    yield RANGE.control_check(predicted=newton_schulz_band(0.003)[0], measured=small, setting="s = .001 against the lower end")
+    yield RANGE.control_check(predicted=newton_schulz_band(0.003)[0], measured=small, setting="s = 0.001 against the lower end")
 
     figure = Series("band", "Singular values after five Newton-Schulz steps", x="s", y="result", claim=RANGE.key, x_scale="log")
     shown = torch.logspace(-3.5, 0, 400, dtype=config.torch_dtype)
     figure.line("measured on matrices", shown[::20], orthogonalized(shown[::20]), mark="points")
     figure.line("the quintic, five times", shown, newton_schulz_value(shown.numpy()), role="predicted")
     low, high = newton_schulz_band(0.01)
-    yield figure.line("lower end", [1e-2, 1.0], [low, low], role="control").line("upper end", [1e-2, 1.0], [high, high], role="control")
+    for name, end in (("lower end", low), ("upper end", high)):
+        figure.line(name, [1e-2, 1.0], [end, end], role="predicted")
+    yield figure

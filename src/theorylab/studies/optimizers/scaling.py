@@ -259,6 +259,17 @@ def compared(config: ScalingConfig, claim: Claim, base: Recipe, run: Run, rules:
             limit = [adam_noisy_quadratic_loss(*QUADRATIC, NOISE / r.batch_size**0.5, r.lr, r.steps) for r in used]
             figure.line(f"{label}, by the equation", ks, limit, role="predicted")
     if run is trained:
+        low, high = (float(start.mean()) * (1 + end) for end in claim.relation.region(0.0))
+        several = len(ks)
+        figure.line(
+            "as at k = 1",
+            ks,
+            [start.mean()] * several,
+            low=[low] * several,
+            high=[high] * several,
+            role="predicted",
+            band="what is claimed",
+        )
         broken = run(config, [linear_rule(base, k) for k in config.beyond])
         label = f"the rule beyond its range, k = {config.beyond[-1]}"
         yield claim.control_check(predicted=0.0, measured=relative_change(broken[-1], start), setting=label)

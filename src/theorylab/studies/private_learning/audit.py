@@ -93,7 +93,7 @@ def audit(config: AuditConfig) -> Iterator[Finding | Series | Stage]:
     grid = np.geomspace(min(config.sigmas), max(config.sigmas) * 1.001, 30)
     figure.line("true ε", grid, [gaussian_epsilon(1 / s, config.delta) for s in grid], role="predicted")
     floor = 1e-2  # a run that proves nothing has no place on a logarithmic axis
-    figure.line("median bound, and 5 % to the largest of all runs", config.sigmas, medians, low=np.maximum(lows, floor), high=highs)
+    figure.line("median bound", config.sigmas, medians, low=np.maximum(lows, floor), high=highs, band="5 % to the largest of all runs")
     yield figure.line(f"1/{config.lie:g} of the noise stated", [stated], [float(np.median(caught))], role="control", mark="points")
 
     yield Stage("number of guesses")

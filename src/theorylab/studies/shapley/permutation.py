@@ -82,5 +82,5 @@ def permutation(config: PermutationConfig) -> Iterator[Finding | Series | Stage]
     figure.x_scale = figure.y_scale = "log"
     figure.line("inverse root", counts, mean[0] * (np.array(counts) / counts[0]) ** -0.5, role="predicted")
     low, high = np.quantile(errors, [0.1, 0.9], axis=0)
-    figure.line("random orders (middle 80 % of games)", counts, mean, low=low, high=high)
+    figure.line("random orders", counts, mean, low=low, high=high, band="middle 80 % of games")
     yield figure.line("the same ten orders", counts, same, role="control")
