@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from theorylab.theory.arguments import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive
 from theorylab.theory.dynamics import sgd_stationary_variance
 
 Norm = Literal["l1", "l2", "linf", "frobenius", "spectral", "nuclear"]
