@@ -25,12 +25,12 @@ def test_a_range_takes_what_lies_in_it_and_names_what_does_not(check, good, bad)
         check(size=value)
         check(size=torch.tensor([float(value)] * 2, dtype=torch.float64))
     for value in (*bad, math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match="^size must .*, got"):
+        with pytest.raises(ValueError, match=r"^size must .*, got"):
             check(size=value)
-        with pytest.raises(ValueError, match="^size must .*, got"):
+        with pytest.raises(ValueError, match=r"^size must .*, got"):
             check(size=torch.tensor([float(good[-1]), value], dtype=torch.float64))
     for value in ("x", None, [1.0], 1j):
-        with pytest.raises(TypeError, match="^size must be a number"):
+        with pytest.raises(TypeError, match=r"^size must be a number"):
             check(size=value)
 
 
