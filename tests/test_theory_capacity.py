@@ -53,6 +53,14 @@ def test_both_extremes_are_attained() -> None:
     assert linear_rademacher(twice, 1.0) == pytest.approx(linear_rademacher_bound(twice, 1.0) / math.sqrt(2), rel=1e-14)
 
 
+@pytest.mark.parametrize("radius", [-1.0, math.nan, math.inf])
+def test_a_ball_without_a_radius_is_refused(radius: float) -> None:
+    x = torch.ones(2, 1)
+    for call in (lambda: linear_supremum(x, x.T, radius), lambda: linear_rademacher(x, radius), lambda: linear_rademacher_bound(x, radius)):
+        with pytest.raises(ValueError, match="radius must be at least 0"):
+            call()
+
+
 def test_too_many_rows_are_refused() -> None:
     for n in (0, 23):
         with pytest.raises(ValueError, match="n must be in 1"):

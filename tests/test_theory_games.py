@@ -110,6 +110,12 @@ def test_quadratic_game() -> None:
     assert np.abs(values - by_weights(of_table(table), N, semivalues.banzhaf_weights(N, 0.3))).max() > 0.1
 
 
+@pytest.mark.parametrize("pairs", [np.array([[0.0, 4.0], [0.0, 0.0]]), np.zeros((3, 3)), np.zeros(2), np.full((2, 2), np.nan)])
+def test_a_quadratic_game_needs_a_symmetric_matrix(pairs: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="pairs must be symmetric"):
+        games.quadratic_game(np.ones(2), pairs)
+
+
 def test_linear_model() -> None:
     random = np.random.default_rng(2)
     w, x, background = random.standard_normal(4), random.standard_normal(4), random.standard_normal((7, 4))

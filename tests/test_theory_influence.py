@@ -59,7 +59,10 @@ def test_the_logistic_derivative_is_the_finite_difference_of_refits() -> None:
     for i in range(4):
         up, down = (optimum(x, y, decay, np.ones(20) + s * 1e-4 * (np.arange(20) == i)) for s in (1, -1))
         np.testing.assert_allclose(slopes[i], (up - down) / 2e-4, rtol=1e-6, atol=1e-9)
-    assert not np.allclose(theory.logistic_derivative(theta, x, y, decay, damping=0.2), slopes, rtol=0.01)
+    p = 1 / (1 + np.exp(-x @ theta))
+    damped = (x.T * (p * (1 - p))) @ x / 20 + 0.2 * np.eye(3)  # 0.2 in place of the decay, not beside it
+    expected = -((p - y)[:, None] * x) @ np.linalg.inv(damped) / 20
+    np.testing.assert_allclose(theory.logistic_derivative(theta, x, y, decay, damping=0.2), expected, rtol=1e-10)
 
 
 def test_the_newton_step_is_one_step_without_the_row() -> None:
@@ -109,6 +112,15 @@ def test_bad_arguments_are_refused() -> None:
         (lambda: theory.hat_values(x, -1.0), "penalty must be at least 0"),
         (lambda: theory.press_residuals(x, y[1:], 1.0), "x must be"),
         (lambda: theory.logistic_derivative(np.zeros(3), x, y, 0.0), "decay must be positive"),
+        (lambda: theory.logistic_derivative(np.zeros(3), x, y, 0.1), "y must hold labels 0 and 1"),
+        (lambda: theory.logistic_leverages(np.zeros(3), x, np.sign(y), 0.1), "y must hold labels 0 and 1"),
+        (lambda: theory.newton_leave_one_out(np.zeros(3), x, (y > 0) * 2.0, 0.1), "y must hold labels 0 and 1"),
+        (lambda: theory.newton_leave_one_out(np.zeros(3), x, y > 0, -0.1), "decay must be positive"),
+        (lambda: theory.logistic_leverages(np.zeros(3), x, y > 0, 0.0), "decay must be positive"),
+        (lambda: theory.logistic_leverages(np.zeros((3, 1)), x, y > 0, 0.1), r"theta must be \(d,\)"),
+        (lambda: theory.logistic_derivative(np.zeros(3), x, y > 0, 0.1, damping=-0.1), "damping must be at least 0"),
+        (lambda: theory.press_residuals(np.eye(2), np.ones(2), 0.0), "row 0 has leverage 1"),
+        (lambda: theory.ridge_leave_one_out(np.array([[1.0, 0], [1, 0], [0, 3]]), np.ones(3), 0.0), "row 2 has leverage 1"),
         (lambda: theory.fourier(np.zeros(3)), r"2\^n entries"),
         (lambda: theory.noise_stability(np.ones(2), 2.0), "rho must lie"),
     ):

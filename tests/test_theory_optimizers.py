@@ -6,7 +6,9 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 
+from theorylab.learning.optimizers.muon import muon
 from theorylab.theory import optimizers as theory
 from theorylab.theory.dynamics import sde_stationary_variance
 from theorylab.theory.optimizers import mup_exponents
@@ -46,6 +48,21 @@ def test_the_band_is_the_image_of_a_fine_grid(least: float, steps: int) -> None:
     assert theory.newton_schulz_band(least, steps) == pytest.approx((image.min(), image.max()), abs=1e-6)
 
 
+def test_by_default_the_band_is_of_as_many_iterations_as_muon_takes() -> None:
+    s = np.geomspace(0.01, 1, 30)
+    W = {"W": torch.zeros(1, 30, 30, dtype=torch.float64)}
+    optimizer = muon(lr=1.0, momentum=0.0)
+    moved = optimizer.update({"W": torch.from_numpy(np.diag(s))[None]}, optimizer.init(W), W)[0]["W"]
+    taken = -moved[0].diagonal().numpy()
+    np.testing.assert_allclose(taken, theory.newton_schulz_value(s / np.linalg.norm(s)), rtol=1e-6)
+    grid = theory.newton_schulz_value(np.geomspace(0.01, 1, 200_001))
+    np.testing.assert_allclose(theory.newton_schulz_band(0.01), (grid.min(), grid.max()), rtol=1e-6)
+
+
+def test_adamws_box_clips_on_both_sides() -> None:
+    assert theory.adamw_fixed_point(np.array([-30.0, -10.5, -3.0, 3.0, 30.0]), 0.1).tolist() == [-10.0, -10.0, -3.0, 3.0, 10.0]
+
+
 def test_reddis_stream_drives_adam_by_its_recursion_to_the_worst_point() -> None:
     C, x, v = 3.0, 0.0, 0.0
     beta = theory.reddi_second_moment(C)
@@ -78,6 +95,11 @@ def test_weight_decay_moves_the_minimum_where_it_is_said_to() -> None:
         (lambda: theory.best_step(-np.eye(2), np.ones(2), 1.0, 1.0), "curvature along the gradient must be positive"),
         (lambda: theory.expected_decrease(-np.eye(2), np.ones(2), 1.0, 1.0), "curvature along the gradient must be positive"),
         (lambda: theory.expected_decrease(np.eye(2), np.ones(2), 1.0, -1.0), "noise_scale must be at least 0"),
+        (lambda: theory.expected_decrease(np.ones(2), np.ones(2), 1.0, 1.0), r"hessian must be \(d, d\)"),
+        (lambda: theory.best_step(np.eye(2), np.ones((2, 1)), 1.0, 1.0), r"hessian must be \(d, d\)"),
+        (lambda: theory.gradient_noise_scale(np.eye(2), np.array([1.0, 2.0]), np.ones(2)), r"covariance must be \(d, d\)"),
+        (lambda: theory.adam_noisy_quadratic_loss(np.ones(3), np.ones(1), 1.0, 0.1, 5), r"must both be \(d,\), got \(3,\) and \(1,\)"),
+        (lambda: theory.ridge_minimizer(np.ones(3), np.ones(1), 1.0), "the shape of minimizer"),
         (lambda: theory.reddi_second_moment(1.0), "C must be above 2"),
         (lambda: theory.adamw_fixed_point(np.ones(1), 0.0), "decay must be positive"),
     ],

@@ -332,6 +332,24 @@ def test_the_conversion_is_the_tangent_of_the_best_order() -> None:
     assert best <= found <= best * 1.001
 
 
+@pytest.mark.parametrize("delta", [1e-6, 1e-3])
+def test_no_loss_is_left_where_the_total_variation_is_below_delta(delta: float) -> None:
+    """By the inequality of Bretagnolle and Huber at the least divergence; the conversion alone would leave some."""
+    within, beyond = (-math.log1p(-((delta * near) ** 2)) * np.ones(2) for near in (0.999, 1.001))
+    orders = np.array([1.5, 3.0])
+    assert renyi_privacy.rdp_to_epsilon(within, delta, orders) == 0.0
+    assert renyi_privacy.rdp_to_epsilon(beyond, delta, orders) > 0.1
+    assert renyi_privacy.rdp_to_delta(within, 0.0, orders) == pytest.approx(0.999 * delta, rel=1e-6)
+
+
+def test_replacement_without_sampling_is_a_shift_of_two() -> None:
+    """Its divergence is α·2²/2σ², of whatever order and by either way; here against the integral over two normals."""
+    curve = renyi_privacy.rdp_curve(1.0, 3.0, "replace_one")
+    for order, found in zip(renyi_privacy.ORDERS[5:60:18], curve[5:60:18], strict=True):
+        assert found == pytest.approx(renyi([(1, 2)], [(1, 0)], 3.0, order), rel=1e-7)
+        assert renyi_privacy.sampled_rdp(1.0, 3.0, order, "replace_one") == found
+
+
 # --- pure privacy -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +435,16 @@ def test_a_path_ends_where_the_run_ends_and_is_drawn() -> None:
         (lambda: renyi_privacy.sampled_rdp(0.1, 1.0, 1.0), "order must be above 1"),
         (lambda: renyi_privacy.sampled_rdp(0.1, 0.0, 2.0), "sigma must be positive"),
         (lambda: renyi_privacy.integer_order_rdp(0.1, 1.0, 2.5), "whole number"),
-        (lambda: renyi_privacy.rdp_to_epsilon(np.ones(3), 1e-5), "one for each order"),
+        (lambda: renyi_privacy.rdp_to_epsilon(np.ones(3), 1e-5), "one for each finite order"),
+        (lambda: renyi_privacy.integer_order_rdp(0.1, 1.0, math.inf), "whole number"),  # type: ignore[arg-type]
+        (lambda: renyi_privacy.sampled_rdp(0.1, 1.0, 2.0, "replace"), "adjacency must be one of add_remove, replace_one, got 'replace'"),  # type: ignore[arg-type]
+        (lambda: renyi_privacy.rdp_curve(1.0, 1.0, "remove"), "adjacency must be one of"),  # type: ignore[arg-type]
+        (lambda: renyi_privacy.rdp_to_epsilon(np.array([math.nan, 1.0]), 1e-5, np.array([2.0, 3.0])), "not be negative or NaN, got nan"),
+        (lambda: renyi_privacy.rdp_to_epsilon(np.array([-1.0, 1.0]), 1e-5, np.array([2.0, 3.0])), "not be negative or NaN, got -1"),
+        (lambda: renyi_privacy.rdp_to_delta(np.array([math.nan, 1.0]), 1.0, np.array([2.0, 3.0])), "not be negative or NaN, got nan"),
+        (lambda: renyi_privacy.rdp_to_delta(np.ones(3), 1.0), "one for each finite order"),
+        (lambda: renyi_privacy.rdp_to_delta(np.ones(1), 1.0, np.array([1.0])), "order above 1"),
+        (lambda: renyi_privacy.rdp_to_delta(np.ones(1), -1.0, np.array([2.0])), "epsilon must be at least 0"),
         (lambda: gaussian_privacy.gaussian_epsilon(1.0, 0.0), r"delta must lie in \(0, 1\)"),
         (lambda: gaussian_privacy.gaussian_delta(-1.0, 1.0), "mu must be finite"),
         (lambda: gaussian_privacy.clt_mu(0.0, 1.0, 10), r"q must lie in \(0, 1\]"),

@@ -7,17 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import nonnegative, whole
 from theorylab.data.dataset import Dataset
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
-
-
-def _positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
 def teacher_student(n: int, d: int, *, width: int = 4, noise: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float64) -> Dataset:
@@ -41,9 +36,8 @@ def teacher_student(n: int, d: int, *, width: int = 4, noise: float = 0.0, seed:
         >>> x.shape, y.shape
         (torch.Size([100, 5]), torch.Size([100, 1]))
     """
-    _positive(n=n, d=d, width=width)
-    if noise < 0:
-        raise ValueError(f"noise must not be negative, got {noise}.")
+    whole(1, n=n, d=d, width=width)
+    nonnegative(noise=noise)
     draws = _normal(seed, n * (d + 1) + width * (d + 1))
     x, epsilon, weights, signs = draws.split([n * d, n, width * d, width])
     x = x.view(n, d)
@@ -70,11 +64,10 @@ def gaussian_mixture(
         >>> sorted(y.tolist())
         [0, 0, 1, 1, 2, 2]
     """
-    _positive(n=n, d=d, classes=classes)
+    whole(1, n=n, d=d, classes=classes)
     if classes > d:
         raise ValueError(f"classes must be at most d = {d} (their means are orthogonal), got {classes}.")
-    if distance < 0:
-        raise ValueError(f"distance must not be negative, got {distance}.")
+    nonnegative(distance=distance)
     noise, directions = _normal(seed, n * d + d * classes).split([n * d, d * classes])
     means = torch.linalg.qr(directions.view(d, classes)).Q.T * distance / 2**0.5  # (class, d)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -98,7 +91,7 @@ def separable(n: int, d: int, *, margin: float = 0.1, seed: int = 0, dtype: torc
         >>> sorted(set(y.tolist()))
         [-1.0, 1.0]
     """
-    _positive(n=n, d=d)
+    whole(1, n=n, d=d)
     if margin <= 0:
         raise ValueError(f"margin must be positive, got {margin}.")
     x, normal = _normal(seed, (n + 1) * d).split([n * d, d])
@@ -138,7 +131,7 @@ def tensor_completion(
     """
     if len(shape) < 2:
         raise ValueError(f"shape must have at least two axes, got {tuple(shape)}.")
-    _positive(**{f"shape[{k}]": d for k, d in enumerate(shape)}, rank=rank)
+    whole(1, **{f"shape[{k}]": d for k, d in enumerate(shape)}, rank=rank)
     if len(shape) == 2 and rank > min(shape):
         raise ValueError(f"rank must be at most min(shape) = {min(shape)} for a matrix, got {rank}.")
     if not 0 < fraction <= 1:
@@ -175,7 +168,7 @@ def random_labels(n: int, d: int, *, seed: int = 0, dtype: torch.dtype = torch.f
         >>> x.shape, sorted(set(y.tolist()))
         (torch.Size([100, 5]), [0.0, 1.0])
     """
-    _positive(n=n, d=d)
+    whole(1, n=n, d=d)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64, device="cpu")
     y = torch.randint(2, (n,), generator=generator, device="cpu")
@@ -204,7 +197,7 @@ def quadratic_sign(n: int, d: int, *, seed: int = 0, dtype: torch.dtype = torch.
 
     Source: Li et al. 2021, arXiv:2010.08515, Section 1 (the distribution that separates convolutional from fully connected nets).
     """
-    _positive(n=n, d=d)
+    whole(1, n=n, d=d)
     x = _normal(seed, n, 2 * d)
     first, second = x.square().unflatten(1, (2, d)).sum(2).unbind(1)
     return Dataset(x.to(dtype), torch.where(first > second, 1.0, -1.0).to(dtype))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, counting_type, nonnegative, pick, spread, unchecked
+from theorylab.core.ranges import nonnegative, unchecked
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, counting_type, pick, spread
 
 Schedule = Callable[[Tensor], Tensor]
 """Steps already taken t = 0, 1, ... → the factor of the step size in the next one, of the same shape (replica,)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from theorylab.core.ranges import nonnegative
 from theorylab.models.initializers import delta_orthogonal_
 from theorylab.models.mlp import ACTIVATIONS
 
@@ -121,8 +122,7 @@ def cnn(
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}.")
-    if not (eps >= 0 and math.isfinite(eps)):
-        raise ValueError(f"eps must be at least 0 and finite, got {eps}.")
+    nonnegative(eps=eps)
     if eps == 0 and norm == "batch":
         raise ValueError("eps must be positive for norm='batch', as torch.nn's BatchNorm demands: models.normalized has one without.")
     if readout == "flatten" and (size is None or len(size) != dims or min(size) < 1):

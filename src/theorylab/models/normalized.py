@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.ranges import nonnegative
+
 Kind = Literal["none", "batch", "layer", "group", "rms", "weight"]
 
 
@@ -65,11 +67,6 @@ def _check_groups(groups: int, width: int) -> None:
         raise ValueError(f"a group must have at least two channels, got {groups} of {width}: a channel less its own mean is zero.")
 
 
-def _check_eps(eps: float) -> None:
-    if not (eps >= 0 and math.isfinite(eps)):
-        raise ValueError(f"eps must be at least 0 and finite, got {eps}.")
-
-
 class NormalizedMLP(nn.Module):
     r"""h_{l+1} = φ(gain ⊙ norm(h_l W_lᵀ) + shift), then a linear head without normalization.
 
@@ -118,7 +115,7 @@ class NormalizedMLP(nn.Module):
         super().__init__()
         if len(widths) < 3:
             raise ValueError(f"widths must name inputs, at least one hidden layer, and outputs, got {list(widths)}.")
-        _check_eps(eps)
+        nonnegative(eps=eps)
         for width in widths[1:-1] if normalization in ("layer", "group") else ():
             _check_groups(groups if normalization == "group" else 1, width)
         norms: dict[str, Callable[[Tensor], Tensor]] = {
@@ -184,7 +181,7 @@ class PreNormResidual(nn.Module):
         super().__init__()
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}.")
-        _check_eps(eps)
+        nonnegative(eps=eps)
         self.eps = eps
         self.embed = nn.Parameter(torch.randn(width, inputs) / math.sqrt(inputs))
         self.read = nn.ParameterList(torch.randn(width, width) / math.sqrt(width) for _ in range(blocks))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import positive
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -40,12 +42,6 @@ class Objective:
         return self.value(x) - self.minimum
 
 
-def _positive(**values: float) -> None:
-    for name, v in values.items():
-        if not v > 0:
-            raise ValueError(f"{name} must be positive, got {v}.")
-
-
 def huber(threshold: float, smoothness: float = 1.0) -> Objective:
     r"""The Huber function of the norm on the line: L x²/2 for \|x\| ≤ τ, then Lτ\|x\| − Lτ²/2; convex and L-smooth.
 
@@ -63,7 +59,7 @@ def huber(threshold: float, smoothness: float = 1.0) -> Objective:
 
     Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorem 3.2 (as the worst case of gradient descent).
     """
-    _positive(threshold=threshold, smoothness=smoothness)
+    positive(threshold=threshold, smoothness=smoothness)
 
     def value(x: Tensor) -> Tensor:
         r = torch.linalg.vector_norm(x, dim=-1)
@@ -90,7 +86,7 @@ def quadratic(eigenvalues: Tensor) -> Objective:
         4.0
     """
     low, high = float(eigenvalues.min()), float(eigenvalues.max())
-    _positive(eigenvalues=low)
+    positive(eigenvalues=low)
     return Objective(
         "quadratic",
         lambda x: (eigenvalues * x**2).sum(-1) / 2,
@@ -123,7 +119,7 @@ def resisting_maximum(dimension: int, radius: float = 1.0, lipschitz: float = 1.
 
     Source: Drori and Teboulle 2016, arXiv:1409.2636, Appendix A.
     """
-    _positive(dimension=dimension, radius=radius, lipschitz=lipschitz)
+    positive(dimension=dimension, radius=radius, lipschitz=lipschitz)
     side = radius / math.sqrt(dimension)
 
     def value(x: Tensor) -> Tensor:
@@ -158,7 +154,7 @@ def tridiagonal(dimension: int, smoothness: float = 1.0) -> Objective:
 
     Source: Nesterov 2004, Introductory Lectures on Convex Optimization, Section 2.1.2.
     """
-    _positive(dimension=dimension, smoothness=smoothness)
+    positive(dimension=dimension, smoothness=smoothness)
 
     def value(x: Tensor) -> Tensor:
         squares = x[..., 0] ** 2 + (x.diff(dim=-1) ** 2).sum(-1) + x[..., -1] ** 2
@@ -273,7 +269,7 @@ def strict_saddle(curvature: float = -1.0) -> Objective:
         >>> strict_saddle(-2.0).value(torch.tensor([[0.0, 0.0], [math.pi, 1.0]])).tolist()
         [2.0, -1.5]
     """
-    _positive(**{"−curvature": -curvature})
+    positive(**{"−curvature": -curvature})
     size = -curvature
     return Objective(
         f"strict saddle, λ = {curvature:.3g}",

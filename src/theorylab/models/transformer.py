@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from theorylab.core.ranges import nonnegative, whole
+
 Placement = Literal["pre", "post"]
 
 
@@ -114,9 +116,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         hidden = 4 * width if hidden is None else hidden
-        for name, value in (("tokens", tokens), ("width", width), ("outputs", outputs), ("layers", layers), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        whole(1, tokens=tokens, width=width, outputs=outputs, layers=layers, hidden=hidden)
+        nonnegative(eps=eps)
         if heads < 1 or width % heads:
             raise ValueError(f"heads must divide width, got {heads} heads for width {width}.")
         if placement not in get_args(Placement):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from theorylab.core.ranges import nonnegative, positive, whole
+
 
 class Erf(nn.Module):
     """The error function as an activation."""
@@ -34,7 +36,8 @@ class WideLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, weight_variance: float = 1.0, bias_variance: float = 0.0) -> None:
         super().__init__()
-        _check_variances(weight_variance, bias_variance)
+        positive(weight_variance=weight_variance)
+        nonnegative(bias_variance=bias_variance)
         self.scale, self.bias_scale = math.sqrt(weight_variance / inputs), math.sqrt(bias_variance)
         self.weight = nn.Parameter(torch.randn(outputs, inputs))
         self.bias = nn.Parameter(torch.randn(outputs)) if bias_variance else None
@@ -62,7 +65,8 @@ class WideConv2d(nn.Module):
         padding: Literal["circular", "zeros"] = "circular",
     ) -> None:
         super().__init__()
-        _check_variances(weight_variance, bias_variance)
+        positive(weight_variance=weight_variance)
+        nonnegative(bias_variance=bias_variance)
         if filter_size < 1 or filter_size % 2 == 0:
             raise ValueError(f"filter_size must be odd for the image to keep its size, got {filter_size}.")
         if padding not in ("circular", "zeros"):
@@ -210,12 +214,4 @@ def wide_cnn(
 def _check(activation: str, name: str, layers: int, least: int) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {activation!r}.")
-    if layers < least:
-        raise ValueError(f"{name} must be at least {least}, got {layers}.")
-
-
-def _check_variances(weight_variance: float, bias_variance: float) -> None:
-    if not (weight_variance > 0 and math.isfinite(weight_variance)):
-        raise ValueError(f"weight_variance must be positive and finite, got {weight_variance}.")
-    if not (bias_variance >= 0 and math.isfinite(bias_variance)):
-        raise ValueError(f"bias_variance must be at least 0 and finite, got {bias_variance}.")
+    whole(least, **{name: layers})

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import nonnegative
+
 MOST_ROWS = 22
 """Rows up to which all signs are enumerated: 4 million of them."""
 
@@ -45,12 +47,16 @@ def linear_supremum(x: Tensor, signs: Tensor, radius: float) -> Tensor:
     Returns:
         (m,).
 
+    Raises:
+        ValueError: ``radius`` is negative or not finite.
+
     Example:
         >>> linear_supremum(torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]]), 2.0)
         tensor([7., 1.])
 
     Source: Bartlett and Mendelson 2002, JMLR 3:463-482, Section 4.3 (kernel expansions).
     """
+    nonnegative(radius=radius)
     return radius / len(x) * (signs @ x).norm(dim=1)  # not from K: where the signs nearly cancel, its square keeps half of the digits
 
 
@@ -58,7 +64,7 @@ def linear_rademacher(x: Tensor, radius: float) -> float:
     """Empirical Rademacher complexity of linear predictors of norm at most ``radius``, over all 2^n signs.
 
     Raises:
-        ValueError: more rows than can be enumerated.
+        ValueError: more rows than can be enumerated, or a radius that is negative or not finite.
 
     Example:
         >>> linear_rademacher(torch.tensor([[3.0], [4.0]], dtype=torch.float64), 2.0)  # the mean of 7 and 1
@@ -74,6 +80,9 @@ def linear_rademacher_bound(x: Tensor, radius: float) -> float:
 
     Attained by orthogonal rows; and never more than √2 above the complexity itself (Khinchin and Kahane).
 
+    Raises:
+        ValueError: ``radius`` is negative or not finite.
+
     Example:
         >>> linear_rademacher_bound(torch.tensor([[3.0], [4.0]]), 2.0)
         5.0
@@ -81,4 +90,5 @@ def linear_rademacher_bound(x: Tensor, radius: float) -> float:
     Source: Bartlett and Mendelson 2002, JMLR 3:463-482, Lemma 22; the constant √2 is Latała and Oleszkiewicz 1994, Studia Mathematica
     109:101-104.
     """
+    nonnegative(radius=radius)
     return radius / len(x) * math.sqrt(float(x.square().sum()))

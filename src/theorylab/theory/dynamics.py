@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from theorylab.theory.arguments import below_one, positive
+from theorylab.core.ranges import below_one, positive
 from theorylab.theory.edges import stability_threshold
 
 REGULARIZATION = 1 / 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from theorylab.theory.arguments import below_one, positive
+from theorylab.core.ranges import below_one, positive
 
 
 def stability_threshold(lr: float, momentum: float = 0.0, *, method: Literal["polyak", "nesterov"] = "polyak") -> float:

@@ -231,6 +231,9 @@ def quadratic_game(linear: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, n
         linear: w, (n,).
         pairs: Q, symmetric (n, n); its diagonal is ignored.
 
+    Raises:
+        ValueError: ``pairs`` is not (n, n), or not symmetric.
+
     Example:
         >>> table, values = quadratic_game(np.array([1.0, 2.0]), np.array([[0.0, 4.0], [4.0, 0.0]]))
         >>> table.tolist(), values.tolist()
@@ -238,6 +241,8 @@ def quadratic_game(linear: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, n
 
     Source: Deng and Papadimitriou 1994, doi:10.1287/moor.19.2.257, Theorem 1 (games on weighted graphs).
     """
+    if np.shape(pairs) != (len(linear), len(linear)) or not np.allclose(pairs, pairs.T):
+        raise ValueError(f"pairs must be symmetric ({len(linear)}, {len(linear)}): give each pair's worth twice, as Q_ij and Q_ji.")
     off = pairs - np.diag(np.diag(pairs))
     inside = membership(len(linear)).astype(float)
     return inside @ linear + np.einsum("si,ij,sj->s", inside, off, inside) / 2, linear + off.sum(1) / 2

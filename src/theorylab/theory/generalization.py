@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from theorylab.theory.arguments import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive
 
 
 def pac_bayes_slack(kl: float, n: int, delta: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from theorylab.theory.arguments import positive
+from theorylab.core.ranges import positive
 
 
 def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:

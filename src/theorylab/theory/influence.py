@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from theorylab.core.ranges import nonnegative, positive
 from theorylab.theory.games import fourier
 
 
@@ -36,8 +37,7 @@ def hat_values(x: np.ndarray, penalty: float) -> np.ndarray:
 
     Source: Hoaglin and Welsch 1978, doi:10.1080/00031305.1978.10479237 (the hat matrix).
     """
-    if not penalty >= 0:
-        raise ValueError(f"penalty must be at least 0, got {penalty}.")
+    nonnegative(penalty=penalty)
     x = np.asarray(x, dtype=float)
     gram = x.T @ x + penalty * np.eye(x.shape[1])
     return np.einsum("ij,ji->i", x, np.linalg.solve(gram, x.T))
@@ -54,7 +54,7 @@ def press_residuals(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
         penalty: λ, at least 0.
 
     Raises:
-        ValueError: shapes that do not fit, or a negative penalty.
+        ValueError: shapes that do not fit, a negative penalty, or a row of leverage 1.
 
     Example:
         >>> press_residuals(np.array([[1.0], [1.0]]), np.array([0.0, 2.0]), 0.0).tolist()
@@ -64,7 +64,10 @@ def press_residuals(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     """
     x, y = _design(x, y)
     theta = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
-    return (y - x @ theta) / (1 - hat_values(x, penalty))
+    left = 1 - hat_values(x, penalty)
+    if not left.min() > 1e-12:  # rounding of one
+        raise ValueError(f"row {left.argmin()} has leverage 1: the rows without it do not determine a solution. Give a positive penalty.")
+    return (y - x @ theta) / left
 
 
 def ridge_leave_one_out(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
@@ -76,6 +79,9 @@ def ridge_leave_one_out(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndar
         x: X, (n, d).
         y: (n,).
         penalty: λ of the sum of squares, at least 0.
+
+    Raises:
+        ValueError: as `press_residuals`.
 
     Example:
         >>> ridge_leave_one_out(np.array([[1.0], [1.0]]), np.array([0.0, 2.0]), 0.0).tolist()
@@ -90,6 +96,11 @@ def ridge_leave_one_out(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndar
 
 def _logistic(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row gradients (n, d), weights p(1 − p) (n,), and the Hessian of the objective (d, d)."""
+    positive(decay=decay)
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f"y must hold labels 0 and 1, got {np.unique(y)[:5].tolist()}.")
+    if np.shape(theta) != x.shape[1:]:
+        raise ValueError(f"theta must be (d,), one for each of the {x.shape[1]} columns of x, got {np.shape(theta)}.")
     p = 1 / (1 + np.exp(-x @ theta))
     curvature = p * (1 - p)
     return (p - y)[:, None] * x, curvature, (x.T * curvature) @ x / len(x) + decay * np.eye(x.shape[1])
@@ -109,7 +120,7 @@ def logistic_derivative(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay: 
         damping: In place of λ in H, to see what a wrong one does.
 
     Raises:
-        ValueError: shapes that do not fit, or a decay that is not positive.
+        ValueError: shapes that do not fit, labels other than 0 and 1, or a decay that is not positive.
 
     Example:
         >>> logistic_derivative(np.zeros(1), np.array([[1.0], [1.0]]), np.array([0.0, 1.0]), 0.25).tolist()
@@ -118,8 +129,8 @@ def logistic_derivative(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay: 
     Source: Koh and Liang 2017, arXiv:1703.04730, Section 2.1 and Appendix A.
     """
     x, y = _design(x, y)
-    if not decay > 0:
-        raise ValueError(f"decay must be positive, got {decay}.")
+    if damping is not None:
+        nonnegative(damping=damping)
     gradients, _, hessian = _logistic(theta, x, y, decay)
     hessian = hessian if damping is None else hessian + (damping - decay) * np.eye(len(theta))
     return -np.linalg.solve(hessian, gradients.T).T / len(x)
@@ -140,6 +151,9 @@ def newton_leave_one_out(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay:
     Returns:
         The changes, (n, d).
 
+    Raises:
+        ValueError: as `logistic_derivative`.
+
     Example:
         >>> newton_leave_one_out(np.zeros(1), np.array([[1.0], [1.0]]), np.array([0.0, 1.0]), 0.25).round(4).tolist()
         [[0.6667], [-0.6667]]
@@ -152,6 +166,9 @@ def newton_leave_one_out(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay:
 
 def logistic_leverages(theta: np.ndarray, x: np.ndarray, y: np.ndarray, decay: float) -> np.ndarray:
     r"""Leverages :math:`h_i = \frac1n p_i(1 - p_i)\, x_i^\top H^{-1} x_i` of logistic regression, (n,), each in [0, 1).
+
+    Raises:
+        ValueError: as `logistic_derivative`.
 
     Example:
         >>> logistic_leverages(np.zeros(1), np.array([[1.0], [1.0]]), np.array([0.0, 1.0]), 0.25).tolist()

@@ -7,8 +7,8 @@ from typing import Literal, TypeVar
 
 import torch
 
+from theorylab.core.ranges import below_one, nonnegative, positive
 from theorylab.theory.activations import DUALS, relu
-from theorylab.theory.arguments import below_one, nonnegative, positive
 
 Placement = Literal["pre", "post"]
 Number = TypeVar("Number", float, torch.Tensor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from theorylab.theory.arguments import positive
+from theorylab.core.ranges import positive
 
 
 def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.0, curvature: float = 0.0, radius: float = 1.0) -> float:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from theorylab.theory.arguments import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive
 from theorylab.theory.dynamics import sgd_stationary_variance
 
 Norm = Literal["l1", "l2", "linf", "frobenius", "spectral", "nuclear"]
@@ -165,7 +165,9 @@ def ridge_minimizer(minimizer: np.ndarray, curvature: np.ndarray, decay: float) 
     Source: elementary; the contrast with decoupled decay is Loshchilov and Hutter 2019, arXiv:1711.05101, Section 2.
     """
     nonnegative(decay=decay)
-    positive(curvature=float(np.min(curvature)))
+    positive(curvature=curvature)
+    if np.shape(minimizer) != np.shape(curvature):
+        raise ValueError(f"curvature must have the shape of minimizer, got {np.shape(curvature)} and {np.shape(minimizer)}.")
     return curvature * minimizer / (curvature + decay)
 
 
@@ -245,7 +247,9 @@ def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: f
 
     Source: Malladi et al. 2022, arXiv:2205.10287, Section 4 (the equation of Adam), on a quadratic in the limit of dominating noise.
     """
-    positive(noise=noise, lr=lr, curvature=float(np.min(curvature)))
+    if np.ndim(curvature) != 1 or np.shape(curvature) != np.shape(start):
+        raise ValueError(f"curvature and start must both be (d,), got {np.shape(curvature)} and {np.shape(start)}.")
+    positive(noise=noise, lr=lr, curvature=curvature)
     nonnegative(steps=steps)
     decay = np.exp(-2 * lr * curvature * steps / noise)
     return float(0.5 * (curvature * start**2 * decay + lr * noise / 2 * (1 - decay)).sum())
@@ -262,7 +266,7 @@ def gradient_noise_scale(hessian: np.ndarray, covariance: np.ndarray, gradient: 
         gradient: g, (d,), along which the curvature is positive.
 
     Raises:
-        ValueError: gᵀHg is not positive, so that no step along g is best.
+        ValueError: shapes that do not fit, or gᵀHg is not positive, so that no step along g is best.
 
     Example:
         >>> gradient_noise_scale(np.diag([1.0, 3.0]), np.eye(2), np.array([1.0, 0.0]))
@@ -270,6 +274,8 @@ def gradient_noise_scale(hessian: np.ndarray, covariance: np.ndarray, gradient: 
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.8; the simple scale is equation 2.9.
     """
+    if np.shape(covariance) != np.shape(hessian):
+        raise ValueError(f"covariance must be (d, d) as hessian is, got {np.shape(covariance)} and {np.shape(hessian)}.")
     return float(np.sum(hessian * covariance)) / _curvature_along(hessian, gradient)
 
 
@@ -285,7 +291,7 @@ def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_sca
         noise_scale: B_n, from `gradient_noise_scale`.
 
     Raises:
-        ValueError: ``batch`` is not positive, ``noise_scale`` negative, or gᵀHg not positive, so that no step along g is best.
+        ValueError: ``batch`` is not positive, ``noise_scale`` negative, shapes do not fit, or gᵀHg is not positive: no step is best.
 
     Example:
         >>> best_step(np.eye(2), np.array([2.0, 0.0]), 3.0, 1.0)
@@ -293,7 +299,8 @@ def best_step(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_sca
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.6.
     """
-    return float(gradient @ gradient) / _curvature_along(hessian, gradient) * _efficiency(batch, noise_scale)
+    along = _curvature_along(hessian, gradient)
+    return float(gradient @ gradient) / along * _efficiency(batch, noise_scale)
 
 
 def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, noise_scale: float) -> float:
@@ -308,7 +315,7 @@ def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, n
         noise_scale: B_n, from `gradient_noise_scale`.
 
     Raises:
-        ValueError: ``batch`` is not positive, ``noise_scale`` negative, or gᵀHg not positive, so that no step along g is best.
+        ValueError: ``batch`` is not positive, ``noise_scale`` negative, shapes do not fit, or gᵀHg is not positive: no step is best.
 
     Example:
         >>> expected_decrease(np.eye(2), np.array([2.0, 0.0]), np.inf, 1.0), expected_decrease(np.eye(2), np.array([2.0, 0.0]), 1.0, 1.0)
@@ -316,10 +323,13 @@ def expected_decrease(hessian: np.ndarray, gradient: np.ndarray, batch: float, n
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, Section 2.2, equation 2.7.
     """
-    return float(gradient @ gradient) ** 2 / (2 * _curvature_along(hessian, gradient)) * _efficiency(batch, noise_scale)
+    along = _curvature_along(hessian, gradient)
+    return float(gradient @ gradient) ** 2 / (2 * along) * _efficiency(batch, noise_scale)
 
 
 def _curvature_along(hessian: np.ndarray, gradient: np.ndarray) -> float:
+    if np.ndim(gradient) != 1 or np.shape(hessian) != np.shape(gradient) * 2:
+        raise ValueError(f"hessian must be (d, d) where gradient is (d,), got {np.shape(hessian)} and {np.shape(gradient)}.")
     along = float(gradient @ hessian @ gradient)
     if not along > 0:
         raise ValueError(f"the curvature along the gradient must be positive for a best step, got gᵀHg = {along:g}.")

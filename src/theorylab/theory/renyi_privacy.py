@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import get_args
 
 import numpy as np
 from scipy.special import gammaln
 
 from theorylab.core.privacy_ledger import Adjacency
+from theorylab.core.ranges import nonnegative
 
 ORDERS = tuple(np.concatenate([1 + np.geomspace(0.01, 1, 24)[:-1], np.geomspace(2, 1024, 120)]).tolist())
 """Orders over which ε is minimized: fine enough to lose less than a thousandth of it.
@@ -36,11 +38,11 @@ def integer_order_rdp(q: float, sigma: float, order: int) -> float:
 
     Source: Mironov, Talwar and Zhang 2019, arXiv:1908.10530, Section 3.3 (computing A_α for integer α).
     """
-    _in_range(q, sigma)
-    if order != int(order) or order < 2:
+    _check(q, sigma, "add_remove")
+    if not (2 <= order < math.inf and order == int(order)):
         raise ValueError(f"order must be a whole number of at least 2, got {order}; `sampled_rdp` takes any order above 1.")
     if q == 1:
-        return order / (2 * sigma**2)
+        return _unsampled(sigma, order, "add_remove")
     k = np.arange(int(order) + 1)
     log_binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     terms = log_binomial + (order - k) * math.log1p(-q) + k * math.log(q) + (k * k - k) / (2 * sigma**2)
@@ -73,13 +75,17 @@ def sampled_rdp(q: float, sigma: float, order: float, adjacency: Adjacency = "ad
     Source: Mironov, Talwar and Zhang 2019, arXiv:1908.10530, Theorems 4 and 5 (which direction is larger); for replacement, the pair of
     Lebeda et al. 2024, arXiv:2405.20769.
     """
-    _in_range(q, sigma)
+    _check(q, sigma, adjacency)
     if not 1 < order < math.inf:
         raise ValueError(f"order must be above 1 and finite, got {order}.")
-    shift = 2 if adjacency == "replace_one" else 1
     if q == 1:
-        return order * shift**2 / (2 * sigma**2)
+        return _unsampled(sigma, order, adjacency)
     return _divergence(q, sigma, (float(order),), adjacency)[0]
+
+
+def _unsampled(sigma: float, order: float, adjacency: Adjacency) -> float:
+    """Of two normals, which lie one clipping norm apart, or two where a row is replaced."""
+    return order * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
 
 
 MOST_POINTS = 100_000
@@ -108,11 +114,14 @@ def rdp_curve(q: float, sigma: float, adjacency: Adjacency = "add_remove") -> np
     """`sampled_rdp` of one step at all of ``ORDERS``; infinite, which is no claim, at high orders under little noise.
 
     Those would need the longest grids, and under little noise the best order is near 1.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
-    _in_range(q, sigma)
+    _check(q, sigma, adjacency)
     orders = np.array(ORDERS)
     if q == 1:
-        return orders * (2 if adjacency == "replace_one" else 1) ** 2 / (2 * sigma**2)
+        return np.array([_unsampled(sigma, order, adjacency) for order in ORDERS])
     within = orders <= 2 + MOST_POINTS * _grid_step(sigma)
     return np.concatenate([_divergence(q, sigma, tuple(orders[within].tolist()), adjacency), np.full((~within).sum(), math.inf)])
 
@@ -125,7 +134,7 @@ def rdp_to_epsilon(divergences: np.ndarray, delta: float, orders: np.ndarray | N
     and 0 where already the total variation is at most δ, :math:`\sqrt{1-e^{-D}}\le\delta`.
 
     Args:
-        divergences: D of the whole run, one an order.
+        divergences: D ≥ 0 of the whole run, one an order; infinite where an order claims nothing.
         delta: In (0, 1).
         orders: α > 1; ``ORDERS`` by default.
 
@@ -138,11 +147,9 @@ def rdp_to_epsilon(divergences: np.ndarray, delta: float, orders: np.ndarray | N
 
     Source: Canonne, Kamath and Steinke 2020, arXiv:2004.00010, Proposition 12 (the conversion).
     """
-    alpha = np.array(ORDERS if orders is None else orders, dtype=float)
+    divergences, alpha = _curve(divergences, orders)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie in (0, 1), got {delta}.")
-    if np.shape(divergences) != alpha.shape or not (alpha > 1).all():
-        raise ValueError(f"divergences must be one for each order above 1, got shapes {np.shape(divergences)} and {alpha.shape}.")
     if math.sqrt(-math.expm1(-float(np.min(divergences)))) <= delta:  # Bretagnolle and Huber; orders above 1 bound order 1
         return 0.0
     epsilons = divergences + np.log1p(-1 / alpha) - (math.log(delta) + np.log(alpha)) / (alpha - 1)
@@ -155,9 +162,12 @@ def rdp_to_delta(divergences: np.ndarray, epsilon: float, orders: np.ndarray | N
     .. math:: \delta = \min_\alpha\; \frac{e^{(\alpha-1)(D_\alpha-\varepsilon)}}{\alpha-1}\Bigl(1-\frac1\alpha\Bigr)^\alpha
 
     Args:
-        divergences: D of the whole run, one an order.
+        divergences: D ≥ 0 of the whole run, one an order; infinite where an order claims nothing.
         epsilon: At least 0.
         orders: α > 1; ``ORDERS`` by default.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> curve = 1000 * rdp_curve(1.0, 50.0)
@@ -166,7 +176,8 @@ def rdp_to_delta(divergences: np.ndarray, epsilon: float, orders: np.ndarray | N
 
     Source: Canonne, Kamath and Steinke 2020, arXiv:2004.00010, Proposition 12.
     """
-    alpha = np.array(ORDERS if orders is None else orders, dtype=float)
+    divergences, alpha = _curve(divergences, orders)
+    nonnegative(epsilon=epsilon)
     logs = (alpha - 1) * (divergences - epsilon + np.log1p(-1 / alpha)) - np.log(alpha)
     return min(1.0, math.exp(min(0.0, float(logs.min()))), math.sqrt(-math.expm1(-float(np.min(divergences)))))
 
@@ -176,7 +187,21 @@ def _grid_step(sigma: float) -> float:
     return min(sigma / 8, sigma**2 / 4)
 
 
-def _in_range(q: float, sigma: float) -> None:
+def _curve(divergences: np.ndarray, orders: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Divergences and their orders, both (order,)."""
+    found, alpha = np.asarray(divergences, dtype=float), np.asarray(ORDERS if orders is None else orders, dtype=float)
+    if found.shape != alpha.shape or alpha.size == 0 or not ((alpha > 1) & (alpha < math.inf)).all():
+        raise ValueError(f"divergences must be one for each finite order above 1, got shapes {found.shape} and {alpha.shape}.")
+    if not (found >= 0).all():
+        raise ValueError(
+            f"divergences must not be negative or NaN, got {found[~(found >= 0)][0]}: an order that claims nothing is infinite."
+        )
+    return found, alpha
+
+
+def _check(q: float, sigma: float, adjacency: Adjacency) -> None:
+    if adjacency not in get_args(Adjacency):
+        raise ValueError(f"adjacency must be one of {', '.join(get_args(Adjacency))}, got {adjacency!r}.")
     if not 0 < q <= 1:
         raise ValueError(f"q must lie in (0, 1], got {q}.")
     if not 0 < sigma < math.inf:

@@ -15,8 +15,8 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import digamma
 
+from theorylab.core.ranges import nonnegative, positive
 from theorylab.theory.activations import DUALS
-from theorylab.theory.arguments import nonnegative, positive
 
 
 def _expectations(activation: str, q: float, c: float = 1.0) -> tuple[float, float]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from theorylab.core.ranges import nonnegative, positive
 from theorylab.theory.activations import DUALS
-from theorylab.theory.arguments import nonnegative, positive
 
 
 @dataclass(frozen=True)

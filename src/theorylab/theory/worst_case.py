@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from theorylab.theory.arguments import positive
+from theorylab.core.ranges import positive
 from theorylab.theory.optimization import (
     gd_worst_case,
     nonconvex_gradient_bound,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, replica_ones, selectable, spread
+from theorylab.core.ranges import nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, replica_ones, selectable, spread
 
 
 @selectable

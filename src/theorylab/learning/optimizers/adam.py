@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, below_one, nonnegative, replica_ones, selectable, spread
+from theorylab.core.ranges import below_one, nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, replica_ones, selectable, spread
 
 
 @selectable

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec
@@ -17,7 +14,6 @@ Params = dict[str, Tensor]
 Hyper = float | Tensor
 """A hyper-parameter: one number for all replicas, or a tensor (replica,) with one each."""
 Arguments = ParamSpec("Arguments")
-_checked: ContextVar[bool] = ContextVar("checked", default=True)
 
 
 @dataclass(frozen=True)
@@ -118,40 +114,3 @@ def unit(grads: Params) -> Params:
     norm = torch.stack([g.square().reshape(len(g), -1).sum(1) for g in scaled.values()]).sum(0).sqrt()
     norm = torch.where(norm > 0, norm, torch.ones_like(norm))
     return {k: g / spread(norm, g) for k, g in scaled.items()}
-
-
-def nonnegative(**hypers: Hyper) -> None:
-    """Refuse hyper-parameters below zero or not finite; an argument's name is the keyword.
-
-    Raises:
-        ValueError: naming the first such.
-    """
-    _within(hypers, math.inf, "must be at least 0 and finite")
-
-
-def below_one(**hypers: Hyper) -> None:
-    """Refuse hyper-parameters outside [0, 1), which averages over the past need; an argument's name is the keyword.
-
-    Raises:
-        ValueError: naming the first such.
-    """
-    _within(hypers, 1.0, "must lie in [0, 1)")
-
-
-def _within(hypers: dict[str, Hyper], end: float, what: str) -> None:
-    if not _checked.get():
-        return
-    for name, hyper in hypers.items():
-        least, most = (float(hyper.min()), float(hyper.max())) if isinstance(hyper, Tensor) else (hyper, hyper)
-        if not (least >= 0 and most < end):
-            raise ValueError(f"{name} {what}, got {least if not least >= 0 else most:g}.")
-
-
-@contextmanager
-def unchecked() -> Iterator[None]:
-    """Optimizers made here take their hyper-parameters as they are: those of a schedule, made anew at every step, were checked before."""
-    token = _checked.set(False)
-    try:
-        yield
-    finally:
-        _checked.reset(token)

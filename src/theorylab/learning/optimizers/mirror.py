@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, selectable, spread
+from theorylab.core.ranges import nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
 @selectable

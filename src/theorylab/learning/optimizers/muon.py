@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import below_one, nonnegative
 from theorylab.learning.matrix_steps import for_matrices
-from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, nonnegative, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, selectable, spread
 from theorylab.linalg.orthogonalize import newton_schulz, polar_factor
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, replica_ones, selectable, spread
+from theorylab.core.ranges import nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, replica_ones, selectable, spread
 
 
 @selectable

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, nonnegative, selectable, spread
+from theorylab.core.ranges import below_one, nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable, spread
 
 
 @selectable

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, nonnegative, selectable, unit
+from theorylab.core.ranges import nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable, unit
 
 
 @selectable

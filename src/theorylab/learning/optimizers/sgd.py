@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, below_one, nonnegative, selectable, spread
+from theorylab.core.ranges import below_one, nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, add_scaled, selectable, spread
 
 
 @selectable

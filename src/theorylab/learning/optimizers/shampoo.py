@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import below_one, nonnegative
 from theorylab.learning.matrix_steps import for_matrices
-from theorylab.learning.optimizers.base import Hyper, Optimizer, below_one, nonnegative, replica_ones, selectable, spread
+from theorylab.learning.optimizers.base import Hyper, Optimizer, replica_ones, selectable, spread
 from theorylab.linalg.orthogonalize import inverse_root
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, selectable, spread, unit
+from theorylab.core.ranges import nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread, unit
 
 
 @selectable

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from theorylab.core.arguments import given
-from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, nonnegative, selectable, spread
+from theorylab.core.ranges import nonnegative
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, selectable, spread
 
 
 @selectable

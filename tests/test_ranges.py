@@ -1,0 +1,39 @@
+"""The checks of numbers that every layer shares."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from theorylab.core import ranges
+from theorylab.learning.optimizers.adam import adam
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        (ranges.positive, (1e-300, 2, np.float32(0.5)), (0.0, -1.0)),
+        (ranges.nonnegative, (0, 0.0, 3.5), (-1e-300, -1)),
+        (ranges.below_one, (0, 0.999), (1, 1.5, -0.1)),
+        (lambda **values: ranges.whole(2, **values), (2, 7.0, np.int64(3)), (1, 2.5, 0)),
+    ],
+    ids=["positive", "nonnegative", "below_one", "whole"],
+)
+def test_a_range_takes_what_lies_in_it_and_names_what_does_not(check, good, bad) -> None:
+    for value in good:
+        check(size=value)
+        check(size=torch.tensor([float(value)] * 2, dtype=torch.float64))
+    for value in (*bad, math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=r"^size must .*, got"):
+            check(size=value)
+        with pytest.raises(ValueError, match=r"^size must .*, got"):
+            check(size=torch.tensor([float(good[-1]), value], dtype=torch.float64))
+    for value in ("x", None, [1.0], 1j):
+        with pytest.raises(TypeError, match=r"^size must be a number"):
+            check(size=value)
+
+
+def test_an_optimizer_names_what_is_no_number() -> None:
+    with pytest.raises(TypeError, match=r"^betas\[0\] must be a number"):
+        adam(lr=0.1, betas=("x", 0.9))  # pyright: ignore[reportArgumentType]
