@@ -18,6 +18,7 @@ import theorylab as tl
 from theorylab.core.instrument import Instrument, instruments
 from theorylab.core.operator import Operator
 from theorylab.core.seeds import derived_seed
+from theorylab.learning.memorizing import memorizing_population
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.studies.convolution.cntk import CntkConfig, drawn_images
 from theorylab.studies.generalization.kernels import KernelsConfig, on_sphere, targets
@@ -63,6 +64,20 @@ def test_weights_of_a_replica_are_not_numbers_of_its_data() -> None:
     x, _ = tasks(config)
     for k, w in enumerate(dense(config, [5, 5, 1], bias=False)["w0"]):
         assert not bool(torch.isin(w * 5**0.5 / config.gain, x[k]).any())
+
+
+def test_weights_of_a_memorizing_network_are_not_numbers_of_its_data() -> None:
+    class Drawn(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(16, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    population = memorizing_population(Drawn, rows=3, inputs=16, optimizer=sgd(0.1), seeds=[0], batch_size=None)
+    weights, x = population.params["weight"], population.problem(0).batches[0][0][0]
+    assert float(torch.cosine_similarity(weights, x, dim=-1).abs().max()) < 0.99
 
 
 def test_targets_of_the_first_replica_are_not_its_inputs() -> None:
