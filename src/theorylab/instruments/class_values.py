@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from theorylab.core.seeds import derived_seed
 from theorylab.instruments.games import Worth
 from theorylab.instruments.labelled_rows import check_classes, check_split
 from theorylab.instruments.valuation import shapley
@@ -147,7 +148,7 @@ def class_wise_shapley(
             while not bool(context.any()):  # a model needs rows of another class
                 context[others] = torch.rand(len(others), generator=generator, device="cpu") < 0.5
             game, _ = class_game(x, y, x_test, y_test, label=label, context=context, learner=learner, l2=l2)
-            one = shapley(game, len(players), budget=spend, seed=seed + k)
+            one = shapley(game, len(players), budget=spend, seed=derived_seed(seed, "orders", int(label), k))
             found.append(one.values)
             asked, done = asked + one.evaluations, done + 1
             if progress is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from theorylab.core.estimate import Estimate
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.problem import Params, Problem, finite
+from theorylab.core.seeds import derived_seed
 from theorylab.core.source import Source
 from theorylab.instruments.predictions import not_classification, predictions, row_errors
 
@@ -43,7 +44,7 @@ def noise_scale(params: Params, kind: Kind) -> Params:
 def _draws(problem: Problem, scale: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
     """Perturbations (p,) of unit size; each of a generator of its own, made anew at every pass, so that they are never all held."""
     for i in range(draws):
-        generator = torch.Generator().manual_seed(seed + i)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "draw", i))
         yield scale * torch.randn(problem.P, generator=generator, dtype=torch.float64, device="cpu").to(scale)
 
 

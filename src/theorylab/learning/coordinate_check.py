@@ -120,7 +120,7 @@ def coordinate_check(
         optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths.
         steps: At least 1. A few: after many the loss is fitted and the slopes say something else.
         seeds: How many initial networks a width, at least 2; or which.
-        seed: Added to the numbers of the seeds.
+        seed: Of the batch, and with the number of each network of that network.
         dtype: Of the models.
         device: Where they are trained; the batch is sent there. Initial values are those of the CPU.
 
@@ -150,8 +150,8 @@ def coordinate_check(
     for width in widths:
         rows.append([])
         for s in chosen:
-            model = seeded(lambda width=width: make_model(width), seed + s, dtype=dtype).to(device)
-            noise = derived_seed(seed + s, "noise")
+            model = seeded(lambda width=width: make_model(width), derived_seed(seed, "network", s), dtype=dtype).to(device)
+            noise = derived_seed(seed, "noise", s)
             # the same dropout before and after, or what changed would be its masks
             with seeded_generators(noise, torch.device(device)):
                 before, trained = _activations(model, x), optimizer(list(model.parameters()))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from theorylab.core.seeds import derived_seed
 from theorylab.data.synthetic import random_labels
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
@@ -52,7 +53,7 @@ def memorizing_population(
         >>> bool(p.losses()[0] == p.losses()[1]), bool(p.losses()[0] == p.losses()[2])
         (True, False)
     """
-    data = {s: random_labels(rows, inputs, seed=s, dtype=dtype) for s in seeds}
+    data = {s: random_labels(rows, inputs, seed=derived_seed(s, "data"), dtype=dtype) for s in seeds}
     return Population(
         make_model,
         binary_cross_entropy_with_logits,

@@ -64,7 +64,7 @@ def shadow_models(
     """Train a population in which every row is in the training set of a random half of the models.
 
     Args:
-        make_model: Builds one network; model k starts from seed + k.
+        make_model: Builds one network; model k starts from a seed of its own, derived from ``seed``.
         loss: As for `Population`.
         data: Inputs and targets, (n, ...).
         optimizer: From `theorylab.learning.optimizers`.
@@ -92,7 +92,7 @@ def shadow_models(
 
     Source: Carlini et al. 2022, arXiv:2112.03570, the set-up of the evaluation (every row in half of the models).
     """
-    membership, seeds = random_halves(models, len(data[0]), seed), tuple(range(seed, seed + models))
+    membership, seeds = random_halves(models, len(data[0]), seed), tuple(derived_seed(seed, "model", k) for k in range(models))
     training = Training(make_model, loss, data, optimizer, steps, _parameters, batch_size, dtype, "cpu", "auto")
     members = membership.to(dtype), seeds
     found = train_members(training, members, chunk=chunk, jobs=jobs, folder=folder, progress=progress)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from theorylab.core.estimate import Estimate
 from theorylab.core.operator import Operator
+from theorylab.core.seeds import derived_seed
 from theorylab.linalg.lanczos import Krylov, check_symmetric
 from theorylab.linalg.trace import signs
 
@@ -50,7 +51,7 @@ def logdet(A: Operator, shift: float = 0.0, n: int = 10, *, steps: int = 50, low
         )
     upper_sums, lower_sums = [], []
     for k, z in enumerate(signs(A, n, seed).unbind(1)):
-        krylov = Krylov(A, z, torch.Generator().manual_seed(seed + k))
+        krylov = Krylov(A, z, torch.Generator().manual_seed(derived_seed(seed, "directions", k)))
         while len(krylov) < min(steps, A.shape[0]) and len(krylov.blocks) == 1:
             krylov.step()
         T, rounding = krylov.tridiagonal().matrix(), krylov.rounding
