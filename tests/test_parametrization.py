@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from theorylab.learning.coordinate_check import coordinate_check
 from theorylab.learning.optimizers.adam import adam
@@ -269,6 +269,28 @@ def test_mup_of_transposed_convolutions_passes_the_check() -> None:
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     found = coordinate_check(mup(net, 8), [8, 16, 32, 64], lambda out, y: (out - y).square().mean(), (x, torch.ones(4, 1, 11, 11)))
     assert all(abs(slope.value) < 0.3 for slope in found.slopes.values()), found.slopes
+
+
+class Gated(nn.Module):
+    """A recurrent layer, whose output is a tuple, and an input that scales."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.recurrent, self.out = nn.GRU(3, width, batch_first=True), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.out(scale * self.recurrent(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_check_calls_models_as_a_problem_does(context: Callable[[], Any]) -> None:
+    x, scale, y = torch.randn(6, 4, 3), torch.ones(6, 1), torch.arange(6) % 2
+    wanted = coordinate_check(Gated, [4, 8, 16], data=((x, scale), y))
+    assert set(wanted.slopes) == {"recurrent", "out"}
+    with context():
+        data = {"x": x.clone(), "scale": scale.clone()}, y.clone()
+        found = coordinate_check(Gated, [4, 8, 16], data=data)
+    assert all(torch.equal(found.changes[name], wanted.changes[name]) for name in wanted.changes)
 
 
 def test_dropout_has_the_same_masks_before_and_after() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.batches import map_tensors
+from theorylab.core.batches import as_call, map_tensors, tensors_of
 from theorylab.core.estimate import Estimate
 from theorylab.core.generators import seed_generators, seeded_generators
 from theorylab.core.layers import has_parts, named_layers
@@ -57,25 +57,31 @@ class CoordinateCheck:
 
 
 def _activations(model: nn.Module, x: Any) -> dict[str, Tensor]:
-    """Outputs of all modules without children of their own, by name, in the order of the pass; a module's last use counts."""
+    """Outputs of all modules without children of their own, by name, in the order of the pass: of several the first, at the last use."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
+            first = next(iter(tensors_of(output)), None)  # of a recurrent layer's outputs and states
+            if first is not None and first.is_floating_point():
                 seen.pop(name, None)
-                seen[name] = output.detach().clone()
+                seen[name] = first.detach().clone()
 
         return hook
 
     handles = [m.register_forward_hook(keep(name or "model")) for name, m in named_layers(model) if not has_parts(m)]
     try:
         with torch.no_grad():
-            model(x)
+            _called(model, x)
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _called(model: nn.Module, x: Any) -> Any:
+    args, kwargs = as_call(x)
+    return model(*args, **kwargs)
 
 
 def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
@@ -90,6 +96,8 @@ def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(max(2, outputs.shape[-1]), (len(x),), generator=generator, device="cpu")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def coordinate_check(
     make_model: Callable[[int], nn.Module],
     widths: Sequence[int],
@@ -115,7 +123,8 @@ def coordinate_check(
         make_model: ``make_model(width)``, any module; its leaf modules' outputs are what is followed.
         widths: At least three, different.
         loss: ``loss(outputs, targets)``, a scalar.
-        data: One batch (x, y), of the same ``dtype`` as the models. By default 256 normal rows, as long as the first linear layer takes
+        data: One batch (x, y), of the same ``dtype`` as the models, which are called as a `Problem` calls them: model(x), model(*x) for a
+            tuple or list, model(**x) for a dict. By default 256 normal rows, as long as the first linear layer takes
             them, with random classes: enough to check a parametrization.
         optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths.
         steps: At least 1. A few: after many the loss is fitted and the slopes say something else.
@@ -145,7 +154,7 @@ def coordinate_check(
         raise ValueError(f"steps must be at least 1, got {steps}.")
     widths = tuple(sorted(widths))
     batch = _random_batch(seeded(lambda: make_model(widths[0]), seed, dtype=dtype), seed) if data is None else data
-    x, y = map_tensors(lambda t: t.to(device), batch)
+    x, y = map_tensors(lambda t: t.clone().to(device), batch)  # autograd refuses what was made in inference mode
     rows: list[list[dict[str, float]]] = []
     for width in widths:
         rows.append([])
@@ -157,7 +166,7 @@ def coordinate_check(
                 before, trained = _activations(model, x), optimizer(list(model.parameters()))
                 for _ in range(steps):
                     trained.zero_grad(set_to_none=True)
-                    loss(model(x), y).backward()
+                    loss(_called(model, x), y).backward()
                     trained.step()
                 seed_generators(noise, torch.device(device))
                 after = _activations(model, x)

@@ -219,7 +219,7 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
         yield MOMENTUM.control_check(predicted=without, measured=trained.late(trained["sharpness"]), setting=f"{name}, against 2/η")
         figure.line(name, trained.steps, trained.values["sharpness"].mean(1) / edge)
         figure.line(f"{name}, batch {batch}", noisy.steps, noisy.values["sharpness"].mean(1) / edge, role="control")
-        figure.line(f"2/η ({method})", trained.steps, torch.full((len(trained.steps),), without / edge), role="control")
+        figure.line(f"2/η ({method.capitalize()})", trained.steps, torch.full((len(trained.steps),), without / edge), role="control")
     yield figure.line("edge of stability", trained.steps, torch.ones(len(trained.steps)), role="predicted")
 
     yield Stage("below the edge")
