@@ -13,7 +13,9 @@ At large the modulus is the paper's, 97, and of its table a half would be too mu
 knows the other half after 100, without any decay (one seed, from 5000). Of a quarter it was right on 3 % of the rest after 950 steps
 without decay and on 66 % with λ = 0.5. Two seeds from 0 of the first setting there, five decays from 0.125 and 10,000 steps, knew all of it
 after 320, 630, 1500 and 4100 steps with λ = 2, 1, 0.5 and 0.25; with 0.125 one of them did after 9300, and the other had not by the end,
-where without decay 6 % are right. The weakest decay is left out since, and the run ends at twice the time of the next.
+where without decay 6 % are right. The weakest decay is left out since, and the run ends at twice the time of the next. Four seeds from 0 of
+this setting all know the rest by then with every decay, and 5 % of it without; the worst ratio of neighbouring delays is 0.50 ± 0.03.
+The time to fit is 1.02 of that without decay, which one seed far out leaves open, as it does the control by that time.
 """
 
 from __future__ import annotations
