@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
@@ -194,3 +196,27 @@ def test_inference_mode_does_not_matter(measure: Callable[[Problem], Any]) -> No
         found = measure(Problem(model, F.cross_entropy, data))
         assert torch.is_inference_mode_enabled()
     assert torch.equal(found, expected) if isinstance(found, Tensor) else repr(found) == repr(expected)
+
+
+class Augmented(nn.Module):
+    """Draws from generators that are not torch's, as augmentations do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * (1 + np.random.rand()) + random.random())
+
+
+def test_what_a_model_draws_from_python_and_numpy_is_frozen_and_put_back() -> None:
+    before = random.getstate(), np.random.get_state()
+    problem = Problem(Augmented(), nn.functional.mse_loss, (torch.randn(4, 3), torch.randn(4, 2)))
+    value = problem.loss()
+    assert torch.equal(problem.loss(), value)
+    with problem.safe():
+        assert torch.equal(problem.batch_loss(0), problem.batch_loss(0))
+        assert problem.draws(0)
+    assert random.getstate() == before[0]
+    after = np.random.get_state()
+    assert all(np.array_equal(a, b) for a, b in zip(before[1], after, strict=True))

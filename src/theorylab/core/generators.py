@@ -1,4 +1,4 @@
-"""Global random number generators, seeded for a while and put back: those of torch, and those that a loader may draw from besides."""
+"""Global random number generators, seeded for a while and put back: those of torch, and those that a loader or a model may use besides."""
 
 from __future__ import annotations
 
@@ -39,13 +39,24 @@ def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def seed_others(seed: int) -> None:
+    """Seed the global generators of Python and NumPy."""
+    random.seed(int(seed))
+    np.random.seed(int(seed) % 2**32)  # it takes no other numbers
+
+
+def other_states() -> tuple[Any, ...]:
+    """States of the generators that `seed_others` seeds; they differ before and after something that drew a number."""
+    numpy: Any = np.random.get_state()
+    return random.getstate(), *(bytes(part) if isinstance(part, np.ndarray) else part for part in numpy)
+
+
 @contextmanager
 def seeded_others(seed: int, own: Iterable[torch.Generator] = ()) -> Iterator[None]:
     """The global generators of Python and NumPy, and generators of the user's ``own``, seeded within and as they were afterwards."""
     python, numpy, states = random.getstate(), np.random.get_state(), [(g, g.get_state()) for g in own]
     try:
-        random.seed(int(seed))
-        np.random.seed(int(seed) % 2**32)  # it takes no other numbers
+        seed_others(seed)
         for generator, _ in states:
             generator.manual_seed(seed)
         yield

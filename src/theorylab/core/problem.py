@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from theorylab.core.arguments import check_arguments
 from theorylab.core.batches import Batch, as_batches, as_call, left_off, map_tensors, order_of, tensors_of
-from theorylab.core.generators import generator_states, seed_generators
+from theorylab.core.generators import generator_states, other_states, seed_generators, seed_others, seeded_others
 from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
 from theorylab.core.safe import kernels, needs_plain_kernels, safe
 from theorylab.core.selection import select
@@ -98,6 +98,7 @@ class Problem:
         self.n = sum(b.rows for b in self.batches)
         self.order, self.left_off = order_of(data, seed), left_off(data, self.n)
         self._copies = False
+        self._draws_outside = False  # of Python's and NumPy's generators, which to save and restore takes longer than a small forward pass
         self.output_type: type | None = None  # unknown of loss(model, batch)
         self.complex_outputs = False
         self.reduction = self._try_out()
@@ -146,7 +147,8 @@ class Problem:
     @contextmanager
     def safe(self) -> Iterator[None]:
         """The context in which every derivative is taken: see `theorylab.core.safe`."""
-        with safe(self.model, train=self.train, seed=self.seed, device=self.device):
+        others = seeded_others(self.seed) if self._draws_outside else nullcontext()
+        with safe(self.model, train=self.train, seed=self.seed, device=self.device), others:
             yield
 
     @contextmanager
@@ -154,6 +156,12 @@ class Problem:
         """The part of `safe` that products through a kept graph need."""
         with kernels(plain=self._plain, device=self.device):
             yield
+
+    def _seed(self, k: int) -> None:
+        """Freeze what evaluating batch ``k`` draws, as dropout does."""
+        seed_generators(self.seed + k, self.device)
+        if self._draws_outside:
+            seed_others(self.seed + k)
 
     def _given(self, data: Any) -> Any:
         """What the model or the loss gets of the data: copies where they write into them, else views, whose flags they may set."""
@@ -168,7 +176,7 @@ class Problem:
         if not self.batches[k].is_pair:
             raise ValueError("this problem's loss has the form loss(model, batch): its outputs are unknown. Give batches as pairs (x, y).")
         args, kwargs = as_call(self._given(self.batches[k].content[0]))
-        seed_generators(self.seed + k, self.device)
+        self._seed(k)
         with substituted(self.model, self._tensors(params), self._places):
             outputs = self.model(*args, **kwargs)
         return outputs if self._read is None else self._read(outputs)
@@ -184,7 +192,7 @@ class Problem:
     def _raw_loss(self, k: int, params: Params | None = None) -> Tensor:
         if self.batches[k].is_pair:
             return self.criterion(self.outputs(k, params), self._given(self.batches[k].content[1]))
-        seed_generators(self.seed + k, self.device)
+        self._seed(k)
         wanted = torch.is_grad_enabled()
         with torch.enable_grad(), substituted(self.model, self._tensors(params), self._places):
             value = self.criterion(self.model, self._given(self.batches[k].content))  # may take derivatives itself, of a residual say
@@ -282,11 +290,11 @@ class Problem:
 
     def draws(self, k: int) -> bool:
         """Whether evaluating batch ``k`` draws random numbers, as dropout does; call it within `safe`."""
-        seed_generators(self.seed + k, self.device)
+        self._seed(k)
         before = generator_states(self.device)
         with torch.no_grad():
             self.batch_loss(k)
-        return not all(map(torch.equal, before, generator_states(self.device)))
+        return self._draws_outside or not all(map(torch.equal, before, generator_states(self.device)))
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The selected parameters, or tensors of their shapes, as one vector (p,)."""
@@ -304,7 +312,10 @@ class Problem:
         batch = Batch(map_tensors(torch.clone, self.batches[0].content), self.batches[0].rows)
         trial, tensors = self.on([batch]), {**self.params, **self._frozen}
         before = {k: p._version for k, p in tensors.items()}
-        reduction = trial._detect_reduction(alone=len(self.batches) == 1)
+        with seeded_others(self.seed):
+            others = other_states()
+            reduction = trial._detect_reduction(alone=len(self.batches) == 1)
+            self._draws_outside = other_states() != others
         self.output_type, self.complex_outputs = trial.output_type, trial.complex_outputs
         self._copies = any(t._version for t in tensors_of(batch.content))
         for k, p in tensors.items():
