@@ -220,3 +220,24 @@ def test_what_a_model_draws_from_python_and_numpy_is_frozen_and_put_back() -> No
     assert random.getstate() == before[0]
     after = np.random.get_state()
     assert all(np.array_equal(a, b) for a, b in zip(before[1], after, strict=True))
+
+
+class Averaging(nn.Module):
+    """A loss that notes a running mean of what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+        self.seen: Tensor
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.seen.mul_(0.9).add_(0.1 * outputs.detach().mean())
+        return F.cross_entropy(outputs, targets)
+
+
+def test_the_buffers_of_a_loss_are_put_back() -> None:
+    loss = Averaging()
+    problem = Problem(nn.Linear(4, 3), loss, rows())
+    for measure in (tl.sharpness, tl.preflight, lambda p: p.gradient()):
+        measure(problem)
+    assert float(loss.seen) == 0.0

@@ -1,4 +1,4 @@
-"""What modules hold besides parameters and buffers, put back as it was: numbers they count, tensors that a forward pass notes."""
+"""What modules hold, put back as it was: numbers they count, tensors that a forward pass notes, buffers of a loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
@@ -50,3 +51,16 @@ def attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
             else:
                 container.clear()
                 container.update(before)
+
+
+@contextmanager
+def written_back(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """On leaving, also by an exception, tensors that were written into hold what they held."""
+    held = [(t, t._version, t.detach().clone()) for t in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for t, version, before in held:
+                if t._version != version:
+                    t.copy_(before)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.arguments import check_arguments
+from theorylab.core.attributes import written_back
 from theorylab.core.batches import Batch, as_batches, as_call, left_off, map_tensors, order_of, tensors_of
 from theorylab.core.generators import generator_states, other_states, seed_generators, seed_others, seeded_others
 from theorylab.core.loss_form import Reduction, naming, reduction_of, refuse_sum, refuse_sum_of_whole, unread, without_broadcast
@@ -33,7 +34,8 @@ class Problem:
         model: Any module. Tied parameters count once. Of a data-parallel one the module within.
         loss: For batches that are pairs (x, y): ``loss(outputs, targets)``, with outputs = ``model(x)`` (``model(*x)`` for a tuple or
             list, ``model(**x)`` for a dict). For all other batches (dicts, triples, single tensors): ``loss(model, batch)``, where the
-            model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once.
+            model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once. Of a module the
+            buffers are put back, and its dropout or BatchNorm follow its own flag, not ``train``.
         data: A tuple (x, y); a dict; a list of batches; or a DataLoader, which is read once and kept. Batches are weighted by rows, which
             are the leading size that most tensors of a batch share.
         params: Names of the parameters that are differentiated, or a glob, or a list of either. Default: those that require a gradient.
@@ -97,6 +99,8 @@ class Problem:
         self.batches = as_batches(data, dtype=dtype, device=self.device, seed=seed, batch_size=batch_size)
         self.n = sum(b.rows for b in self.batches)
         self.order, self.left_off = order_of(data, seed), left_off(data, self.n)
+        own = {id(b) for b in model.buffers()}  # a loss may hold the model
+        self._state_of_loss = [b for b in loss.buffers() if id(b) not in own] if isinstance(loss, nn.Module) else []
         self._copies = False
         self._draws_outside = False  # of Python's and NumPy's generators, which to save and restore takes longer than a small forward pass
         self.output_type: type | None = None  # unknown of loss(model, batch)
@@ -148,7 +152,7 @@ class Problem:
     def safe(self) -> Iterator[None]:
         """The context in which every derivative is taken: see `theorylab.core.safe`."""
         others = seeded_others(self.seed) if self._draws_outside else nullcontext()
-        with safe(self.model, train=self.train, seed=self.seed, device=self.device), others:
+        with safe(self.model, train=self.train, seed=self.seed, device=self.device), others, written_back(self._state_of_loss):
             yield
 
     @contextmanager
