@@ -34,8 +34,8 @@ class Problem:
         model: Any module. Tied parameters count once. Of a data-parallel one the module within.
         loss: For batches that are pairs (x, y): ``loss(outputs, targets)``, with outputs = ``model(x)`` (``model(*x)`` for a tuple or
             list, ``model(**x)`` for a dict). For all other batches (dicts, triples, single tensors): ``loss(model, batch)``, where the
-            model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once. Of a module the
-            buffers are put back, and its dropout or BatchNorm follow its own flag, not ``train``.
+            model may be used in any way. Returns the mean over the batch's rows, or one loss a row; the shape decides, once. A loss that is
+            a module has its buffers put back; its own flag, not ``train``, is that of its dropout or BatchNorm.
         data: A tuple (x, y); a dict; a list of batches; or a DataLoader, which is read once and kept. Batches are weighted by rows, which
             are the leading size that most tensors of a batch share.
         params: Names of the parameters that are differentiated, or a glob, or a list of either. Default: those that require a gradient.

@@ -32,7 +32,7 @@ class Trajectory:
         A measurement stands for the steps since the one before it: the last may follow sooner than the others, and counts for less then.
         """
         gaps = self.steps.diff()
-        weights = torch.cat([gaps[:1], gaps]) if len(gaps) else torch.ones(1)  # the first stands for as many as the second
+        weights = torch.cat([gaps[:1], gaps]) if len(gaps) else torch.ones(1, device="cpu")  # the first stands for as many as the second
         weights = weights * (self.steps >= self.steps[-1] / 2)
         return torch.einsum("t,t...->...", (weights / weights.sum()).to(values), values)
 

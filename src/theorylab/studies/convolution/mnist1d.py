@@ -166,7 +166,7 @@ def shuffled_inputs(config: Mnist1dConfig) -> Iterator[Finding | Series | Stage]
             if name in config.finished:
                 yield TABLE.check(predicted=ACCURACY[name][column], measured=ended, setting=setting)
             else:
-                so_far = Interval(float(ended.mean()), mean_interval(ended.numpy())[0], 1.0, config.seeds)
+                so_far = Interval(float(ended.mean()), mean_interval(ended.tolist())[0], 1.0, config.seeds)
                 note = f"after {config.steps} steps, still learning"
                 yield TABLE.check(predicted=ACCURACY[name][column], measured=so_far, setting=setting, note=note)
     stopped = runs["MLP"]["accuracy"][1].unflatten(0, (2, config.seeds))[PLAIN]
