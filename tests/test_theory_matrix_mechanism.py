@@ -91,8 +91,8 @@ def test_noise_weights_turn_steps_into_sums() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: theory.sqrt_factor(0), "n must be a whole number of at least 1, got 0"),
-        (lambda: theory.sqrt_error(2.5), "n must be a whole number"),  # type: ignore[arg-type]
+        (lambda: theory.sqrt_factor(0), "n must be at least 1 and whole, got 0"),
+        (lambda: theory.sqrt_error(2.5), "n must be at least 1 and whole, got 2.5"),  # type: ignore[arg-type]
         (lambda: theory.banded(4, 5), r"bands must be a whole number in 1 \.\.\. n = 4, got 5"),
         (lambda: theory.banded(4, 0), "bands must be"),
         (lambda: theory.power_split(4, 1.5), r"power must lie in \[0, 1\]"),

@@ -123,7 +123,11 @@ def test_pl_rates():
         (lambda: theory.span_lower_bound(0), "steps"),
         (lambda: theory.gd_rate(0.5), "condition"),
         (lambda: theory.polyak_rate(0.5), "condition.*got 0.5"),
-        (lambda: theory.polyak_tuning(1.0, 2.0), "condition"),
+        (lambda: theory.polyak_tuning(1.0, 2.0), "curvature must not exceed smoothness"),
+        (lambda: theory.polyak_tuning(math.inf, 1.0), "smoothness must be positive and finite, got inf"),
+        (lambda: theory.gd_rate(math.inf), "condition must be at least 1 and finite, got inf"),
+        (lambda: theory.polyak_rate(math.inf), "condition must be at least 1 and finite, got inf"),
+        (lambda: theory.gd_worst_case(2.5), "steps must be at least 0 and whole, got 2.5"),  # type: ignore[arg-type]
         (lambda: theory.pl_rate(1.0, 2.0), "curvature"),
         (lambda: ogm(lr=1.0, steps=0), "steps"),
     ],

@@ -15,7 +15,16 @@ from theorylab.core.ranges import chance, nonnegative, whole
 
 
 def membership(n: int) -> np.ndarray:
-    """Who is in each coalition, bool (2^n, n), in the order of a table."""
+    """Who is in each coalition, bool (2^n, n), in the order of a table.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 0.
+
+    Example:
+        >>> membership(2).astype(int).tolist()
+        [[0, 0], [1, 0], [0, 1], [1, 1]]
+    """
+    whole(0, n=n)
     return (np.arange(2**n)[:, None] >> np.arange(n)) & 1 == 1
 
 
@@ -99,6 +108,13 @@ def shapley_of_dividends(dividends: np.ndarray) -> np.ndarray:
 def banzhaf_of_dividends(dividends: np.ndarray, p: float = 0.5) -> np.ndarray:
     r"""Banzhaf values :math:`\sum_{T\ni i} a_T\,p^{|T|-1}`, of coalitions that the others join with chance p, (n,).
 
+    Raises:
+        ValueError: ``p`` is no chance.
+
+    Example:
+        >>> banzhaf_of_dividends(np.array([0.0, 1.0, 2.0, 10.0])).tolist()
+        [6.0, 7.0]
+
     Source: Hammer and Holzman 1992, Zeitschrift für Operations Research 36:3-21 (p = 1/2); Owen 1972, doi:10.1287/mnsc.18.5.64 (the
     multilinear extension).
     """
@@ -116,9 +132,16 @@ def interaction_of_dividends(dividends: np.ndarray, coalition: Sequence[int], in
     Raises:
         ValueError: an unknown index, or a coalition in which a player does not exist or is named twice.
 
+    Example:
+        >>> interaction_of_dividends(np.array([0.0, 1.0, 2.0, 10.0]), [0, 1])
+        10.0
+        >>> interaction_of_dividends(np.array([0.0, 1.0, 2.0, 10.0]), [0, 1], "stii", order=2)
+        10.0
+
     Source: Grabisch and Roubens 1999, doi:10.1007/s001820050125; Sundararajan, Dhamdhere and Agarwal 2020, arXiv:1902.05622.
     """
     n = players(dividends)
+    whole(1, order=order)
     if index not in ("sii", "banzhaf", "stii"):
         raise ValueError(f'index must be "sii", "banzhaf" or "stii", got {index!r}.')
     if len(set(coalition)) != len(coalition) or not set(coalition) <= set(range(n)):
@@ -233,13 +256,37 @@ def weighted_voting(quota: int, weights: Sequence[int], index: str = "shapley") 
 
 
 def shapley_weight(n: int, s: int) -> Fraction:
-    r"""Weight :math:`\frac{s!\,(n-1-s)!}{n!}` of a marginal contribution to a coalition of s others, exactly."""
+    r"""Weight :math:`\frac{s!\,(n-1-s)!}{n!}` of a marginal contribution to a coalition of s others, exactly.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 1, or ``s`` not one of 0 ... n − 1.
+
+    Example:
+        >>> shapley_weight(3, 1)
+        Fraction(1, 6)
+    """
+    _sizes(n, s)
     return Fraction(1, n * math.comb(n - 1, s))
 
 
 def banzhaf_weight(n: int, s: int) -> Fraction:
-    """Weight 2^{1−n} of any marginal contribution, exactly."""
+    """Weight 2^{1−n} of any marginal contribution, exactly.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 1, or ``s`` not one of 0 ... n − 1.
+
+    Example:
+        >>> banzhaf_weight(3, 1)
+        Fraction(1, 4)
+    """
+    _sizes(n, s)
     return Fraction(1, 2 ** (n - 1))
+
+
+def _sizes(n: int, s: int) -> None:
+    whole(1, n=n)
+    if s not in range(n):
+        raise ValueError(f"s must be one of 0 ... {n - 1}, the others' number, got {s}.")
 
 
 def quadratic_game(linear: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

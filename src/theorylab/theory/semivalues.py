@@ -70,7 +70,15 @@ def noise_variance(weights: np.ndarray, variance: float = 1.0) -> float:
 
 
 def least_noise_variance(n: int, variance: float = 1.0) -> float:
-    r"""The least of `noise_variance` among all semivalues, :math:`2\sigma^2/2^{n-1}`, reached by Banzhaf only (Cauchy and Schwarz)."""
+    r"""The least of `noise_variance` among all semivalues, :math:`2\sigma^2/2^{n-1}`, reached by Banzhaf only (Cauchy and Schwarz).
+
+    Raises:
+        ValueError: a negative variance, or there is no player.
+
+    Example:
+        >>> least_noise_variance(10)
+        0.00390625
+    """
     whole(1, n=n)
     nonnegative(variance=variance)
     return 2 * variance / 2 ** (n - 1)
@@ -89,6 +97,10 @@ def noise_variance_at_size(weights: np.ndarray, size: int, variance: float = 1.0
 
     Raises:
         ValueError: an argument out of its range.
+
+    Example:
+        >>> noise_variance_at_size(banzhaf_weights(3), 1)
+        0.1875
     """
     nonnegative(variance=variance)
     n = len(weights)
