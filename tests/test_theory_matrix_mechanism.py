@@ -48,6 +48,14 @@ def test_error_is_the_worst_standard_deviation_at_equal_sensitivity() -> None:
     assert theory.mean_error(B, C) <= theory.error(B, C)
 
 
+def test_the_sensitivity_in_an_error_is_that_of_a_column() -> None:
+    """Of a triangular matrix that is not constant along its diagonals, whose rows have other norms than its columns."""
+    C = np.array([[3.0, 0.0], [4.0, 1.0]])  # columns of norm 5 and 1, rows of norm 3 and √17
+    B = np.array([[1.0, 0.0], [2.0, 2.0]])
+    assert theory.error(B, C) == pytest.approx(math.sqrt(8) * 5, rel=1e-14)
+    assert theory.mean_error(B, C) == pytest.approx(math.sqrt(9 / 2) * 5, rel=1e-14)
+
+
 @pytest.mark.parametrize("n", [1, 5, 300])
 def test_the_square_roots_error_in_closed_form(n: int) -> None:
     C = theory.sqrt_factor(n)

@@ -37,9 +37,10 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
         raise ValueError("epsilon must be a number, of any sign or infinite, got nan.")
     if mu == 0:
         return max(0.0, -math.expm1(min(epsilon, 0.0)))
-    first, second = log_ndtr(mu / 2 - epsilon / mu), epsilon + log_ndtr(-mu / 2 - epsilon / mu)
+    first = log_ndtr(mu / 2 - epsilon / mu)
     if first == -math.inf:
         return 0.0
+    second = epsilon + log_ndtr(-mu / 2 - epsilon / mu)
     return float(math.exp(first) * -math.expm1(min(second - first, 0.0)))  # in logarithms: e^ε overflows before the product does
 
 
