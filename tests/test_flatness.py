@@ -13,7 +13,7 @@ from zoo import make
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Problem
 from theorylab.core.seeds import derived_seed
-from theorylab.instruments.flatness import Kind, flatness, slow_flatness
+from theorylab.instruments.flatness import Kind, flatness, never_rises, slow_flatness
 from theorylab.instruments.predictions import predictions
 
 
@@ -147,6 +147,15 @@ def test_flatter_where_more_drop_is_allowed_and_with_the_error_instead_of_the_lo
 def test_refuses(options: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         flatness(relu_problem(), **options)
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0])
+def test_a_linear_loss_never_rises_whatever_it_is_at_the_start(constant: float) -> None:
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    reason = never_rises(Problem(nn.Linear(3, 1), lambda o, t: o.mean() + constant, (x, torch.zeros(9))))
+    assert reason is not None
+    assert "linear in the selected parameters" in reason
+    assert never_rises(Problem(nn.Linear(3, 1), lambda o, t: o.square().mean() + constant, (x, torch.zeros(9)))) is None
 
 
 def test_says_so_where_the_risk_cannot_rise() -> None:

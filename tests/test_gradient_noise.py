@@ -132,6 +132,14 @@ def test_the_ratio_has_the_error_of_a_ratio() -> None:
     assert math.isinf(high)
 
 
+@pytest.mark.parametrize(("level", "t"), [(0.68, 1.0527), (0.95, 2.2622)])
+def test_at_the_ends_of_the_interval_the_difference_is_as_many_errors_as_students_law_says(level: float, t: float) -> None:
+    T, S, covariance = Estimate(8.0, 0.4, 10), Estimate(2.0, 0.3, 10), 0.05
+    for r in GradientNoise(T, S, covariance).interval(level):
+        error = math.sqrt(T.stderr**2 - 2 * r * covariance + r**2 * S.stderr**2)
+        assert abs(T.value - r * S.value) == pytest.approx(t * error, rel=1e-3)
+
+
 def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         gradient_noise(make("mlp"), batch_size=0)

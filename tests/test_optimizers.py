@@ -17,10 +17,11 @@ from torch import nn
 import theorylab.learning.optimizers as package
 from theorylab.core.checkpoints import checkpoints
 from theorylab.learning.minibatches import minibatches
-from theorylab.learning.optimizers.adam import adam
+from theorylab.learning.optimizers.adam import adam, momentum_divisor
 from theorylab.learning.optimizers.base import Hyper, Optimizer, take
 from theorylab.learning.optimizers.mirror import exponentiated_gradient
 from theorylab.learning.optimizers.muon import muon
+from theorylab.learning.optimizers.ogm import ogm
 from theorylab.learning.optimizers.rmsprop import rmsprop
 from theorylab.learning.optimizers.sam import sam
 from theorylab.learning.optimizers.sgd import sgd
@@ -291,6 +292,13 @@ def test_decoupled_decay_of_sgd_shrinks_the_parameter_and_not_the_momentum() -> 
         (lambda: rmsprop(0.1, alpha=2.0), "alpha must lie in"),
         (lambda: muon(0.1, momentum=1.5), "momentum must lie in"),
         (lambda: muon(0.1, steps=-1), "steps must be at least 0"),
+        (lambda: muon(0.1, steps=2.5), "steps must be at least 0 and whole, got 2.5"),  # type: ignore[arg-type]
+        (lambda: ogm(0.1, steps=2.5), "steps must be at least 1 and whole, got 2.5"),  # type: ignore[arg-type]
+        (lambda: ogm(0.1, steps=float("nan")), "steps must be at least 1 and whole, got nan"),  # type: ignore[arg-type]
+        (lambda: svag(0.1, amplification=float("inf")), "amplification must be at least 0 and finite, got inf"),
+        (lambda: svag(0.1, amplification=float("nan")), "amplification must be at least 1"),
+        (lambda: shampoo(0.1, exponent=0.0), "exponent must be positive and finite, got 0"),
+        (lambda: shampoo(0.1, exponent=-4.0), "exponent must be positive"),
         (lambda: sam(sgd(0.1), rho=-1.0), "rho must be at least 0"),
         (lambda: exponentiated_gradient(-1.0), "lr must be at least 0"),
         (lambda: shampoo(0.1, eps=-1.0), "eps must be at least 0"),
@@ -303,6 +311,57 @@ def test_decoupled_decay_of_sgd_shrinks_the_parameter_and_not_the_momentum() -> 
 def test_hypers_out_of_their_range_are_refused(call: Callable[[], Optimizer], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5)])
+def test_muons_other_scale_gives_its_updates_the_root_mean_square_of_adamws(shape: tuple[int, int]) -> None:
+    method = muon(1.0, momentum=0.0, steps=None, scale="match_rms_adamw")
+    W = {"W": torch.zeros(1, *shape, dtype=torch.float64)}
+    G = {"W": torch.randn(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
+    moved = method.update(G, method.init(W), W)[0]["W"]
+    assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_soaps_floor_is_a_share_of_the_gradients_norm(size: float) -> None:
+    W = {"W": torch.zeros(1, 2, 2, dtype=torch.float64)}
+    G = {"W": size * torch.diag(torch.tensor([3.0, 0.02], dtype=torch.float64))[None]}
+    for floor, small in ((0.0, -1.0), (0.005, -1.0), (0.01, 0.0)):  # the small entry is 0.0067 of the norm
+        method = soap(1.0, eps=0.0, floor=floor)
+        moved = method.update(G, method.init(W), W)[0]["W"][0]
+        torch.testing.assert_close(moved, torch.diag(torch.tensor([-1.0, small], dtype=torch.float64)), atol=1e-9, rtol=0)
+
+
+def test_ogm_has_its_last_factor_once() -> None:
+    """By its formulas in plain numbers: 8 in the step named, 4 before and after."""
+    steps, lr, curvature = 2, 0.5, 1.0
+    method, points = ogm(lr, steps=steps), {"y": torch.ones(1, dtype=torch.float64)}
+    state = method.init(points)
+    x, y, theta = 1.0, 1.0, 1.0
+    for t in range(1, 5):
+        points, state = method.update({"y": curvature * points["y"]}, state, points)
+        ahead = y - lr * curvature * y
+        after = (1 + (1 + (8 if t == steps else 4) * theta**2) ** 0.5) / 2
+        x, y, theta = ahead, ahead + (theta - 1) / after * (ahead - x) + theta / after * (ahead - y), after
+        assert points["y"].item() == pytest.approx(y, rel=1e-12, abs=1e-15)
+
+
+def test_adam_corrects_both_biases_and_its_divisor_is_what_it_divides_by() -> None:
+    """From moments small enough for ε to count, so that a missing correction shows."""
+    lr, betas, eps = 0.1, (0.9, 0.99), 1e-3
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.ones(1, 4, dtype=torch.float64, requires_grad=True)
+    reference = torch.optim.Adam([theirs], lr=lr, betas=betas, eps=eps)
+    ours, method = {"x": theirs.detach().clone()}, adam(lr, betas, eps)
+    state = method.init(ours)
+    for t in range(1, 7):
+        theirs.grad = 1e-4 * torch.randn(1, 4, dtype=torch.float64, generator=generator)
+        reference.step()
+        before = ours["x"]
+        ours, state = method.update({"x": theirs.grad}, state, ours)
+        torch.testing.assert_close(ours["x"], theirs.detach(), rtol=1e-12, atol=0)
+        step = lr * state["first"]["x"] / momentum_divisor(state["second"]["x"], t, betas, eps)
+        torch.testing.assert_close(before - ours["x"], step, rtol=1e-9, atol=0)
 
 
 def test_sam_of_an_optimizer_that_probes_is_refused() -> None:

@@ -16,9 +16,10 @@ from theorylab.learning.optimizers.adam import adam
         (ranges.positive, (1e-300, 2, np.float32(0.5)), (0.0, -1.0)),
         (ranges.nonnegative, (0, 0.0, 3.5), (-1e-300, -1)),
         (ranges.below_one, (0, 0.999), (1, 1.5, -0.1)),
+        (ranges.chance, (0, 1, 0.5), (-0.1, 1.1)),
         (lambda **values: ranges.whole(2, **values), (2, 7.0, np.int64(3)), (1, 2.5, 0)),
     ],
-    ids=["positive", "nonnegative", "below_one", "whole"],
+    ids=["positive", "nonnegative", "below_one", "chance", "whole"],
 )
 def test_a_range_takes_what_lies_in_it_and_names_what_does_not(check, good, bad) -> None:
     for value in good:

@@ -42,6 +42,14 @@ def test_gradient_flow_has_order_four():
     assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.3)
 
 
+@pytest.mark.parametrize(("lr", "curvature"), [(2.5, 0.25), (0.1, 15.0)])
+def test_the_edge_is_of_the_product_of_step_and_curvature(lr: float, curvature: float) -> None:
+    variance = lr / (curvature * (2 - lr * curvature))  # of x ← (1 − ηλ)x − ηξ: η²/(1 − (1 − ηλ)²)
+    assert theory.sgd_stationary_variance(lr, curvature, 1.0) == pytest.approx(variance, rel=1e-12)
+    with pytest.raises(ValueError, match="below 2"):
+        theory.sgd_stationary_variance(lr, 2 / lr, 1.0)
+
+
 def test_saddle_slope_counts_doublings():
     step, curvature = 0.5, -2.0  # the coordinate doubles at every step
     assert theory.saddle_escape_slope(step, curvature) == pytest.approx(1 / math.log(2))
@@ -54,6 +62,7 @@ def test_saddle_slope_counts_doublings():
         (lambda: theory.sgd_stationary_variance(0.1, 1.0, 1.0, 1.0), "momentum"),
         (lambda: theory.sde_stationary_variance(-0.1, 1.0, 1.0), "lr must be positive"),
         (lambda: theory.saddle_escape_slope(0.1, 1.0), "curvature"),
+        (lambda: theory.saddle_escape_slope(0.1, 0.0), "curvature must be negative"),
         (lambda: gradient_flow(lambda x: x, torch.ones(1), 1.0, 0), "steps"),
     ],
 )

@@ -160,6 +160,45 @@ def test_weights_are_a_law_over_coalitions_and_none_is_steadier_than_banzhaf(p: 
     assert semivalues.noise_variance(semivalues.banzhaf_weights(9)) == pytest.approx(semivalues.least_noise_variance(9))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_the_noise_of_one_size_is_counted_coalition_by_coalition(size: int) -> None:
+    p = semivalues.beta_weights(6, 4, 1)
+    signs = np.array([by_weights(of_table(row), 6, p) for row in np.eye(64)])  # (coalition, player)
+    of_size = games.membership(6).sum(1) == size
+    expected = (signs[of_size] ** 2).sum(0).mean()
+    assert semivalues.noise_variance_at_size(p, size) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: games.knn_values(np.array([True, False]), 0), "k must be at least 1"),
+        (lambda: games.knn_values(np.array([True, False]), -2), "k must be at least 1"),
+        (lambda: games.knn_values(np.zeros(0), 1), "at least one row"),
+        (lambda: games.knn_values(np.array([0.5, 1.0]), 1), "true or false"),
+        (lambda: games.airport(np.array([1.0, -2.0])), "costs must be at least 0 and finite, got -2"),
+        (lambda: games.glove(0, 2), "left must be at least 1"),
+        (lambda: games.weighted_voting(0, [1, 2]), "quota must be at least 1"),
+        (lambda: games.weighted_voting(2, [1, -2]), r"weights\[1\] must be at least 0"),
+        (lambda: games.interaction_of_dividends(RANDOM, [-1]), "coalition must name different players"),
+        (lambda: games.interaction_of_dividends(RANDOM, [N]), "coalition must name different players"),
+        (lambda: games.interaction_of_dividends(RANDOM, [1, 1]), "coalition must name different players"),
+        (lambda: games.interaction_of_dividends(RANDOM, [1], "shapley"), "index must be"),
+        (lambda: games.banzhaf_of_dividends(RANDOM, 1.5), "p must lie in"),
+        (lambda: semivalues.banzhaf_weights(4, -0.5), "p must lie in"),
+        (lambda: semivalues.beta_weights(4, -1, 1), "alpha must be positive"),
+        (lambda: semivalues.beta_weights(4, 1, 0), "beta must be positive"),
+        (lambda: semivalues.shapley_weights(0), "n must be at least 1"),
+        (lambda: semivalues.noise_variance(np.ones(3), -1.0), "variance must be at least 0"),
+        (lambda: semivalues.noise_variance_at_size(np.ones(4), 0), "size must be one of 1 ... 3"),
+        (lambda: semivalues.noise_variance_at_size(np.ones(4), 4), "size must be one of 1 ... 3"),
+    ],
+)
+def test_what_is_no_game_or_no_law_is_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_noise_variance_by_simulation() -> None:
     random, p = np.random.default_rng(4), semivalues.shapley_weights(5)
     sizes = games.membership(5).sum(1)

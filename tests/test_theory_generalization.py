@@ -51,8 +51,8 @@ def test_arguments_out_of_range_are_refused() -> None:
         ((math.nan, 10, 0.1), "kl"),
         ((1.0, 0, 0.1), "n"),
         ((1.0, math.nan, 0.1), "n"),
-        ((1.0, 10, 0.0), "n must be at least 1 and delta"),
-        ((1.0, 10, math.nan), "n must be at least 1 and delta"),
+        ((1.0, 10, 0.0), "delta"),
+        ((1.0, 10, math.nan), "delta"),
     ):
         with pytest.raises(ValueError, match=f"^{name}"):
             pac_bayes_slack(*args)
@@ -163,7 +163,7 @@ def test_effective_ranks_are_ordered_and_count_a_flat_tail() -> None:
 
 
 def test_what_has_no_risk_is_refused() -> None:
-    with pytest.raises(ValueError, match="n and p must be at least 1"):
+    with pytest.raises(ValueError, match="n must be at least 1"):
         isotropic_ridgeless_risk(0, 3)
     for name in ("signal", "noise"):
         for value in (-1.0, math.nan):
@@ -199,7 +199,7 @@ def test_the_errors_of_one_pass_are_those_of_a_simulation(m: int) -> None:
     assert one_pass_error(d, m) == pytest.approx(float((new <= 0).mean()), abs=0.003 + 4 * 0.5 / draws**0.5)
     assert one_pass_error(d, m, negated=True) == pytest.approx(float((negated <= 0).mean()), abs=0.003 + 4 * 0.5 / draws**0.5)
     assert one_pass_error(10_000 * m, m) < 1e-30 < 1 - 1e-15 <= one_pass_error(10_000 * m, m, negated=True)
-    with pytest.raises(ValueError, match="d and m must be at least 1"):
+    with pytest.raises(ValueError, match="d must be at least 1"):
         one_pass_error(0, m)
 
 

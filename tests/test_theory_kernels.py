@@ -235,7 +235,7 @@ def test_wrong_arguments_are_named() -> None:
     x, image = torch.zeros(2, 3), torch.zeros(2, 1, 4, 4)
     k = inputs(x)
     for wrong, words in (
-        (lambda: dense_kernel(x, depth=-1), "depth must be at least 0, got -1"),
+        (lambda: dense_kernel(x, depth=-1), "depth must be at least 0 and whole, got -1"),
         (lambda: dense_kernel(x, activation="step"), "activation must be one of erf, gelu, identity, relu, tanh, got 'step'"),
         (lambda: dense_kernel(x, weight_variance=0.0), "weight_variance must be positive"),
         (lambda: dense_kernel(x, bias_variance=-1.0), "bias_variance must be at least 0"),

@@ -48,6 +48,14 @@ def test_error_is_the_worst_standard_deviation_at_equal_sensitivity() -> None:
     assert theory.mean_error(B, C) <= theory.error(B, C)
 
 
+def test_the_sensitivity_in_an_error_is_that_of_a_column() -> None:
+    """Of a triangular matrix that is not constant along its diagonals, whose rows have other norms than its columns."""
+    C = np.array([[3.0, 0.0], [4.0, 1.0]])  # columns of norm 5 and 1, rows of norm 3 and √17
+    B = np.array([[1.0, 0.0], [2.0, 2.0]])
+    assert theory.error(B, C) == pytest.approx(math.sqrt(8) * 5, rel=1e-14)
+    assert theory.mean_error(B, C) == pytest.approx(math.sqrt(9 / 2) * 5, rel=1e-14)
+
+
 @pytest.mark.parametrize("n", [1, 5, 300])
 def test_the_square_roots_error_in_closed_form(n: int) -> None:
     C = theory.sqrt_factor(n)
@@ -91,8 +99,8 @@ def test_noise_weights_turn_steps_into_sums() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: theory.sqrt_factor(0), "n must be a whole number of at least 1, got 0"),
-        (lambda: theory.sqrt_error(2.5), "n must be a whole number"),  # type: ignore[arg-type]
+        (lambda: theory.sqrt_factor(0), "n must be at least 1 and whole, got 0"),
+        (lambda: theory.sqrt_error(2.5), "n must be at least 1 and whole, got 2.5"),  # type: ignore[arg-type]
         (lambda: theory.banded(4, 5), r"bands must be a whole number in 1 \.\.\. n = 4, got 5"),
         (lambda: theory.banded(4, 0), "bands must be"),
         (lambda: theory.power_split(4, 1.5), r"power must lie in \[0, 1\]"),

@@ -162,5 +162,5 @@ def test_what_has_no_projection_is_refused():
         theory.bregman_projection(theory.entropy(), x.expand(2, 3), torch.tensor([1.0, 2.0]).double(), torch.ones(3).double())
     with pytest.raises(ValueError, match="alpha must be positive"):
         theory.hyperbolic_entropy(0.0)
-    with pytest.raises(ValueError, match="alpha must be positive, got nan"):
+    with pytest.raises(ValueError, match="alpha must be positive and finite, got nan"):
         theory.hyperbolic_entropy(float("nan"))

@@ -209,7 +209,7 @@ def test_the_pre_norm_stream_grows_within_its_bounds() -> None:
         (lambda: equilibrium_steps(0.1, 0.0), "no equilibrium"),
         (lambda: last_layer_exponent("middle"), "placement must be"),  # pyright: ignore[reportArgumentType]
         (lambda: summed_second_moment("pre", 0, 4), "layers must be at least 1"),
-        (lambda: last_layer_gradient("pre", 1, tokens=4, hidden=5, outputs=1), "outputs at least 2"),
+        (lambda: last_layer_gradient("pre", 1, tokens=4, hidden=5, outputs=1), "outputs must be at least 2"),
         (lambda: invariant_blocks("group", 5, groups=2), "groups must divide width"),
         (lambda: invariant_blocks("instance", 5), "normalization must be one of"),
     ],

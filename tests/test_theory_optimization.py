@@ -41,6 +41,28 @@ def test_gd_worst_case_with_curvature_lies_between_parabolas_and_convex_function
         assert max(runs) * (1 - 1e-12) <= theory.gd_worst_case(n, step_ratio=h, curvature=mu) <= convex
 
 
+@pytest.mark.parametrize(("kappa", "h"), [(0.8, 1.25), (0.9, 1.5), (0.3, 0.5), (0.95, 1.9)])
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_gd_worst_case_with_curvature_is_the_formula_on_either_side_of_one(kappa: float, h: float, n: int) -> None:
+    kept = (1 - kappa * h) ** (2 * n)
+    first = kappa * kept / (1 - (1 - kappa) * kept)
+    assert theory.gd_worst_case(n, step_ratio=h, curvature=kappa) == pytest.approx(max(first, (1 - h) ** (2 * n)) / 2, rel=1e-12)
+
+
+def test_at_condition_one_a_step_ends_at_the_minimum() -> None:
+    assert theory.gd_rate(1.0) == theory.polyak_rate(1.0) == 0.0
+    assert theory.polyak_tuning(4.0, 4.0) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_span_bound_is_what_nesterovs_quadratic_leaves(k: int) -> None:
+    """½xᵀAx − x₁, over 4, of 2k + 1 variables: the least over the first k, and the minimizer's norm at most 2(k + 1)/3 in square."""
+    n = 2 * k + 1
+    A = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    least = [-np.linalg.inv(A[:m, :m])[0, 0] / 8 for m in (k, n)]
+    assert theory.span_lower_bound(k, radius=math.sqrt(2 * (k + 1) / 3)) == pytest.approx(least[0] - least[1], rel=1e-10)
+
+
 def test_worst_cases_scale_with_their_units():
     assert theory.gd_worst_case(3, smoothness=5, radius=2) == pytest.approx(20 * theory.gd_worst_case(3))
     assert theory.ogm_worst_case(3, smoothness=5, radius=2) == pytest.approx(20 * theory.ogm_worst_case(3))
@@ -123,7 +145,11 @@ def test_pl_rates():
         (lambda: theory.span_lower_bound(0), "steps"),
         (lambda: theory.gd_rate(0.5), "condition"),
         (lambda: theory.polyak_rate(0.5), "condition.*got 0.5"),
-        (lambda: theory.polyak_tuning(1.0, 2.0), "condition"),
+        (lambda: theory.polyak_tuning(1.0, 2.0), "curvature must not exceed smoothness"),
+        (lambda: theory.polyak_tuning(math.inf, 1.0), "smoothness must be positive and finite, got inf"),
+        (lambda: theory.gd_rate(math.inf), "condition must be at least 1 and finite, got inf"),
+        (lambda: theory.polyak_rate(math.inf), "condition must be at least 1 and finite, got inf"),
+        (lambda: theory.gd_worst_case(2.5), "steps must be at least 0 and whole, got 2.5"),  # type: ignore[arg-type]
         (lambda: theory.pl_rate(1.0, 2.0), "curvature"),
         (lambda: ogm(lr=1.0, steps=0), "steps"),
     ],

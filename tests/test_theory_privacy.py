@@ -40,6 +40,15 @@ def test_the_gaussian_curve_is_the_integral(mu: float, epsilon: float) -> None:
     assert gaussian_privacy.gaussian_delta(mu, epsilon) == pytest.approx(hockey_stick([(1, mu)], [(1, 0)], 1.0, epsilon), abs=1e-8)
 
 
+def test_the_gaussian_curve_at_its_ends() -> None:
+    assert gaussian_privacy.gaussian_delta(0.0, -0.7) == pytest.approx(1 - math.exp(-0.7), rel=1e-14)
+    assert gaussian_privacy.gaussian_delta(0.0, 0.7) == 0.0
+    for mu in (0.0, 1e-300, 1.0):
+        assert gaussian_privacy.gaussian_delta(mu, math.inf) == 0.0
+        assert gaussian_privacy.gaussian_delta(mu, -math.inf) == 1.0
+    assert gaussian_privacy.gaussian_delta(1e-300, 1e300) == 0.0
+
+
 @pytest.mark.parametrize("ledger", [RUN, REPLACE, FIXED, dataclasses.replace(RUN, q=1.0)], ids=["add", "replace", "fixed", "all"])
 @pytest.mark.parametrize(("q", "sigma"), [(0.3, 0.8), (0.02, 2.0)])
 def test_a_pairs_divergence_is_the_integral_and_its_loss_inverts(ledger: PrivacyLedger, q: float, sigma: float) -> None:

@@ -92,6 +92,7 @@ def test_vmap_equals_a_loop(placement: Placement) -> None:
         ({"layers": 1, "placement": "middle"}, "placement must be 'pre' or 'post'"),
         ({"layers": 1, "context": 0}, "context must be at least 1"),
         ({"layers": 1, "hidden": 0}, "hidden must be at least 1"),
+        ({"layers": 1, "eps": -1.0}, "eps must be at least 0 and finite, got -1"),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, object], message: str) -> None:

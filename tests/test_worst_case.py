@@ -120,7 +120,7 @@ def test_the_named_methods_run_on_points_of_any_kind() -> None:
         (("adam", "convex", 2), {}, "method must be one of gradient_descent"),
         (("sgd", "convex", 2), {}, "go together"),
         (("gradient_descent", "finite_sum", 2), {}, "go together"),
-        (("sgd", "finite_sum", 9), {}, "functions\\*\\*steps at most 32"),
+        (("sgd", "finite_sum", 9), {}, "functions\\*\\*steps must be at most 32"),
         (("sgd", "finite_sum", 1), {"noise": 0.0}, "noise must be positive"),
         (("ogm", "convex", 2), {"lr": 0.1}, "lr must be positive, and left out"),
         (("accelerated", "convex", 2), {"closed_form": True}, "no closed form is known"),

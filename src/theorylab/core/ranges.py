@@ -52,6 +52,16 @@ def below_one(**values: Number) -> None:
     _check(values, "lie in [0, 1)", lambda v: 0 <= v < 1)
 
 
+def chance(**values: Number) -> None:
+    """Refuse what does not lie in [0, 1], as a probability must; the argument's name is the keyword.
+
+    Raises:
+        ValueError: naming the first that does not.
+        TypeError: naming the first that is no number.
+    """
+    _check(values, "lie in [0, 1]", lambda v: 0 <= v <= 1)
+
+
 def whole(least: int, /, **values: Number) -> None:
     """Refuse what is not a whole number of at least ``least``, as a count must be; the argument's name is the keyword.
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from theorylab.core.ranges import nonnegative
+from theorylab.core.ranges import nonnegative, whole
 
 MOST_ROWS = 22
 """Rows up to which all signs are enumerated: 4 million of them."""
@@ -26,6 +26,7 @@ def sign_vectors(n: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
         >>> sign_vectors(2).tolist()
         [[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]
     """
+    whole(0, n=n)
     if not 1 <= n <= MOST_ROWS:
         raise ValueError(f"n must be in 1 ... {MOST_ROWS} for all signs to be enumerated, got {n}: draw some at random.")
     bits = torch.arange(2**n, device="cpu")[:, None] >> torch.arange(n, device="cpu") & 1

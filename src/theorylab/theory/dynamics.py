@@ -20,12 +20,17 @@ def flow_error_order(coefficient: float) -> int:
     Args:
         coefficient: c; 0 for the flow of L itself.
 
+    Raises:
+        ValueError: ``coefficient`` is not finite.
+
     Example:
         >>> flow_error_order(0.25), flow_error_order(0.0)
         (2, 1)
 
     Source: Barrett and Dherin 2021, arXiv:2009.11162, Theorem 3.1.
     """
+    if not math.isfinite(coefficient):
+        raise ValueError(f"coefficient must be finite, got {coefficient}.")
     return 2 if coefficient == REGULARIZATION else 1
 
 
@@ -53,7 +58,7 @@ def sgd_stationary_variance(lr: float, curvature: float, noise: float, momentum:
     """
     positive(curvature=curvature, noise=noise)
     edge = lr * stability_threshold(lr, momentum)
-    if lr * curvature >= edge:
+    if not lr * curvature < edge:
         raise ValueError(f"lr · curvature must lie below 2(1 + β) = {edge:g} for a stationary law, got {lr * curvature:g}.")
     return (1 + momentum) * lr * noise**2 / ((1 - momentum) * curvature * (edge - lr * curvature))
 
@@ -103,6 +108,6 @@ def saddle_escape_slope(lr: float, curvature: float) -> float:
     Source: linearization at a strict saddle, as in Lee et al. 2016, arXiv:1602.04915, Section 3.
     """
     positive(lr=lr)
-    if curvature >= 0:
-        raise ValueError(f"curvature must be negative at a strict saddle, got {curvature}.")
+    if not -math.inf < curvature < 0:
+        raise ValueError(f"curvature must be negative and finite at a strict saddle, got {curvature}.")
     return 1 / math.log1p(lr * -curvature)

@@ -11,9 +11,20 @@ from fractions import Fraction
 
 import numpy as np
 
+from theorylab.core.ranges import chance, nonnegative, whole
+
 
 def membership(n: int) -> np.ndarray:
-    """Who is in each coalition, bool (2^n, n), in the order of a table."""
+    """Who is in each coalition, bool (2^n, n), in the order of a table.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 0.
+
+    Example:
+        >>> membership(2).astype(int).tolist()
+        [[0, 0], [1, 0], [0, 1], [1, 1]]
+    """
+    whole(0, n=n)
     return (np.arange(2**n)[:, None] >> np.arange(n)) & 1 == 1
 
 
@@ -97,9 +108,17 @@ def shapley_of_dividends(dividends: np.ndarray) -> np.ndarray:
 def banzhaf_of_dividends(dividends: np.ndarray, p: float = 0.5) -> np.ndarray:
     r"""Banzhaf values :math:`\sum_{T\ni i} a_T\,p^{|T|-1}`, of coalitions that the others join with chance p, (n,).
 
+    Raises:
+        ValueError: ``p`` is no chance.
+
+    Example:
+        >>> banzhaf_of_dividends(np.array([0.0, 1.0, 2.0, 10.0])).tolist()
+        [6.0, 7.0]
+
     Source: Hammer and Holzman 1992, Zeitschrift für Operations Research 36:3-21 (p = 1/2); Owen 1972, doi:10.1287/mnsc.18.5.64 (the
     multilinear extension).
     """
+    chance(p=p)
     inside = membership(players(dividends))
     return np.where(inside, dividends[:, None], 0.0).T @ p ** np.maximum(inside.sum(1) - 1.0, 0)
 
@@ -110,9 +129,24 @@ def interaction_of_dividends(dividends: np.ndarray, coalition: Sequence[int], in
     ``"sii"`` is :math:`\sum_{T\supseteq S} a_T/(t-s+1)`, ``"banzhaf"`` :math:`\sum_T a_T\,2^{s-t}`, and ``"stii"``, the Shapley-Taylor
     index of an order, :math:`\sum_T a_T/\binom ts` where s is the order, and :math:`a_S` below it.
 
+    Raises:
+        ValueError: an unknown index, or a coalition in which a player does not exist or is named twice.
+
+    Example:
+        >>> interaction_of_dividends(np.array([0.0, 1.0, 2.0, 10.0]), [0, 1])
+        10.0
+        >>> interaction_of_dividends(np.array([0.0, 1.0, 2.0, 10.0]), [0, 1], "stii", order=2)
+        10.0
+
     Source: Grabisch and Roubens 1999, doi:10.1007/s001820050125; Sundararajan, Dhamdhere and Agarwal 2020, arXiv:1902.05622.
     """
-    inside = membership(players(dividends))
+    n = players(dividends)
+    whole(1, order=order)
+    if index not in ("sii", "banzhaf", "stii"):
+        raise ValueError(f'index must be "sii", "banzhaf" or "stii", got {index!r}.')
+    if len(set(coalition)) != len(coalition) or not set(coalition) <= set(range(n)):
+        raise ValueError(f"coalition must name different players of 0..{n - 1}, got {list(coalition)}.")
+    inside = membership(n)
     s, t = len(coalition), inside.sum(1)
     above = inside[:, list(coalition)].all(1)
     if index == "stii" and s < order:
@@ -133,12 +167,16 @@ def airport(costs: np.ndarray) -> np.ndarray:
     Args:
         costs: c, (n,), not negative.
 
+    Raises:
+        ValueError: a cost that is negative or not finite.
+
     Example:
         >>> airport(np.array([1.0, 3.0, 7.0])).round(4).tolist()
         [0.3333, 1.3333, 5.3333]
 
     Source: Littlechild and Owen 1973, doi:10.1287/mnsc.20.3.370.
     """
+    nonnegative(costs=costs)
     order = np.argsort(costs)
     steps = np.diff(costs[order], prepend=0.0) / np.arange(len(costs), 0, -1)
     shares = np.empty(len(costs))
@@ -159,12 +197,16 @@ def glove(left: int, right: int) -> tuple[float, float]:
         left: Owners of a left glove, at least 1.
         right: Owners of a right glove, at least 1.
 
+    Raises:
+        ValueError: a count that is no whole number of at least 1.
+
     Example:
         >>> [round(v, 4) for v in glove(1, 2)]
         [0.6667, 0.1667]
 
     Source: Shapley and Shubik 1969, International Economic Review 10(3):337-362 (pure competition of two goods).
     """
+    whole(1, left=left, right=right)
     few, many = min(left, right), max(left, right)
     terms = [Fraction(math.perm(few, k), math.perm(many + k, k)) for k in range(1, few + 1)]
     scarce = Fraction(1, 2) + Fraction(many - few, 2 * few) * sum(terms)
@@ -184,7 +226,7 @@ def weighted_voting(quota: int, weights: Sequence[int], index: str = "shapley") 
         index: ``"shapley"`` (Shapley-Shubik) or ``"banzhaf"``.
 
     Raises:
-        ValueError: an unknown index.
+        ValueError: an unknown index, a quota below 1, or votes that are negative or not whole.
 
     Example:
         >>> weighted_voting(51, [50, 49, 1]).round(4).tolist()
@@ -194,6 +236,8 @@ def weighted_voting(quota: int, weights: Sequence[int], index: str = "shapley") 
     """
     if index not in ("shapley", "banzhaf"):
         raise ValueError(f'index must be "shapley" or "banzhaf", got {index!r}.')
+    whole(1, quota=quota)
+    whole(0, **{f"weights[{i}]": votes for i, votes in enumerate(weights)})
     n = len(weights)
     power = []
     for i in range(n):
@@ -206,19 +250,43 @@ def weighted_voting(quota: int, weights: Sequence[int], index: str = "shapley") 
                     for votes in range(quota - 1, w - 1, -1):
                         here[votes] += below[votes - w]
         pivotal = [sum(row[max(0, quota - weights[i]) :]) for row in counts]
-        chance = shapley_weight if index == "shapley" else banzhaf_weight
-        power.append(float(sum(c * chance(n, s) for s, c in enumerate(pivotal))))
+        weight = shapley_weight if index == "shapley" else banzhaf_weight
+        power.append(float(sum(c * weight(n, s) for s, c in enumerate(pivotal))))
     return np.array(power)
 
 
 def shapley_weight(n: int, s: int) -> Fraction:
-    r"""Weight :math:`\frac{s!\,(n-1-s)!}{n!}` of a marginal contribution to a coalition of s others, exactly."""
+    r"""Weight :math:`\frac{s!\,(n-1-s)!}{n!}` of a marginal contribution to a coalition of s others, exactly.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 1, or ``s`` not one of 0 ... n − 1.
+
+    Example:
+        >>> shapley_weight(3, 1)
+        Fraction(1, 6)
+    """
+    _sizes(n, s)
     return Fraction(1, n * math.comb(n - 1, s))
 
 
 def banzhaf_weight(n: int, s: int) -> Fraction:
-    """Weight 2^{1−n} of any marginal contribution, exactly."""
+    """Weight 2^{1−n} of any marginal contribution, exactly.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 1, or ``s`` not one of 0 ... n − 1.
+
+    Example:
+        >>> banzhaf_weight(3, 1)
+        Fraction(1, 4)
+    """
+    _sizes(n, s)
     return Fraction(1, 2 ** (n - 1))
+
+
+def _sizes(n: int, s: int) -> None:
+    whole(1, n=n)
+    if s not in range(n):
+        raise ValueError(f"s must be one of 0 ... {n - 1}, the others' number, got {s}.")
 
 
 def quadratic_game(linear: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -298,13 +366,19 @@ def knn_values(correct: np.ndarray, k: int) -> np.ndarray:
         correct: c, whether the i-th nearest row has the right label, bool (n,).
         k: Neighbours, at least 1; may exceed n.
 
+    Raises:
+        ValueError: ``k`` is no whole number of at least 1, or there is no row.
+
     Example:
         >>> knn_values(np.array([True, False]), 1).tolist()
         [1.0, 0.0]
 
     Source: Jia et al. 2019, arXiv:1908.08619, Theorem 1.
     """
+    whole(1, k=k)
     c, n = np.asarray(correct, dtype=float), len(correct)
+    if c.ndim != 1 or n == 0 or not np.isin(c, (0, 1)).all():
+        raise ValueError(f"correct must say true or false of each of at least one row, got shape {c.shape}.")
     s = np.empty(n)
     s[-1] = c[-1] / max(n, k)
     for i in range(n - 1, 0, -1):

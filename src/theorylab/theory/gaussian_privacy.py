@@ -7,6 +7,8 @@ import math
 from scipy.optimize import brentq
 from scipy.special import log_ndtr, ndtr
 
+from theorylab.core.ranges import positive, whole
+
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
     r"""The least δ at which two unit normals μ apart are (ε, δ)-indistinguishable.
@@ -18,10 +20,10 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
     Args:
         mu: μ ≥ 0.
-        epsilon: Of any sign.
+        epsilon: Of any sign; infinite too.
 
     Raises:
-        ValueError: negative or infinite ``mu``.
+        ValueError: negative or infinite ``mu``, or NaN.
 
     Example:
         >>> round(gaussian_delta(1.0, 1.0), 6), gaussian_delta(0.0, 0.5)
@@ -31,9 +33,14 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """
     if not 0 <= mu < math.inf:
         raise ValueError(f"mu must be finite and not negative, got {mu}.")
+    if math.isnan(epsilon):
+        raise ValueError("epsilon must be a number, of any sign or infinite, got nan.")
     if mu == 0:
         return max(0.0, -math.expm1(min(epsilon, 0.0)))
-    first, second = log_ndtr(mu / 2 - epsilon / mu), epsilon + log_ndtr(-mu / 2 - epsilon / mu)
+    first = log_ndtr(mu / 2 - epsilon / mu)
+    if first == -math.inf:
+        return 0.0
+    second = epsilon + log_ndtr(-mu / 2 - epsilon / mu)
     return float(math.exp(first) * -math.expm1(min(second - first, 0.0)))  # in logarithms: e^ε overflows before the product does
 
 
@@ -89,8 +96,10 @@ def clt_mu(q: float, sigma: float, steps: int) -> float:
 
     Source: Bu et al. 2019, arXiv:1911.11607, Section 3 (the central limit theorem under Poisson sampling).
     """
-    if not 0 < q <= 1 or not sigma > 0 or steps < 0:
-        raise ValueError(f"q must lie in (0, 1], sigma be positive and steps not negative, got q={q}, sigma={sigma}, steps={steps}.")
+    if not 0 < q <= 1:
+        raise ValueError(f"q must lie in (0, 1], got {q}.")
+    positive(sigma=sigma)
+    whole(0, steps=steps)
     return q * math.sqrt(steps * math.expm1(sigma**-2))
 
 

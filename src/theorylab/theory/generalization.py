@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from theorylab.core.ranges import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive, whole
 
 
 def pac_bayes_slack(kl: float, n: int, delta: float) -> float:
@@ -28,8 +28,9 @@ def pac_bayes_slack(kl: float, n: int, delta: float) -> float:
     Source: Maurer 2004, arXiv:cs/0411099, Theorem 5.
     """
     nonnegative(kl=kl)
-    if not n >= 1 or not 0 < delta < 1:
-        raise ValueError(f"n must be at least 1 and delta in (0, 1), got n={n}, delta={delta}.")
+    whole(1, n=n)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}.")
     return (kl + math.log(2 * math.sqrt(n) / delta)) / (2 * n)
 
 
@@ -128,8 +129,7 @@ def isotropic_ridgeless_risk(n: int, p: int, *, signal: float = 1.0, noise: floa
     Source: Hastie et al. 2022, arXiv:1903.08560, Theorem 1, of which it is the form at finite n (the mean of an inverse Wishart matrix).
     """
     nonnegative(signal=signal, noise=noise)
-    if not (n >= 1 and p >= 1):
-        raise ValueError(f"n and p must be at least 1, got n={n}, p={p}.")
+    whole(1, n=n, p=p)
     missed = signal * (1 - n / p) if p > n else 0.0  # of β, in directions that no row has
     if noise == 0:
         return missed
@@ -226,7 +226,8 @@ def effective_ranks(eigenvalues: Any, k: int) -> tuple[float, float]:
     Source: Bartlett et al. 2020, arXiv:1906.11300, Definition 3.
     """
     lam = np.sort(_spectrum(eigenvalues, 1))[::-1]
-    if not 0 <= k < lam.size:
+    whole(0, k=k)
+    if not k < lam.size:
         raise ValueError(f"k must lie in 0 ... {lam.size - 1}, got {k}.")
     tail = lam[k:] / lam[k]
     return float(tail.sum()), float(tail.sum() ** 2 / (tail**2).sum())
@@ -236,8 +237,7 @@ def _spectrum(eigenvalues: Any, n: int) -> np.ndarray:
     lam = np.asarray(eigenvalues, dtype=np.float64)
     if lam.ndim != 1 or lam.size == 0 or not (np.isfinite(lam).all() and (lam > 0).all()):
         raise ValueError(f"eigenvalues must be a vector of positive finite numbers, got {lam}.")
-    if not n >= 1:
-        raise ValueError(f"n must be at least 1, got {n}.")
+    whole(1, n=n)
     return lam
 
 
@@ -267,8 +267,7 @@ def one_pass_error(d: int, m: int, *, negated: bool = False) -> float:
     """
     from scipy.special import ndtr
 
-    if not (d >= 1 and m >= 1):
-        raise ValueError(f"d and m must be at least 1, got d={d}, m={m}.")
+    whole(1, d=d, m=m)
     return float(ndtr(7 / 8 * math.sqrt(d / (m + 1)) if negated else -math.sqrt(d / m) / 8))
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from theorylab.core.ranges import positive
+from theorylab.core.ranges import nonnegative, positive, whole
 
 
 def minimum_norm_solution(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:
@@ -126,7 +126,7 @@ def balance_increment(lr: Tensor | float, grad_below: Tensor, grad_above: Tensor
         (..., width, width).
 
     Raises:
-        ValueError: the layers do not meet in one width.
+        ValueError: the layers do not meet in one width, or ``lr`` is negative or not finite.
 
     Example:
         >>> balance_increment(0.5, torch.tensor([[2.0]]), torch.tensor([[4.0]])).item()
@@ -139,6 +139,7 @@ def balance_increment(lr: Tensor | float, grad_below: Tensor, grad_above: Tensor
         raise ValueError(
             f"grad_above must have as many columns as grad_below has rows, got {tuple(grad_above.shape)} and {tuple(grad_below.shape)}."
         )
+    nonnegative(lr=lr)
     return lr**2 * (grad_above.mT @ grad_above - grad_below @ grad_below.mT)
 
 
@@ -159,6 +160,9 @@ def unit_balance_increment(lr: Tensor | float, grad_in: Tensor, grad_bias: Tenso
     Returns:
         (..., width).
 
+    Raises:
+        ValueError: ``lr`` is negative or not finite.
+
     Example:
         >>> unit_balance_increment(1.0, torch.tensor([[3.0]]), torch.tensor([1.0]), torch.tensor([[2.0]])).tolist()
         [6.0]
@@ -166,6 +170,7 @@ def unit_balance_increment(lr: Tensor | float, grad_in: Tensor, grad_bias: Tenso
     Source: Du et al. 2018, Theorem 2.1 (gradient flow, the bias as one more incoming weight), arXiv:1806.00900; the term of second
     order is the exact remainder of one step.
     """
+    nonnegative(lr=lr)
     return lr**2 * (grad_in.square().sum(-1) + grad_bias.square() - grad_out.square().sum(-2))
 
 
@@ -194,8 +199,7 @@ def singular_value_speed(product: Tensor, gradient: Tensor, depth: int) -> Tenso
 
     Source: Arora et al. 2019, Theorem 3, arXiv:1905.13655.
     """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}.")
+    whole(1, depth=depth)
     if product.shape != gradient.shape:
         raise ValueError(f"gradient must have the shape of product, {tuple(product.shape)}, got {tuple(gradient.shape)}.")
     u, s, vh = torch.linalg.svd(product, full_matrices=False)

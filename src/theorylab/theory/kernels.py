@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import nonnegative, whole
 from theorylab.theory.wide_layers import Kernel, Padding, activate, convolve, dense, flatten, images, inputs, pool, residual
 
 
@@ -47,8 +48,7 @@ def dense_kernel(
 
     Source: Lee et al. 2018, arXiv:1711.00165, Section 2 (NNGP); Jacot et al. 2018, arXiv:1806.07572, Theorem 1 (NTK).
     """
-    if depth < 0:
-        raise ValueError(f"depth must be at least 0, got {depth}.")
+    whole(0, depth=depth)
     k = dense(inputs(x1, x2), weight_variance, bias_variance)
     for _ in range(depth):
         k = dense(activate(k, activation), weight_variance, bias_variance)
@@ -74,8 +74,7 @@ def residual_kernel(
         >>> residual_kernel(x, blocks=1, weight_variance=2.0).nngp[0, 0].item()  # h has variance 1 + 1
         2.0
     """
-    if blocks < 0:
-        raise ValueError(f"blocks must be at least 0, got {blocks}.")
+    whole(0, blocks=blocks)
     k = dense(inputs(x1, x2), weight_variance, bias_variance)
     for _ in range(blocks):
         k = residual(k, lambda h: dense(activate(h, activation), weight_variance, bias_variance))
@@ -124,12 +123,11 @@ def conv_kernel(
 
     Source: Arora et al. 2019, arXiv:1904.11955, Section 4; Novak et al. 2019, arXiv:1810.05148, Section 3.
     """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}.")
+    whole(1, depth=depth)
     if readout not in ("pool", "flatten"):
         raise ValueError(f"readout must be 'pool' or 'flatten', got {readout!r}.")
 
-    def whole(x1: Tensor, x2: Tensor) -> Kernel:
+    def block(x1: Tensor, x2: Tensor) -> Kernel:
         k = images(x1, x2, pairs=readout == "pool")
         for _ in range(depth):
             k = activate(convolve(k, filter_size, weight_variance, bias_variance, padding), activation)
@@ -139,9 +137,9 @@ def conv_kernel(
     places = x1.shape[2:].numel()
     each = places**2 if readout == "pool" else places
     if len(x1) * len(x2) * each <= BLOCK:
-        return whole(x1, x2)
+        return block(x1, x2)
     side = max(1, math.isqrt(BLOCK // each))
-    rows = [[whole(a, b) for b in x2.split(side)] for a in x1.split(side)]
+    rows = [[block(a, b) for b in x2.split(side)] for a in x1.split(side)]
     nngp, ntk = (torch.cat([torch.cat([getattr(k, name) for k in row], 1) for row in rows]) for name in ("nngp", "ntk"))
     return Kernel(nngp, ntk, torch.cat([row[0].own for row in rows]), torch.cat([k.other for k in rows[0]]))
 
@@ -172,7 +170,7 @@ def linearized_residual(theta: Tensor, residual: Tensor, lr: float, steps: int) 
     size, skew = (float(t.detach().abs().max()) for t in (theta, theta - theta.T))
     if not skew <= 1e3 * torch.finfo(theta.dtype).eps * size:  # rounding of a sum over many parameters is far below
         raise ValueError(f"theta must be symmetric, got entries of up to {size:.3g} that differ from their mirror images by {skew:.3g}.")
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}.")
+    nonnegative(lr=lr)
+    whole(0, steps=steps)
     values, vectors = torch.linalg.eigh(theta)
     return vectors @ ((1 - lr * values / n) ** steps * (vectors.T @ residual))

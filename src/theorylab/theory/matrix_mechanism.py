@@ -12,6 +12,8 @@ import numpy as np
 from scipy.linalg import solve_triangular, toeplitz
 from scipy.signal import lfilter
 
+from theorylab.core.ranges import whole
+
 
 def prefix_sums(n: int) -> np.ndarray:
     """A, the lower-triangular matrix of ones, (n, n)."""
@@ -25,10 +27,15 @@ def power_coefficients(n: int, power: float = 0.5) -> np.ndarray:
         n: At least 1.
         power: p, of any sign; −p inverts.
 
+    Raises:
+        ValueError: an argument out of its range.
+
     Example:
         >>> power_coefficients(4).tolist()
         [1.0, 0.5, 0.375, 0.3125]
     """
+    if not math.isfinite(power):
+        raise ValueError(f"power must be finite, got {power}.")
     k = np.arange(1, _size(n))
     return np.concatenate([[1.0], np.cumprod((k - 1 + power) / k)])
 
@@ -147,7 +154,15 @@ def sqrt_error_asymptotic(n: int) -> float:
 
 
 def independent_error(n: int) -> float:
-    """`error` of noise added to every step's term anew, B = A and C = I: √n."""
+    """`error` of noise added to every step's term anew, B = A and C = I: √n.
+
+    Raises:
+        ValueError: ``n`` is no whole number of at least 1.
+
+    Example:
+        >>> independent_error(9)
+        3.0
+    """
     return math.sqrt(_size(n))
 
 
@@ -173,7 +188,7 @@ def sensitivity(C: np.ndarray, participations: int, separation: int) -> float:
 
     Source: Choquette-Choo et al. 2023, arXiv:2211.06530, Section 3; Kalinin and Lampert 2024, arXiv:2405.13763 (which visits are worst).
     """
-    if (C < 0).any():
+    if not (C >= 0).all():
         raise ValueError(f"C must have no negative entry, got {float(C.min()):g}: the worst row's signs would differ between visits.")
     down, along = np.tril(np.diff(C, axis=0)), np.tril(C[1:, 1:] - C[:-1, :-1])
     slack = 1e-12 * C.max()  # of rounding in a column that should be constant
@@ -182,8 +197,7 @@ def sensitivity(C: np.ndarray, participations: int, separation: int) -> float:
             "C must be lower triangular, its entries falling down every column and along every diagonal, or other visits than the earliest "
             "and closest may be the worst. For one visit take the largest norm of a column."
         )
-    if participations < 1 or separation < 1:
-        raise ValueError(f"participations and separation must be at least 1, got {participations} and {separation}.")
+    whole(1, participations=participations, separation=separation)
     visits = np.arange(0, C.shape[1], separation)[:participations]
     return float(np.linalg.norm(C[:, visits].sum(1)))
 
@@ -213,6 +227,5 @@ def _chain(B: np.ndarray, C: np.ndarray) -> None:
 
 
 def _size(n: int) -> int:
-    if n != int(n) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n}.")
+    whole(1, n=n)
     return int(n)

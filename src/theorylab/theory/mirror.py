@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from theorylab.core.ranges import positive
+
 NEWTON_STEPS = 500
 """Far beyond what a feasible problem takes: the step moves a dual coordinate by at least ln 2, or is a full Newton step."""
 
@@ -64,8 +66,7 @@ def hyperbolic_entropy(alpha: float) -> Potential:
 
     Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (the potential Q_α).
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}.")
+    positive(alpha=alpha)
     scale = alpha**2
 
     def value(beta: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from theorylab.core.ranges import below_one, nonnegative, positive
+from theorylab.core.ranges import below_one, nonnegative, positive, whole
 from theorylab.theory.activations import DUALS, relu
 
 Placement = Literal["pre", "post"]
@@ -72,7 +72,7 @@ def _shrinkage(lr: float, weight_decay: float, momentum: float) -> float:
     _check_rates(lr, weight_decay, momentum)
     product, root = weight_decay * lr, math.sqrt(momentum)
     border = (1 - root) ** 2
-    if product > border:
+    if not product <= border:
         raise ValueError(
             f"weight_decay·lr must be at most (1 − √momentum)² = {border:.4g} for a real α, got {product:.4g}: lower one of them."
         )
@@ -89,7 +89,10 @@ def squared_norm_after_step(squared_norm: Number, squared_gradient: Number, lr: 
         squared_norm: ‖θ‖² before the step; also a tensor.
         squared_gradient: ‖g‖²; also a tensor. A sum over steps gives, without decay, the norm after all of them.
         lr: Step size η.
-        weight_decay: Coupled decay λ.
+        weight_decay: Coupled decay λ ≥ 0.
+
+    Raises:
+        ValueError: a rate that is negative or not finite.
 
     Example:
         >>> squared_norm_after_step(4.0, 9.0, lr=1.0, weight_decay=0.5)
@@ -97,6 +100,7 @@ def squared_norm_after_step(squared_norm: Number, squared_gradient: Number, lr: 
 
     Source: van Laarhoven 2017, arXiv:1706.05350, effective learning rate; without decay Arora, Li and Lyu 2019, arXiv:1812.03981.
     """
+    nonnegative(lr=lr, weight_decay=weight_decay)
     return (1 - lr * weight_decay) ** 2 * squared_norm + lr**2 * squared_gradient
 
 
@@ -199,7 +203,8 @@ def invariant_blocks(normalization: Normalization, width: int, groups: int = 1) 
 
     Source: Li and Arora 2020, arXiv:1910.07454 (BatchNorm, LayerNorm and GroupNorm); the rest by definition.
     """
-    if width < 1 or groups < 1 or width % groups:
+    whole(1, width=width, groups=groups)
+    if width % groups:
         raise ValueError(f"groups must divide width, got {groups} groups of {width} channels.")
     sizes = {"none": 0, "batch": 1, "weight": 1, "group": width // groups, "layer": width, "rms": width}
     if normalization not in sizes:
@@ -234,8 +239,10 @@ def batch_norm_gradient_growth(activation: str = "relu", batch: int | None = Non
     """
     if activation not in DUALS:
         raise ValueError(f"activation must be one of {', '.join(sorted(DUALS))}, got {activation!r}.")
-    if batch is not None and (batch < 4 or activation not in ("relu", "identity")):
-        raise ValueError(f"batch must be at least 4, and the activation relu or identity, got {batch} with {activation!r}.")
+    if batch is not None:
+        whole(4, batch=batch)
+        if activation not in ("relu", "identity"):
+            raise ValueError(f"activation must be relu or identity where a batch is finite, got {activation!r}: leave batch out.")
     rho = 0.0 if batch is None else -1 / (batch - 1)  # of two entries of a normalized batch, whose sum is zero
     one = torch.ones(2, dtype=torch.float64, device="cpu")
     values, slopes = (t.tolist() for t in DUALS[activation](torch.tensor([1.0, rho], dtype=torch.float64, device="cpu"), one, one))
@@ -293,9 +300,7 @@ def summed_second_moment(placement: Placement, layers: int, tokens: int) -> floa
     pre-LN); the correlation follows from the arc-cosine kernel.
     """
     _check_placement(placement)
-    for name, value in (("layers", layers), ("tokens", tokens)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    whole(1, layers=layers, tokens=tokens)
     if placement == "post":
         return 1.5
     one = torch.ones((), dtype=torch.float64, device="cpu")
@@ -330,8 +335,8 @@ def last_layer_gradient(placement: Placement, layers: int, *, tokens: int, hidde
 
     Source: Xiong et al. 2020, arXiv:2002.04745, Theorem 1, with the constants of large width in place of bounds.
     """
-    if hidden < 1 or outputs < 2:
-        raise ValueError(f"hidden must be at least 1 and outputs at least 2, got hidden={hidden}, outputs={outputs}.")
+    whole(1, hidden=hidden)
+    whole(2, outputs=outputs)
     error = 1 + (math.e - 2) / outputs
     return math.sqrt(hidden / 2 * error / summed_second_moment(placement, layers, tokens))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from theorylab.core.ranges import positive
+from theorylab.core.ranges import nonnegative, positive, whole
 
 
 def gd_worst_case(steps: int, *, step_ratio: float = 1.0, smoothness: float = 1.0, curvature: float = 0.0, radius: float = 1.0) -> float:
@@ -70,8 +70,7 @@ def gd_worst_threshold(steps: int, *, step_ratio: float = 1.0, radius: float = 1
 
     Source: Drori and Teboulle 2014, arXiv:1206.3209, Theorem 3.2.
     """
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}.")
+    whole(0, steps=steps)
     if not 0 < step_ratio < 2:
         raise ValueError(f"step_ratio must lie in (0, 2), got {step_ratio}: longer steps diverge on a parabola.")
     positive(radius=radius)
@@ -97,8 +96,7 @@ def subgradient_worst_case(steps: int, *, lipschitz: float = 1.0, radius: float 
 
     Source: Drori and Teboulle 2016, arXiv:1409.2636, Appendix A (the lower bound); Nesterov 2004, Section 3.2.3 (the upper one).
     """
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}.")
+    whole(0, steps=steps)
     positive(lipschitz=lipschitz, radius=radius)
     return lipschitz * radius / math.sqrt(steps + 1)
 
@@ -144,8 +142,7 @@ def ogm_theta(steps: int) -> float:
 
     Source: Kim and Fessler 2016, arXiv:1406.5468, Algorithm OGM1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    whole(1, steps=steps)
     theta = 1.0
     for _ in range(steps - 1):
         theta = (1 + math.sqrt(1 + 4 * theta**2)) / 2
@@ -192,10 +189,8 @@ def nonconvex_gradient_bound(steps: int, gap: float, *, smoothness: float = 1.0)
 
     Source: Taylor 2017, PhD thesis, UCLouvain, page 190; proved in Abbaszadehpeivasti, de Klerk and Zamani 2021, arXiv:2104.05468.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
-    if gap < 0:
-        raise ValueError(f"gap must not be negative, got {gap}.")
+    whole(1, steps=steps)
+    nonnegative(gap=gap)
     positive(smoothness=smoothness)
     return 4 * smoothness * gap / (3 * steps)
 
@@ -219,10 +214,14 @@ def span_lower_bound(steps: int, *, smoothness: float = 1.0, radius: float = 1.0
 
     Source: Nesterov 2004, Introductory Lectures on Convex Optimization, Theorem 2.1.7.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    whole(1, steps=steps)
     positive(smoothness=smoothness, radius=radius)
     return 3 * smoothness * radius**2 / (32 * (steps + 1) ** 2)
+
+
+def _check_condition(condition: float) -> None:
+    if not 1 <= condition < math.inf:
+        raise ValueError(f"condition must be at least 1 and finite, got {condition}.")
 
 
 def gd_rate(condition: float) -> float:
@@ -232,7 +231,7 @@ def gd_rate(condition: float) -> float:
         condition: κ = L/μ ≥ 1.
 
     Raises:
-        ValueError: ``condition`` < 1.
+        ValueError: ``condition`` < 1, or not finite.
 
     Example:
         >>> gd_rate(3.0)
@@ -240,8 +239,7 @@ def gd_rate(condition: float) -> float:
 
     Source: Nesterov 2004, Introductory Lectures on Convex Optimization, Theorem 2.1.15.
     """
-    if not condition >= 1:
-        raise ValueError(f"condition must be at least 1, got {condition}.")
+    _check_condition(condition)
     return (condition - 1) / (condition + 1)
 
 
@@ -252,7 +250,7 @@ def polyak_rate(condition: float) -> float:
         condition: κ = L/μ ≥ 1.
 
     Raises:
-        ValueError: ``condition`` < 1.
+        ValueError: ``condition`` < 1, or not finite.
 
     Example:
         >>> polyak_rate(9.0)
@@ -260,9 +258,14 @@ def polyak_rate(condition: float) -> float:
 
     Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Lessard et al. 2016, arXiv:1408.3595, Proposition 1.
     """
-    if not condition >= 1:
-        raise ValueError(f"condition must be at least 1, got {condition}.")
+    _check_condition(condition)
     return gd_rate(math.sqrt(condition))
+
+
+def _check_pair(smoothness: float, curvature: float) -> None:
+    positive(smoothness=smoothness, curvature=curvature)
+    if curvature > smoothness:
+        raise ValueError(f"curvature must not exceed smoothness, got {curvature} > {smoothness}.")
 
 
 def polyak_tuning(smoothness: float, curvature: float) -> tuple[float, float]:
@@ -284,7 +287,7 @@ def polyak_tuning(smoothness: float, curvature: float) -> tuple[float, float]:
 
     Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Lessard et al. 2016, arXiv:1408.3595, Proposition 1.
     """
-    positive(curvature=curvature)
+    _check_pair(smoothness, curvature)
     return 4 / (math.sqrt(smoothness) + math.sqrt(curvature)) ** 2, polyak_rate(smoothness / curvature) ** 2
 
 
@@ -319,9 +322,7 @@ def pl_rate(smoothness: float, curvature: float) -> float:
 
     Source: Karimi, Nutini and Schmidt 2016, arXiv:1608.04636, Theorem 1.
     """
-    positive(curvature=curvature)
-    if curvature > smoothness:
-        raise ValueError(f"curvature must not exceed smoothness, got {curvature} > {smoothness}.")
+    _check_pair(smoothness, curvature)
     return 1 - curvature / smoothness
 
 
@@ -361,9 +362,8 @@ def hedge_lr(rounds: int, experts: int) -> float:
 
     Source: Cesa-Bianchi and Lugosi 2006, Prediction, Learning, and Games, Theorem 2.2.
     """
-    positive(rounds=rounds)
-    if experts < 2:
-        raise ValueError(f"experts must be at least 2 to have something to choose, got {experts}.")
+    whole(1, rounds=rounds)
+    whole(2, experts=experts)
     return math.sqrt(8 * math.log(experts) / rounds)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
 
-from theorylab.core.ranges import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive, whole
 from theorylab.theory.dynamics import sgd_stationary_variance
 
 Norm = Literal["l1", "l2", "linf", "frobenius", "spectral", "nuclear"]
@@ -65,8 +66,7 @@ def newton_schulz_value(singular: np.ndarray, steps: int = 5, coefficients: tupl
 
     Source: Jordan 2024, Muon: An optimizer for hidden layers in neural networks.
     """
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}.")
+    whole(0, steps=steps)
     s = np.asarray(singular, dtype=float)
     a, b, c = coefficients
     for _ in range(steps):
@@ -96,7 +96,7 @@ def newton_schulz_band(least: float, steps: int = 5, coefficients: tuple[float, 
     """
     if not 0 < least <= 1:
         raise ValueError(f"least must lie in (0, 1], got {least}.")
-    nonnegative(steps=steps)
+    whole(0, steps=steps)
     a, b, c = coefficients
     squares = np.roots([5 * c, 3 * b, a])  # of the derivative a + 3bs² + 5cs⁴, in s²
     turns = np.sqrt(squares[np.isreal(squares) & (squares.real > 0)].real)
@@ -120,8 +120,8 @@ def reddi_second_moment(C: float) -> float:
 
     Source: Reddi, Kale and Kumar 2018, arXiv:1904.09237, Theorem 1.
     """
-    if C <= 2:
-        raise ValueError(f"C must be above 2 for the mean loss to have its minimum at −1, got {C}.")
+    if not 2 < C < math.inf:
+        raise ValueError(f"C must be above 2 and finite for the mean loss to have its minimum at −1, got {C}.")
     return 1 / (1 + C**2)
 
 
@@ -250,7 +250,7 @@ def adam_noisy_quadratic_loss(curvature: np.ndarray, start: np.ndarray, noise: f
     if np.ndim(curvature) != 1 or np.shape(curvature) != np.shape(start):
         raise ValueError(f"curvature and start must both be (d,), got {np.shape(curvature)} and {np.shape(start)}.")
     positive(noise=noise, lr=lr, curvature=curvature)
-    nonnegative(steps=steps)
+    whole(0, steps=steps)
     decay = np.exp(-2 * lr * curvature * steps / noise)
     return float(0.5 * (curvature * start**2 * decay + lr * noise / 2 * (1 - decay)).sum())
 

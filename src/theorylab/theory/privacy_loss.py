@@ -21,6 +21,7 @@ import numpy as np
 from scipy.signal import lfilter
 
 from theorylab.core.privacy_ledger import PrivacyLedger
+from theorylab.core.ranges import nonnegative, positive
 from theorylab.theory.loss_pairs import Pair, step_pairs
 
 Rounding = Literal["connect", "up", "down"]
@@ -102,7 +103,11 @@ def on_grid(pair: Pair, cell: float, rounding: Rounding = "connect") -> Losses:
         pair: The pair whose loss it is.
         cell: Distance of neighbouring losses, in nats.
         rounding: ``"connect"``, an upper bound, ``"up"``, a worse one, or ``"down"``, a lower bound.
+
+    Raises:
+        ValueError: ``cell`` is not positive and finite.
     """
+    positive(cell=cell)
     low, high = pair.span()
     start, stop = (0 if pair.symmetrized else math.floor(low / cell)), math.floor(high / cell) + 1
     edges = np.arange(start, stop + 1) * cell
@@ -152,7 +157,11 @@ def compose(parts: Parts, tilt: float = 0.0, support: tuple[float, float] | None
         tilt: θ ≥ 0, see the head of this file.
         support: Of the tilted losses where it is known already; the grid holds all but ``CUT`` of their mass, the rest wraps around.
         lower: Take what is cut or rounded off as for a lower bound, instead of adding it.
+
+    Raises:
+        ValueError: ``tilt`` is negative or not finite.
     """
+    nonnegative(tilt=tilt)
     cell = parts[0][0].cell
     tilted, log_moment = _tilted(parts, tilt)
     low, high = _support(tilted) if support is None else support
@@ -297,7 +306,14 @@ def composed(
         rounding: See `on_grid`.
         delta: The δ whose ε is asked for. Without it and ``epsilon``, a δ below about T·10⁻¹⁶ is lost in rounding.
         epsilon: The ε whose δ is asked for.
+
+    Raises:
+        ValueError: an argument out of its range.
     """
+    if delta is not None and not 0 < delta < 1:
+        raise ValueError(f"delta must lie in (0, 1), got {delta}.")
+    if epsilon is not None and not math.isfinite(epsilon):
+        raise ValueError(f"epsilon must be finite, got {epsilon}.")
     found = []
     pairs = [step_pairs(ledger) for ledger in ledgers]
     for direction in range(max(map(len, pairs))):

@@ -5,18 +5,27 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import betaln, comb, gammaln
 
+from theorylab.core.ranges import chance, nonnegative, positive, whole
+
 
 def shapley_weights(n: int) -> np.ndarray:
     r""":math:`p_s = s!\,(n-1-s)!/n!`, s = 0 ... n − 1: the players join in an order drawn evenly.
 
     Source: Shapley 1953, doi:10.1515/9781400881970-018, equation 12.
     """
+    whole(1, n=n)
     s = np.arange(n)
     return np.exp(gammaln(s + 1) + gammaln(n - s) - gammaln(n + 1))
 
 
 def banzhaf_weights(n: int, p: float = 0.5) -> np.ndarray:
-    """p^s (1 − p)^{n−1−s}: each of the others takes part with chance p, independently."""
+    """p^s (1 − p)^{n−1−s}: each of the others takes part with chance p, independently.
+
+    Raises:
+        ValueError: ``p`` is no chance, or there is no player.
+    """
+    whole(1, n=n)
+    chance(p=p)
     s = np.arange(n)
     return p**s * (1 - p) ** (n - 1 - s)
 
@@ -27,12 +36,17 @@ def beta_weights(n: int, alpha: float, beta: float) -> np.ndarray:
     The others take part with a chance t drawn from Beta(β, α). Beta(1, 1) is Shapley; α > β favours small coalitions,
     and α = β → ∞ tends to Banzhaf.
 
+    Raises:
+        ValueError: α or β is not positive, or there is no player.
+
     Example:
         >>> bool(np.allclose(beta_weights(7, 1, 1), shapley_weights(7)))
         True
 
     Source: Kwon and Zou 2022, arXiv:2110.14049, equation 5.
     """
+    whole(1, n=n)
+    positive(alpha=alpha, beta=beta)
     s = np.arange(n)
     return np.exp(betaln(s + beta, n - 1 - s + alpha) - betaln(alpha, beta))
 
@@ -50,12 +64,23 @@ def noise_variance(weights: np.ndarray, variance: float = 1.0) -> float:
 
     Source: Wang and Jia 2023, arXiv:2205.15466, Section 4 (safety margin and noise); the sum is elementary.
     """
+    nonnegative(variance=variance)
     n = len(weights)
     return float(2 * variance * (comb(n - 1, np.arange(n)) * weights**2).sum())
 
 
 def least_noise_variance(n: int, variance: float = 1.0) -> float:
-    r"""The least of `noise_variance` among all semivalues, :math:`2\sigma^2/2^{n-1}`, reached by Banzhaf only (Cauchy and Schwarz)."""
+    r"""The least of `noise_variance` among all semivalues, :math:`2\sigma^2/2^{n-1}`, reached by Banzhaf only (Cauchy and Schwarz).
+
+    Raises:
+        ValueError: a negative variance, or there is no player.
+
+    Example:
+        >>> least_noise_variance(10)
+        0.00390625
+    """
+    whole(1, n=n)
+    nonnegative(variance=variance)
     return 2 * variance / 2 ** (n - 1)
 
 
@@ -69,6 +94,16 @@ def noise_variance_at_size(weights: np.ndarray, size: int, variance: float = 1.0
         weights: p, (n,).
         size: k, in 1 ... n − 1.
         variance: σ².
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Example:
+        >>> noise_variance_at_size(banzhaf_weights(3), 1)
+        0.1875
     """
+    nonnegative(variance=variance)
     n = len(weights)
+    if size not in range(1, n):
+        raise ValueError(f"size must be one of 1 ... {n - 1}, got {size}: only there are players within and without.")
     return float(variance * (comb(n - 1, size - 1) * weights[size - 1] ** 2 + comb(n - 1, size) * weights[size] ** 2))

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import digamma
 
-from theorylab.core.ranges import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive, whole
 from theorylab.theory.activations import DUALS
 
 
@@ -224,8 +224,7 @@ def signal_path(
         >>> lengths, [round(c, 4) for c in correlations]
         ([2.0, 2.0], [0.0, 0.3183])
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}.")
+    whole(1, layers=layers)
     after = length_map(q, weight_variance, bias_variance, "identity")
     lengths, correlations = [after], [correlation_map(c, q, weight_variance, bias_variance, "identity")]
     for _ in range(layers - 1):
@@ -250,8 +249,7 @@ def gaussian_product_exponents(width: int) -> list[float]:
 
     Source: Newman 1986, doi:10.1007/BF01464284 (the distribution of Lyapunov exponents: exact results for random matrices).
     """
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}.")
+    whole(1, width=width)
     return [0.5 * (math.log(2 / width) + float(digamma((width - i) / 2))) for i in range(width)]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from theorylab.core.ranges import nonnegative, positive
+from theorylab.core.ranges import nonnegative, positive, whole
 from theorylab.theory.activations import DUALS
 
 
@@ -102,6 +102,11 @@ def dense(k: Kernel, weight_variance: float = 1.0, bias_variance: float = 0.0) -
     Raises:
         ValueError: a variance out of range.
 
+    Example:
+        >>> x = torch.eye(2)
+        >>> dense(Kernel(x, torch.zeros(2, 2), torch.ones(2), torch.ones(2)), 2.0, 1.0).ntk.tolist()
+        [[3.0, 1.0], [1.0, 3.0]]
+
     Source: Jacot et al. 2018, arXiv:1806.07572, Theorem 1.
     """
     positive(weight_variance=weight_variance)
@@ -176,11 +181,16 @@ def convolve(
     Raises:
         ValueError: not a kernel of images, or an argument out of range.
 
+    Example:
+        >>> convolve(images(torch.ones(1, 1, 2, 2), pairs=False), 1, 2.0, 1.0).nngp.flatten().tolist()
+        [3.0, 3.0, 3.0, 3.0]
+
     Source: Arora et al. 2019, arXiv:1904.11955, Section 4.
     """
     if k.nngp.ndim not in (4, 6):
         raise ValueError(f"convolve needs a kernel of images, got one of shape {tuple(k.nngp.shape)}: start from images.")
-    if filter_size < 1 or filter_size % 2 == 0:
+    whole(1, filter_size=filter_size)
+    if filter_size % 2 == 0:
         raise ValueError(f"filter_size must be odd, got {filter_size}.")
     if padding not in ("circular", "zeros"):
         raise ValueError(f"padding must be 'circular' or 'zeros', got {padding!r}.")

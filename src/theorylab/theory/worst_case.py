@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from theorylab.core.ranges import positive
+from theorylab.core.ranges import below_one, nonnegative, positive, whole
 from theorylab.theory.optimization import (
     gd_worst_case,
     nonconvex_gradient_bound,
@@ -34,7 +34,16 @@ MOST_ENDS = 32
 
 
 def gradient_descent(lr: float) -> Method:
-    """Steps of a fixed size, x ← x − lr · ∇f(x); with a subgradient, the subgradient method."""
+    """Steps of a fixed size, x ← x − lr · ∇f(x); with a subgradient, the subgradient method.
+
+    Raises:
+        ValueError: ``lr`` is negative or not finite.
+
+    Example:
+        >>> gradient_descent(0.5)(lambda x: x, 1.0, 2)
+        [1.0, 0.5, 0.25]
+    """
+    nonnegative(lr=lr)
 
     def run(gradient: Callable[[Any], Any], x: Any, steps: int) -> list[Any]:
         points = [x]
@@ -47,7 +56,17 @@ def gradient_descent(lr: float) -> Method:
 
 
 def heavy_ball(lr: float, momentum: float) -> Method:
-    """Polyak's momentum: x_{t+1} = x_t − lr · ∇f(x_t) + momentum · (x_t − x_{t−1}), started at rest."""
+    """Polyak's momentum: x_{t+1} = x_t − lr · ∇f(x_t) + momentum · (x_t − x_{t−1}), started at rest.
+
+    Raises:
+        ValueError: ``lr`` is negative or not finite, or ``momentum`` outside [0, 1).
+
+    Example:
+        >>> heavy_ball(0.5, 0.5)(lambda x: x, 1.0, 2)
+        [1.0, 0.5, 0.0]
+    """
+    nonnegative(lr=lr)
+    below_one(momentum=momentum)
 
     def run(gradient: Callable[[Any], Any], x: Any, steps: int) -> list[Any]:
         points, before = [x], x
@@ -60,6 +79,8 @@ def heavy_ball(lr: float, momentum: float) -> Method:
 
 
 def _accelerated(smoothness: float, last: int) -> Method:
+    positive(smoothness=smoothness)
+
     def run(gradient: Callable[[Any], Any], x: Any, steps: int) -> list[Any]:
         points, y, z, theta = [x], x, x, 1.0
         for i in range(steps):
@@ -77,12 +98,28 @@ def _accelerated(smoothness: float, last: int) -> Method:
 
 
 def accelerated_gradient(smoothness: float) -> Method:
-    """Nesterov's method of 1983 for smooth convex functions, with its sequence θ_{i+1} = (1 + √(1 + 4θ_i²))/2."""
+    """Nesterov's method of 1983 for smooth convex functions, with its sequence θ_{i+1} = (1 + √(1 + 4θ_i²))/2.
+
+    Raises:
+        ValueError: ``smoothness`` is not positive and finite.
+
+    Example:
+        >>> accelerated_gradient(2.0)(lambda x: x, 1.0, 1)
+        [1.0, 0.5]
+    """
     return _accelerated(smoothness, 4)
 
 
 def optimized_gradient(smoothness: float) -> Method:
-    """The optimized gradient method OGM1 of Kim and Fessler, with 8 in place of 4 in the last step."""
+    """The optimized gradient method OGM1 of Kim and Fessler, with 8 in place of 4 in the last step.
+
+    Raises:
+        ValueError: ``smoothness`` is not positive and finite.
+
+    Example:
+        >>> optimized_gradient(2.0)(lambda x: x, 1.0, 1)
+        [1.0, 0.25]
+    """
     return _accelerated(smoothness, 8)
 
 
@@ -167,8 +204,8 @@ def worst_case(
     arXiv:1502.05666, Theorem 4 (interpolation, which makes it exact); finite sums: Taylor and Bach 2019, arXiv:1902.00947; PEPit: Goujaud
     et al. 2024, arXiv:2201.04040.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    whole(1, steps=steps)
+    whole(2, functions=functions)
     positive(smoothness=smoothness, lipschitz=lipschitz, radius=radius, gap=gap, noise=noise)
     if not 0 <= curvature <= smoothness:
         raise ValueError(f"curvature must lie in [0, smoothness = {smoothness:g}], got {curvature}.")
@@ -185,9 +222,9 @@ def worst_case(
         raise ValueError(f"method must be one of {', '.join(NAMED)}, or a function (gradient, x0, steps) → iterates; got {method!r}.")
     if (method == "sgd") != (function_class == "finite_sum"):
         raise ValueError(f"method 'sgd' and function_class 'finite_sum' go together, got {method!r} and {function_class!r}.")
-    if function_class == "finite_sum" and (functions < 2 or functions**steps > MOST_ENDS):
-        raise ValueError(f"functions must be at least 2 and functions**steps at most {MOST_ENDS}, got {functions} and {steps} steps.")
-    if lr is not None and not (lr > 0 and method in ("gradient_descent", "subgradient", "sgd")):
+    if function_class == "finite_sum" and functions**steps > MOST_ENDS:
+        raise ValueError(f"functions**steps must be at most {MOST_ENDS}, got {functions} functions and {steps} steps.")
+    if lr is not None and not (0 < lr < math.inf and method in ("gradient_descent", "subgradient", "sgd")):
         raise ValueError(f"lr must be positive, and left out for methods that have their own; got {lr} for {method!r}.")
     if closed_form or (closed_form is None and not available()):
         value = _formula(method, function_class, steps, lr, smoothness, curvature, lipschitz, radius, gap, noise)

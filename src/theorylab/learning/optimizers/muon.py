@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from theorylab.core.ranges import below_one, nonnegative
+from theorylab.core.ranges import below_one, nonnegative, whole
 from theorylab.learning.matrix_steps import for_matrices
 from theorylab.learning.optimizers.base import Hyper, Optimizer, selectable, spread
 from theorylab.linalg.orthogonalize import newton_schulz, polar_factor
@@ -54,7 +54,9 @@ def muon(
     """
     if scale not in ("original", "match_rms_adamw"):
         raise ValueError(f'scale must be "original" or "match_rms_adamw", got {scale!r}.')
-    nonnegative(lr=lr, weight_decay=weight_decay, **({} if steps is None else {"steps": steps}))
+    nonnegative(lr=lr, weight_decay=weight_decay)
+    if steps is not None:
+        whole(0, steps=steps)
     below_one(momentum=momentum)
 
     def factor(p: Tensor) -> float:

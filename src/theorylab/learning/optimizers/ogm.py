@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from theorylab.core.ranges import nonnegative
+from theorylab.core.ranges import nonnegative, whole
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params, replica_ones, selectable, spread
 
 
@@ -25,7 +25,7 @@ def ogm(lr: Hyper, *, steps: int) -> Optimizer:
         steps: The step whose result is to be optimal, at least 1.
 
     Raises:
-        ValueError: ``steps`` < 1, or ``lr`` negative or not finite.
+        ValueError: ``steps`` is no whole number of at least 1, or ``lr`` negative or not finite.
 
     Example:
         >>> method = ogm(lr=1.0, steps=1)
@@ -36,8 +36,7 @@ def ogm(lr: Hyper, *, steps: int) -> Optimizer:
 
     Source: Kim and Fessler 2016, arXiv:1406.5468, Algorithm OGM1.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    whole(1, steps=steps)  # a fraction would never be reached, and the last factor never come
     nonnegative(lr=lr)
 
     def init(params: Params) -> Any:

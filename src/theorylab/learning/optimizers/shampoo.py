@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from theorylab.core.ranges import below_one, nonnegative
+from theorylab.core.ranges import below_one, nonnegative, positive
 from theorylab.learning.matrix_steps import for_matrices
 from theorylab.learning.optimizers.base import Hyper, Optimizer, replica_ones, selectable, spread
 from theorylab.linalg.orthogonalize import inverse_root
@@ -44,6 +44,7 @@ def shampoo(lr: Hyper, *, eps: Hyper = 1e-6, decay: Hyper = 1.0, exponent: float
     Source: Gupta, Koren and Singer 2018, arXiv:1802.09568, Algorithm 1.
     """
     nonnegative(lr=lr, eps=eps, decay=decay)
+    positive(exponent=exponent)
 
     def start(p: Tensor) -> Any:
         m, n = p.shape[-2:]

@@ -29,7 +29,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
         amplification: l ≥ 1, a number or one a replica.
 
     Raises:
-        ValueError: ``amplification`` below 1, or ``lr`` negative or not finite.
+        ValueError: ``amplification`` below 1, ``lr`` negative, or either not finite.
 
     Example:
         >>> method, x = svag(lr=1.0, amplification=5.0), {"x": torch.zeros(1)}
@@ -44,7 +44,7 @@ def svag(lr: Hyper, *, amplification: Hyper = 1.0) -> Optimizer:
     least = given(amplification).min()
     if not least >= 1:
         raise ValueError(f"amplification must be at least 1, where SVAG is SGD, got {float(least):g}.")
-    nonnegative(lr=lr)
+    nonnegative(lr=lr, amplification=amplification)
     root = (2 * amplification - 1) ** 0.5
 
     def init(params: Params) -> Any:

@@ -140,7 +140,7 @@ def rising(losses: Tensor) -> Tensor:
     "optimization/edge_of_stability",
     claims=[GD, NON_MONOTONE, MOMENTUM, PROGRESSIVE_SHARPENING],
     tiny=EdgeConfig(
-        rows=128, width=16, steps=250, momentum_steps=250, closely=100, measurements=4, polyak_lr=0.4, nesterov_lr=0.15, dtype="float32"
+        rows=128, width=16, steps=250, momentum_steps=250, closely=100, measurements=4, polyak_lr=0.35, nesterov_lr=0.15, dtype="float32"
     ),
     small=EdgeConfig(seeds=10, dtype="float32"),
     large=EdgeConfig(
