@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 
 from theorylab.learning import group as group_module
 from theorylab.learning import population as population_module
-from theorylab.learning.label_noise import BLOCK, LabelNoise
+from theorylab.learning.label_noise import BLOCK, ENTRIES, LabelNoise
 from theorylab.learning.minibatches import minibatches
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
@@ -109,6 +109,18 @@ def test_noise_is_normal_fresh_and_not_the_replicas_other_random_numbers():
     own = torch.randn(BLOCK, 50, generator=torch.Generator().manual_seed(7), dtype=torch.float64).flatten()
     data_of_seed = torch.corrcoef(torch.stack([own, drawn[:BLOCK, 0].flatten()]))[0, 1]
     assert max(abs(float(c)) for c in (steps, replicas, data_of_seed)) < 0.05
+
+
+def test_noise_of_many_labels_is_drawn_in_blocks_that_do_not_depend_on_the_number_of_replicas():
+    many, one = LabelNoise(torch.ones(3), [7, 8, 9]), LabelNoise(torch.ones(1), [8])
+    for rows, steps in ((3000, BLOCK - 1), (ENTRIES, 1), (ENTRIES + 1, 1)):
+        for noise in (many, one):
+            noise.left = None
+        for _ in range(steps + 1):  # into the next block
+            drawn, alone = (noise.take(torch.zeros(rows)) for noise in (many, one))
+            assert torch.equal(drawn[1], alone[0])
+            assert many.left is not None
+            assert (len(many.left) + 1) * rows <= max(ENTRIES, rows)
 
 
 def test_only_training_sees_the_noise():

@@ -13,6 +13,7 @@ from zoo import make
 
 from theorylab.core.operator import Operator
 from theorylab.instruments.curvature import dense_hessian, hessian
+from theorylab.linalg import trace as trace_module
 from theorylab.linalg.approximate import neumann_solve, truncated_solve
 from theorylab.linalg.diagonal import diag
 from theorylab.linalg.lanczos import Krylov, eigs, lanczos, length, products
@@ -315,6 +316,20 @@ def test_diagonal_is_unbiased_with_its_stated_error() -> None:
     exact = diag(operator(matrix), n=300)
     assert torch.equal(exact.value, matrix.diagonal())
     assert not exact.stderr.any()
+
+
+@pytest.mark.parametrize("estimate", [diag, functools.partial(trace, method="hutchinson")], ids=["diagonal", "trace"])
+def test_random_signs_are_drawn_in_blocks_that_memory_bounds_and_that_change_nothing(estimate, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, drawn = symmetric(30), []
+    whole = estimate(operator(matrix), n=20)
+    draw = torch.randint
+    monkeypatch.setattr(torch, "randint", lambda *args, **options: drawn.append(draw(*args, **options)) or drawn[-1])
+    monkeypatch.setattr(trace_module, "ENTRIES", 3 * 30)
+    parts = estimate(operator(matrix), n=20)
+    assert [len(block) for block in drawn] == [3, 3, 3, 3, 3, 3, 2]
+    assert {block.dtype for block in drawn} == {torch.int8}
+    for a, b in ((whole.value, parts.value), (whole.stderr, parts.stderr)):
+        torch.testing.assert_close(torch.as_tensor(b), torch.as_tensor(a), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [3, 12, 40])

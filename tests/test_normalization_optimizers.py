@@ -6,6 +6,7 @@ import torch
 from theorylab.learning.optimizers.exponential import exponential_sgd
 from theorylab.learning.optimizers.observed import observed
 from theorylab.learning.optimizers.sgd import sgd
+from theorylab.learning.schedule import exponential_decay, scheduled
 
 
 def targets(replicas: int) -> torch.Tensor:
@@ -29,6 +30,22 @@ def test_exponential_steps_equal_torch_with_a_scheduler() -> None:
             reference.step()
             schedule.step()
         torch.testing.assert_close(x["x"][k], alone.detach(), rtol=1e-6, atol=1e-8)  # growth and momentum came in float32
+
+
+def test_without_a_buffer_they_are_steps_on_a_schedule() -> None:
+    growth, momentum = torch.tensor([1.1, 0.5, 0.0], dtype=torch.float64), 0.9
+    ways = (
+        exponential_sgd(lr=0.05, growth=growth, momentum=momentum),
+        scheduled(lambda rate: sgd(rate, momentum=momentum), 0.05, exponential_decay(growth)),
+    )
+    ends = []
+    for optimizer in ways:
+        x = {"x": torch.ones(3, 4, dtype=torch.float64)}
+        state = optimizer.init(x)
+        for _ in range(20):
+            x, state = optimizer.update({"x": x["x"] - targets(3)}, state, x)
+        ends.append(x["x"])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
 
 
 def test_initial_buffer_is_parallel_to_the_parameters() -> None:

@@ -77,6 +77,18 @@ def test_rounding() -> None:
     for levels, width in ((4, 1.0), (1, 1.0), (3, 0.0)):
         with pytest.raises(ValueError, match="must be"):
             quantize(w, levels, width)
+    w[[3, 5]] = torch.tensor([math.nan, math.inf])
+    with pytest.raises(ValueError, match="weights must be finite to be rounded, got 2 that are not"):
+        quantize(w, 33, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "levels", "message"),
+    [([2, 0], 3, r"must lie in -1\.\.1.*got 0\.\.2"), ([-2], 3, r"got -2\.\.-2"), ([0], 4, "levels must be odd")],
+)
+def test_a_code_refuses_what_it_has_no_words_for(symbols: list[int], levels: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adaptive_code_bits(torch.tensor(symbols), levels)
 
 
 def linear_problem() -> Problem:

@@ -85,6 +85,29 @@ def test_a_bound_refuses(change: dict) -> None:
         pac_bayes_bound(**{"kind": "kl", "error": 0.1, "kl": 1.0, "n": 10, "delta": 0.1, **change})
 
 
+@pytest.mark.parametrize("change", [{"kl": -1.0}, {"n": 0}, {"delta": 2.0}, {"delta": math.nan}])
+def test_the_slack_refuses_what_the_bound_does(change: dict) -> None:
+    given = {"kl": 1.0, "n": 10, "delta": 0.1, **change}
+    with pytest.raises(ValueError, match="kl must be at least 0, n at least 1 and delta in"):
+        complexity(**given)
+    given["kl"] = torch.tensor(given["kl"])
+    with pytest.raises(ValueError, match="must"):
+        differentiable_bound("quad", torch.tensor(0.1), **given)
+
+
+@pytest.mark.parametrize("name", ["error", "kl"])
+def test_numbers_are_not_differentiated(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a tensor.*got float: use pac_bayes_bound"):
+        differentiable_bound("kl", **{"error": torch.tensor(0.1), "kl": torch.tensor(1.0), name: 0.1}, n=10, delta=0.1)  # type: ignore[arg-type]
+
+
+def test_rounding_leaves_no_negative_entropy() -> None:
+    std = torch.linspace(0.1, 1, 1000)
+    one, other = Gaussian(torch.zeros(1000), std), Gaussian(torch.zeros(1000), std.nextafter(torch.ones(1000)))
+    assert float(one.kl(other)) >= 0
+    assert float(other.kl(one)) >= 0
+
+
 def test_training_that_diverges_says_so() -> None:
     with pytest.raises(FloatingPointError, match="lower lr"):
         fit_gaussian(lambda w, q, t: w.sum() * float("nan"), Gaussian(torch.zeros(2), torch.ones(2)), steps=3, lr=0.1, seed=0)

@@ -26,7 +26,7 @@ UNITS = 4
 """Of rounding of the loss that its rise must be worth: that of the start alone then moves σ by a few percent at most."""
 
 
-def noise_scale(params: Params, kind: Kind) -> Params:
+def noise_shape(params: Params, kind: Kind) -> Params:
     """What one standard normal number is multiplied by, entry by entry."""
     if kind == "isotropic":
         return {k: torch.ones_like(p) for k, p in params.items()}
@@ -123,7 +123,7 @@ def slow_flatness(
 ) -> Estimate:
     """A problem of its own for every draw: the oracle of `flatness`."""
     _check(problem, drop, kind, risk, draws)
-    scale, centre = problem.flatten(noise_scale(problem.params, kind)), problem.flatten(problem.params)
+    scale, centre = problem.flatten(noise_shape(problem.params, kind)), problem.flatten(problem.params)
 
     def risk_at(point: Tensor) -> float:
         moved = problem.at(problem.unflatten(point))
@@ -211,7 +211,7 @@ def flatness(
     """
     _check(problem, drop, kind, risk, draws)
     finite(problem.loss())
-    scale, centre = problem.flatten(noise_scale(problem.params, kind)), problem.flatten(problem.params)
+    scale, centre = problem.flatten(noise_shape(problem.params, kind)), problem.flatten(problem.params)
 
     def risk_at(point: Tensor) -> float:
         params = problem.unflatten(point)

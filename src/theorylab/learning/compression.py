@@ -11,6 +11,11 @@ SCALE_BITS = 16
 """A tensor's scale is sent as one bfloat16 number."""
 
 
+def _check_levels(levels: int) -> None:
+    if levels < 3 or levels % 2 == 0:
+        raise ValueError(f"levels must be odd and at least 3, so that zero is among them, got {levels}.")
+
+
 def quantize(weights: Tensor, levels: int, width: float) -> tuple[Tensor, Tensor]:
     """Round to the nearest of ``levels`` equally spaced values around zero.
 
@@ -23,17 +28,20 @@ def quantize(weights: Tensor, levels: int, width: float) -> tuple[Tensor, Tensor
         Symbols of the same shape, int64, and the scale, a float64 scalar that bfloat16 holds exactly; the values are their product.
 
     Raises:
-        ValueError: an even number of levels or fewer than 3, or a width that is not positive.
+        ValueError: an even number of levels or fewer than 3, a width that is not positive, or weights that are not finite.
 
     Example:
         >>> symbols, scale = quantize(torch.tensor([1.0, -1.0, 0.1, 2.0, 2.0]), levels=3, width=0.707)
         >>> symbols.tolist(), float(scale)
         ([1, -1, 0, 1, 1], 1.0)
     """
-    if levels < 3 or levels % 2 == 0:
-        raise ValueError(f"levels must be odd and at least 3, so that zero is among them, got {levels}.")
+    _check_levels(levels)
     if not width > 0:
         raise ValueError(f"width must be positive, got {width}.")
+    if not bool(weights.isfinite().all()):
+        raise ValueError(
+            f"weights must be finite to be rounded, got {int((~weights.isfinite()).sum())} that are not: look at the training."
+        )
     w, m = weights.detach().double(), (levels - 1) // 2
     scale = (width * w.square().mean().sqrt()).to(torch.bfloat16).double()
     if float(scale) == 0:
@@ -52,13 +60,23 @@ def adaptive_code_bits(symbols: Tensor, levels: int) -> float:
         symbols: Integers in −m … m, any shape.
         levels: A = 2m + 1.
 
+    Raises:
+        ValueError: an even number of levels or fewer than 3, or a symbol beyond ±m, for which the code has no word.
+
     Example:
         >>> round(adaptive_code_bits(torch.zeros(100, dtype=torch.int64), levels=3), 1)  # hardly more than nothing
         7.7
 
     Source: Krichevsky and Trofimov 1981, doi:10.1109/TIT.1981.1056331.
     """
-    counts = torch.bincount(symbols.reshape(-1) + (levels - 1) // 2, minlength=levels).double()
+    _check_levels(levels)
+    m = (levels - 1) // 2
+    if symbols.numel() and not -m <= int(symbols.min()) <= int(symbols.max()) <= m:
+        raise ValueError(
+            f"symbols must lie in {-m}..{m}, of which levels={levels} are made, got {int(symbols.min())}..{int(symbols.max())}: "
+            f"give the levels that they were rounded to."
+        )
+    counts = torch.bincount(symbols.reshape(-1) + m, minlength=levels).double()
     half = torch.tensor(0.5, dtype=torch.float64, device="cpu")
     log = torch.lgamma(counts + 0.5).sum() - levels * torch.lgamma(half)
     log += torch.lgamma(levels * half) - torch.lgamma(counts.sum() + levels * half)

@@ -11,7 +11,12 @@ from torch import Tensor
 from theorylab.core.seeds import derived_seed
 
 BLOCK = 128
-"""Steps whose noise is drawn at a time. Always the same, for what a generator gives depends on how many numbers are asked of it at once."""
+"""Steps whose noise is drawn at a time, where a replica's labels are few, ..."""
+ENTRIES = 2**18
+"""... and the numbers that are drawn for a replica at a time, one step at the least.
+
+Both always the same, whatever the number of replicas, for what a generator gives depends on how many numbers are asked of it at once.
+"""
 
 
 class LabelNoise:
@@ -46,8 +51,9 @@ class LabelNoise:
     def take(self, like: Tensor) -> Tensor:
         """The noise of the next step, (replica, *like.shape), for labels of one replica shaped, typed and placed as ``like``."""
         if self.left is None or len(self.left) == 0:
+            block = max(1, min(BLOCK, ENTRIES // max(1, like.numel())))
             drawn = [
-                torch.randn(BLOCK, *like.shape, generator=generator, dtype=torch.float64, device="cpu") for generator in self.generators
+                torch.randn(block, *like.shape, generator=generator, dtype=torch.float64, device="cpu") for generator in self.generators
             ]
             self.left = (torch.stack(drawn, 1) * self.scale.reshape(-1, *[1] * like.ndim)).to(like)
         now, self.left = self.left[0], self.left[1:]

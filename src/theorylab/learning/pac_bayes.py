@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -42,14 +42,19 @@ class Gaussian:
         """
         ratio = (self.std / prior.std).double().square()
         moved = ((self.mean - prior.mean) / prior.std).double().square()
-        return 0.5 * (ratio - 1 - ratio.log() + moved).sum()
+        return 0.5 * (ratio - 1 - ratio.log() + moved).sum().clamp(min=0)  # rounding may leave less
 
 
 def complexity(kl: float | Tensor, n: int, delta: float) -> float | Tensor:
     r"""K = (KL + ln(2√n/δ)) / (2n), the slack of the PAC-Bayes-kl inequality kl(e ‖ risk) ≤ 2k.
 
+    Raises:
+        ValueError: KL below 0, n below 1, or δ outside (0, 1).
+
     Source: Maurer 2004, arXiv:cs/0411099, Theorem 5.
     """
+    if kl < 0 or not (n >= 1 and 0 < delta < 1):  # NaN is left as it is: training says in which step it came
+        raise ValueError(f"kl must be at least 0, n at least 1 and delta in (0, 1), got kl={float(kl):g}, {n=}, {delta=}.")
     return (kl + math.log(2 * math.sqrt(n) / delta)) / (2 * n)
 
 
@@ -99,9 +104,17 @@ def differentiable_bound(kind: Kind, error: Tensor, kl: Tensor, n: int, delta: f
     The inverse of kl has no formula: its value is returned with its derivatives, ∂p/∂c = p(1−p)/(p−e) and
     ∂p/∂e = p(1−p)/(p−e)·ln(p(1−e)/(e(1−p))). Near one the inverse and Catoni's bound are flat and would teach nothing: above `FLAT` the
     quadratic bound, which grows without limit, takes their place.
+
+    Raises:
+        TypeError: ``error`` or ``kl`` is no tensor.
+        ValueError: as `pac_bayes_bound` and `complexity` do.
     """
-    k = complexity(kl, n, delta)
-    assert isinstance(k, Tensor)
+    for name, value in (("error", error), ("kl", kl)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, to be differentiated by, got {type(value).__name__}: use pac_bayes_bound for numbers."
+            )
+    k = cast(Tensor, complexity(kl, n, delta))
     e = error.double()
     if kind == "lambda":
         lam = 2 / ((1 + e / k).detach().sqrt() + 1)

@@ -21,6 +21,11 @@ def squared_distance(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets) ** 2).sum(-1)
 
 
+def half_squared_distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half of it: its Hessian in the outputs is the identity."""
+    return squared_distance(outputs, targets) / 2
+
+
 def row_risk(loss: Loss) -> Risk:
     """``(outputs, targets, weights) -> scalar``: the mean over rows of the loss, times ``weights`` (rows,) where given.
 

@@ -119,7 +119,7 @@ def power_decay(power: Hyper) -> Schedule:
 
 
 def exponential_decay(factor: Hyper) -> Schedule:
-    r""":math:`s(t) = \rho^t`.
+    r""":math:`s(t) = \rho^t`; where a momentum buffer begins parallel to the weights, `exponential_sgd` takes the same steps.
 
     Args:
         factor: ρ ≥ 0, a number or one a replica; above one it grows.

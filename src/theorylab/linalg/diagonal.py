@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from theorylab.core.operator import Operator
-from theorylab.linalg.trace import BLOCK, check, signs
+from theorylab.linalg.trace import check, sign_blocks
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def diag(A: Operator, n: int = 60, seed: int = 0) -> DiagonalEstimate:
         return DiagonalEstimate(exact, torch.zeros_like(exact), p)
     total, deviation = torch.zeros(2, p, dtype=torch.float64, device=A.device)
     done = 0
-    for Z in signs(A, n, seed).split(BLOCK, dim=1):
+    for Z in sign_blocks(A, n, seed):
         samples = (Z * (A @ Z)).double()
         # Welford's update by blocks: a sum of squares would lose the variance of entries that are large and certain.
         mean, count = samples.mean(1), samples.shape[1]
-        deviation += (samples - mean[:, None]).square().sum(1) + (mean - total).square() * done * count / (done + count)
+        deviation += samples.sub_(mean[:, None]).square_().sum(1) + (mean - total).square() * done * count / (done + count)
         total += (mean - total) * count / (done + count)
         done += count
     return DiagonalEstimate(total.to(A.dtype), (deviation / (n - 1) / n).sqrt().to(A.dtype), n)

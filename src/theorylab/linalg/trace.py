@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -34,17 +35,20 @@ def signs(A: Operator, n: int, seed: int) -> Tensor:
     return _signs(A, n, torch.Generator().manual_seed(seed))
 
 
+def sign_blocks(A: Operator, n: int, seed: int) -> Iterator[Tensor]:
+    """The same vectors, drawn as they are asked for, as many at once as memory allows."""
+    generator, block = torch.Generator().manual_seed(seed), max(1, min(BLOCK, ENTRIES // A.shape[1]))
+    for start in range(0, n, block):
+        yield _signs(A, min(block, n - start), generator)
+
+
 def _signs(A: Operator, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, (n, A.shape[1]), generator=generator, device="cpu").mul_(2).sub_(1).T.to(A.device, A.dtype)
+    drawn = torch.randint(0, 2, (n, A.shape[1]), generator=generator, dtype=torch.int8, device="cpu")
+    return drawn.mul_(2).sub_(1).T.to(A.device, A.dtype)
 
 
 def _hutchinson(A: Operator, n: int, seed: int) -> Estimate:
-    generator, samples = torch.Generator().manual_seed(seed), []
-    block = max(1, min(BLOCK, ENTRIES // A.shape[1]))
-    for start in range(0, n, block):
-        Z = _signs(A, min(block, n - start), generator)
-        samples.append((Z * (A @ Z)).sum(0))
-    return Estimate.over(torch.cat(samples))
+    return Estimate.over(torch.cat([(Z * (A @ Z)).sum(0) for Z in sign_blocks(A, n, seed)]))
 
 
 def _hutchpp(A: Operator, n: int, seed: int) -> Estimate:

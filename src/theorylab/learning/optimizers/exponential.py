@@ -17,9 +17,12 @@ def exponential_sgd(lr: Hyper, *, growth: Hyper, momentum: Hyper = 0.0, buffer: 
 
     .. math:: v_{t+1} = \gamma v_t + g_t, \qquad \theta_{t+1} = \theta_t - \eta\,\rho^t v_{t+1}, \qquad v_0 = b\,\theta_0
 
+    Without a buffer these are the steps of ``scheduled(lambda rate: sgd(rate, momentum=γ), lr, exponential_decay(ρ))`` of
+    `theorylab.learning.schedule`, which cannot start one parallel to the weights.
+
     Args:
         lr: Step size η of the first step.
-        growth: ρ > 0, the factor from one step to the next; at 1 this is `sgd`.
+        growth: ρ ≥ 0, the factor from one step to the next; at 1 this is `sgd`.
         momentum: γ in [0, 1).
         buffer: b, the initial buffer in units of the initial parameters.
 

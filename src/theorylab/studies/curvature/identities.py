@@ -30,6 +30,8 @@ from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.kernels import ntk
 from theorylab.instruments.kfac import kfac
 from theorylab.instruments.rows import per_example_grads
+from theorylab.learning.risk import half_squared_distance
+from theorylab.linalg.distance import relative_distance
 from theorylab.models.mlp import mlp
 from theorylab.models.seeded import seeded
 
@@ -99,19 +101,9 @@ class IdentitiesConfig(Config):
     width: int = setting(8, "hidden units", low=2)
 
 
-def half_squared(outputs: Tensor, targets: Tensor) -> Tensor:
-    """½‖f − y‖², one a row: its Hessian in the outputs is the identity."""
-    return (outputs - targets).square().sum(-1) / 2
-
-
 def along(outputs: Tensor, slopes: Tensor) -> Tensor:
     """⟨slopes, f⟩, one a row: a loss whose Hessian holds the curvature of the network alone."""
     return (slopes * outputs).sum(-1)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ relative to ‖b‖, both Frobenius."""
-    return float((a - b).norm() / b.norm())
 
 
 def fisher_by_definition(problem: Problem) -> Tensor:
@@ -179,8 +171,8 @@ def check_fisher(classifiers: list[nn.Module], data: tuple[Tensor, Tensor]) -> I
         G, F = ggn(problem).to_dense(), fisher_by_definition(problem)
         g = per_example_grads(problem)
         observed = g.T @ g / problem.n
-        true.append(distance(G, F))
-        empirical.append(distance(observed, F))
+        true.append(relative_distance(G, F))
+        empirical.append(relative_distance(observed, F))
         shown = shown or [torch.linalg.eigvalsh(m).flip(0) for m in (G, F, observed)]
     yield FISHER_IS_GGN.check(predicted=0.0, measured=true, setting="‖G − F‖ / ‖F‖")
     yield FISHER_IS_GGN.control_check(predicted=0.0, measured=empirical, setting="empirical Fisher, ‖E − F‖ / ‖F‖")
@@ -202,11 +194,11 @@ def check_split(classifiers: list[nn.Module], data: tuple[Tensor, Tensor]) -> It
             (slopes,) = torch.autograd.grad(problem.n * problem.loss_of(0, outputs), outputs)
         H, G = hessian(problem).to_dense(), ggn(problem).to_dense()
         bending = hessian(Problem(net, along, (data[0], slopes))).to_dense()
-        whole.append(distance(G + bending, H))
-        all_but.append(distance(G, H))
+        whole.append(relative_distance(G + bending, H))
+        all_but.append(relative_distance(G, H))
         names = [name for name in problem.params if name.startswith(list(problem.params)[-1].partition(".")[0])]
         head = Problem(net, nn.functional.cross_entropy, data, params=names)
-        last.append(distance(ggn(head).to_dense(), hessian(head).to_dense()))
+        last.append(relative_distance(ggn(head).to_dense(), hessian(head).to_dense()))
         shown = shown or [torch.linalg.eigvalsh(m) for m in (H, G)]
     yield HESSIAN_SPLIT.check(predicted=0.0, measured=whole, setting="all parameters, ‖G + weighted ∇²f − H‖ / ‖H‖")
     yield HESSIAN_SPLIT.check(predicted=0.0, measured=last, setting="last layer alone, ‖G − H‖ / ‖H‖")
@@ -228,8 +220,8 @@ def check_kfac(networks: Callable[[list[int], str], list[nn.Module]], data: tupl
         for k, net in enumerate(networks([data[0].shape[1], 5, data[1].shape[1]], activation)):
             curve = []
             for scale in scales:
-                problem = Problem(net, half_squared, (scale * data[0], data[1]))
-                curve.append(distance(kfac(problem).to_dense(), blocks_of(problem, ggn(problem).to_dense())))
+                problem = Problem(net, half_squared_distance, (scale * data[0], data[1]))
+                curve.append(relative_distance(kfac(problem).to_dense(), blocks_of(problem, ggn(problem).to_dense())))
             found.append(curve[scales.index(1.0)])
             if k == 0:
                 role = "measured" if activation == "identity" else "control"
@@ -242,7 +234,7 @@ def check_kfac(networks: Callable[[list[int], str], list[nn.Module]], data: tupl
 
 def check_dual(nets: list[nn.Module], x: Tensor, one_hot: Tensor, y: Tensor) -> Iterator[Finding | Series]:
     """Spectra of the Gauss-Newton matrix and of the kernel, under squared loss and under cross-entropy."""
-    squared = [dual_gap(Problem(net, half_squared, (x, one_hot))) for net in nets]
+    squared = [dual_gap(Problem(net, half_squared_distance, (x, one_hot))) for net in nets]
     entropy = [dual_gap(Problem(net, nn.functional.cross_entropy, (x, y))) for net in nets]
     yield NTK_DUAL.check(predicted=0.0, measured=[gap for _, _, gap in squared], setting="largest gap / largest eigenvalue")
     yield NTK_DUAL.control_check(predicted=0.0, measured=[gap for _, _, gap in entropy], setting="cross-entropy")

@@ -30,6 +30,8 @@ from theorylab.data.digits import digits
 from theorylab.instruments.attribution import influence
 from theorylab.instruments.curvature import ggn
 from theorylab.instruments.kfac import ekfac, kfac
+from theorylab.learning.risk import half_squared_distance
+from theorylab.linalg.distance import relative_distance
 from theorylab.linalg.kronecker import Kronecker
 from theorylab.models.mlp import mlp
 from theorylab.models.seeded import seeded
@@ -74,16 +76,6 @@ class CurvatureConfig(Config):
     decay: float = setting(1e-3, "damping λ", low=1e-8)
 
 
-def half_squared(outputs: Tensor, targets: Tensor) -> Tensor:
-    """½‖f − y‖², one a row."""
-    return (outputs - targets).square().sum(-1) / 2
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ relative to ‖b‖, both Frobenius."""
-    return float((a - b).norm() / b.norm())
-
-
 def blocks(K: Kronecker, matrix: Tensor) -> list[Tensor]:
     """The matrix on each layer's own parameters."""
     where = [block.index.reshape(-1) for block in K.blocks]
@@ -120,12 +112,12 @@ def check_one_layer(
     for widths in ([64, 10], [64, config.width, 10]):
         scores, matrices, outside = [], [], []
         for net in networks(widths):
-            problem = Problem(net, half_squared, as_vectors[0])
+            problem = Problem(net, half_squared_distance, as_vectors[0])
             exact = influence(problem, as_vectors[1], curvature="ggn", damping=config.decay, solver="dense")
             found = influence(problem, as_vectors[1], curvature="kfac", damping=config.decay)
-            scores.append(distance(found, exact))
+            scores.append(relative_distance(found, exact))
             G, K = ggn(problem).to_dense(), kfac(problem)
-            matrices.append(max(distance(k, g) for k, g in zip(blocks(K, K.to_dense()), blocks(K, G), strict=True)))
+            matrices.append(max(relative_distance(k, g) for k, g in zip(blocks(K, K.to_dense()), blocks(K, G), strict=True)))
             inside = sum(float(g.square().sum()) for g in blocks(K, G))
             outside.append((1 - inside / float(G.square().sum())) ** 0.5 if inside < float(G.square().sum()) else 0.0)
             shown.setdefault(len(widths), (exact.flatten(), found.flatten()))
@@ -162,7 +154,7 @@ def check_ekfac(nets: list[nn.Module], train: tuple[Tensor, Tensor], config: Cur
         permuted = Kronecker(shuffled, problem.P, dtype=E.dtype, device=E.device)
         G = ggn(problem).to_dense()
         for name, K in (("K-FAC", kfac(problem)), ("EK-FAC", E), ("permuted", permuted)):
-            errors[name] += [distance(k, g) for k, g in zip(blocks(E, K.to_dense()), blocks(E, G), strict=True)]
+            errors[name] += [relative_distance(k, g) for k, g in zip(blocks(E, K.to_dense()), blocks(E, G), strict=True)]
     yield EKFAC_DOMINATES.check(predicted=errors["K-FAC"], measured=errors["EK-FAC"], setting="every layer of every network, relative")
     yield EKFAC_DOMINATES.control_check(predicted=errors["K-FAC"], measured=errors["permuted"], setting="eigenvalues permuted")
 

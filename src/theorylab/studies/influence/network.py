@@ -30,6 +30,7 @@ from theorylab.instruments.curvature import ggn, hessian
 from theorylab.instruments.rows import per_example_grads
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
+from theorylab.linalg.distance import relative_distance
 from theorylab.models.mlp import mlp
 
 PROXIMAL_BREGMAN = Claim(
@@ -105,11 +106,6 @@ def formula(problem: Problem, matrix: Tensor, decay: float) -> Tensor:
     return -(per_example_grads(problem) @ vectors / (values + decay)) @ vectors.T
 
 
-def distance(found: Tensor, truth: Tensor) -> float:
-    """Relative, over all rows."""
-    return float((found - truth).norm() / truth.norm())
-
-
 @study(
     "influence/network",
     claims=[PROXIMAL_BREGMAN],
@@ -141,8 +137,8 @@ def network(config: NetworkConfig) -> Iterator[Finding | Series | Stage]:
             problem = population.problem(k)
             G, H = ggn(problem).to_dense(), hessian(problem).to_dense()
             truth, found, other = responses(problem, config.decay), formula(problem, G, config.decay), formula(problem, H, config.decay)
-            right.append(distance(found, truth))
-            wrong.append(distance(other, truth))
+            right.append(relative_distance(found, truth))
+            wrong.append(relative_distance(other, truth))
             least.append(float(torch.linalg.eigvalsh(H)[0]))
             shown = shown or (truth, found, other)
         note = f"least eigenvalue of the Hessians {min(least):.3g}"

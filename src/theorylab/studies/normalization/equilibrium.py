@@ -265,7 +265,7 @@ def check_forgotten(config: EquilibriumConfig) -> Iterator[Finding | Series]:
 @study(
     "normalization/equilibrium",
     claims=[RELATIVE_UPDATE, MOMENTUM_ANGLE, NORM, INIT_FORGOTTEN],
-    tiny=EquilibriumConfig(seeds=8, rows=128, batch=16, decay=0.04, periods=4.0, pairs=12, pairs_decay=0.1, pairs_periods=9.0),
+    tiny=EquilibriumConfig(seeds=8, rows=128, batch=16, decay=0.04, periods=4.0, pairs=32, pairs_decay=0.1, pairs_periods=9.0),
     small=EquilibriumConfig(),
     large=EquilibriumConfig(
         seeds=64,
