@@ -31,7 +31,7 @@ def test_labels_say_which_half_is_longer_and_are_balanced() -> None:
     assert abs(float(y.mean())) < 4 / 4000**0.5
     assert torch.equal(quadratic_sign(10, 3, seed=5).x, quadratic_sign(10, 3, seed=5).x)
     for n, d in ((0, 2), (2, 0)):
-        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="must be at least 1 and whole, got 0"):
             quadratic_sign(n, d)
 
 
