@@ -124,8 +124,8 @@ def coordinate_check(
         widths: At least three, different.
         loss: ``loss(outputs, targets)``, a scalar.
         data: One batch (x, y), of the same ``dtype`` as the models, which are called as a `Problem` calls them: ``model(x)``,
-            ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict. By default 256 normal rows, as long as the first linear layer takes
-            them, with random classes: enough to check a parametrization.
+            ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict. By default 256 normal rows, as long as the first linear layer
+            takes them, with random classes: enough to check a parametrization.
         optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths.
         steps: At least 1. A few: after many the loss is fitted and the slopes say something else.
         seeds: How many initial networks a width, at least 2; or which.
