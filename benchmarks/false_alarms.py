@@ -56,14 +56,9 @@ class Check:
 
 def check_of(finding: Finding) -> Check | None:
     """The check of a finding, or None where its interval is no interval of a mean."""
-    if finding.n < 2 or not finding.high > finding.low:
+    if finding.n < 2 or len(finding.samples) != finding.n or not finding.high > finding.low:
         return None
-    if len(finding.samples) == finding.n:
-        sd = float(np.std(finding.samples, ddof=1))
-    else:  # an estimate that came with its standard error
-        from scipy.special import stdtrit
-
-        sd = (finding.high - finding.low) / 2 / float(stdtrit(finding.n - 1, 0.5 + finding.level / 2)) * math.sqrt(finding.n)
+    sd = float(np.std(finding.samples, ddof=1))
     n = min(finding.n, MOST)
     return Check(finding.claim, n, finding.measured, sd * math.sqrt(n / finding.n), finding.region)
 
@@ -77,7 +72,7 @@ def rates(check: Check, truth: float, law: str, trials: int, rng: np.random.Gene
 
 
 def checks_in(runs: Path) -> tuple[list[Check], int]:
-    """All checks of means of claims, controls left out, in the records under a folder; and how many more have no spread to simulate."""
+    """All checks of means of claims, controls left out, in the records under a folder; and how many more have no replicas to simulate."""
     found, without = [], 0
     for folder in stored(runs):
         record = load(folder, series=False)
@@ -124,7 +119,7 @@ def main() -> None:
     rows = simulate(checks, args.trials)
     claims = len({c.claim for c in checks})
     columns = list(rows[0])
-    left = f"{without} more, single numbers or replicas that are all equal, have no spread to simulate"
+    left = f"{without} more, single numbers, replicas that are all equal and intervals of their own, have no replicas to simulate"
     lines = [
         f"Expected numbers in one run of {len(checks)} checks of means ({claims} claims), from {args.trials} simulated runs; {left}.",
         "",
