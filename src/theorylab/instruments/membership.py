@@ -12,7 +12,7 @@ from torch import Tensor
 
 from theorylab.core.arguments import given
 from theorylab.core.estimate import LEVEL, Estimate, as_samples
-from theorylab.stats.binomial import clopper_pearson
+from theorylab.stats.binomial import proportion
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Rate:
     @classmethod
     def of(cls, successes: int, n: int, level: float = LEVEL) -> Rate:
         """The share of ``successes`` in ``n`` independent trials."""
-        side = (1 - level) / 2
-        return cls(successes / n, 1 - clopper_pearson(n - successes, n, side), clopper_pearson(successes, n, side), n, level)
+        found = proportion(successes, n, level)
+        return cls(found.value, found.low, found.high, n, level)
 
 
 def logit_confidence(logits: Tensor, targets: Tensor) -> Tensor:

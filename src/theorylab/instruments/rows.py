@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from theorylab.core.arguments import row_numbers
-from theorylab.core.batches import rows_of, tensors_of
+from theorylab.core.batches import Batch, tensors_of
 from theorylab.core.instrument import Inapplicable, instrument
 from theorylab.core.loss_form import unread
 from theorylab.core.problem import Problem, finite
 from theorylab.core.source import Source
 from theorylab.instruments.factors import Dense, Factor, Lookup, Outer
+from theorylab.instruments.merging import in_parts
 from theorylab.instruments.operations import Recorder
 from theorylab.instruments.refusals import couples_rows
 from theorylab.instruments.row_trust import entries_of, trusted
@@ -70,21 +71,19 @@ class _Explained:
 
 
 def _refuse_joint_loss(problem: Problem, k: int, outputs: Any, value: Tensor) -> None:
-    """A mean over rows is the weighted mean over parts of the batch; here of 1, 4, 16, ... rows, so that no pattern of rows hides it."""
-    batch, parts, start, size = problem.batches[k], [], 0, 1
+    """A mean over rows is the weighted mean over parts of the batch."""
+    batch, parts = problem.batches[k], []
     if not tensors_of(outputs):
         raise Inapplicable(f"the outputs show no tensor of rows. {unread(outputs)}")
-    while start < batch.rows:
-        out, y = (rows_of(side, slice(start, start + size), batch.rows) for side in (outputs, problem._given(batch.content[1])))
+    for part in in_parts(Batch((outputs, problem._given(batch.content[1])), batch.rows)):
         try:
-            part = problem.criterion(out, y)
+            value_there = problem.criterion(*part.content)
         except Exception as error:  # of the loss, which took the whole batch
             raise Inapplicable(
                 f"the loss of the batch is no mean over rows that can be evaluated on some of them ({type(error).__name__}: {error}). Give "
                 "a loss that treats every row by itself, of outputs in a tensor, tuple or dict: choose them by read=."
             ) from error
-        parts.append(part.expand(min(size, batch.rows - start)))
-        start, size = start + size, 4 * size
+        parts.append(value_there.expand(part.rows))
     apart = torch.cat(parts)
     if not close(apart if value.ndim else apart.mean(), value):
         raise Inapplicable(
