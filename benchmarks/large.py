@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[Settings, ...]] = {
     "generalization/grokking": ({"seeds": 2}, {"steps": 200}),
     "generalization/interpolation": ({"seeds": 2, "designs": 20}, {"steps": 40}, {"signals": 100}),
     "generalization/kernels": ({"seeds": 1, "networks": 1}, {"steps": (1, 10, 1000)}),
-    "generalization/measures": ({"seeds": 2}, {"epochs": 2}, {"permutations": 10}),
+    "generalization/measures": ({"seeds": 3}, {"epochs": 2}, {"permutations": 10}),
     "generalization/memorization": ({"seeds": 2}, {"steps": 10}),
     "generalization/uniform": ({"seeds": 2},),
     "implicit_bias/diagonal": ({"seeds": 4}, {"flow_steps": 100, "rich_steps": 1000, "noise_steps": 1000}),
