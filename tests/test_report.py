@@ -448,6 +448,27 @@ def test_formulas_become_mathml_in_full(latex: str):
     assert not any("\\" in (node.text or "") or "&" in (node.text or "") or "*" in (node.text or "") for node in root.iter())
 
 
+@pytest.mark.parametrize(
+    ("latex", "spaces"),
+    [
+        (r"\ln 0.2", 1),
+        (r"-\ln\sigma", 1),
+        (r"2\log_2 n", 2),
+        (r"x^{\ln 2}", 1),
+        (r"\tfrac12\cos^2\theta", 2),
+        (r"\ln\ln n", 2),
+        (r"\ln(x)", 0),
+        (r"\exp\left(-x\right)", 0),
+        (r"\ln\|x\|", 0),
+        (r"\ln\,x", 1),
+        (r"a b", 0),
+    ],
+)
+def test_functions_stand_apart_from_letters_and_close_to_brackets(latex: str, spaces: int):
+    root = ElementTree.fromstring(str(mathml(latex)))
+    assert sum(node.tag == "mspace" for node in root.iter()) == spaces
+
+
 def test_every_formula_of_the_installed_studies_becomes_mathml():
     for card in find_studies()[0].values():
         for claim in card.claims:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import textwrap
+from itertools import pairwise
 from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
@@ -23,6 +24,9 @@ _REWRITES = (
 
 _LIMITS = {"min", "max", "inf", "sup", "lim", "argmin", "argmax"}
 """Operators under which a displayed formula writes what others carry as a subscript."""
+
+_FUNCTIONS = {"ln", "log", "exp", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"}
+"""Which the converter sets as it sets letters, close to what stands beside them; TeX leaves a thin space, but for a bracket or bar."""
 
 _ENTITY_LETTER = re.compile(r"&#x000(?:4|5|6|7)[0-9A-F];")
 
@@ -68,9 +72,31 @@ def mathml(latex: str, *, display: bool = True) -> Markup:
                 )  # an opening bar grows with its row by default, a closing one in a power does not
         if display and node.tag == "msub" and node[0].text in _LIMITS:
             node.tag = "munder"
+    for row in root.iter("mrow"):
+        _set_apart_functions(row)
     root.attrib.pop("xmlns", None)
     root.set("aria-label", latex)
     return Markup(ElementTree.tostring(root, encoding="unicode").replace(" />", "/>"))
+
+
+def _set_apart_functions(row: ElementTree.Element) -> None:
+    """A thin space between the name of a function and the letter, number or fraction on either side of it."""
+    for left, right in pairwise(list(row)):
+        named = any(_named(node).text in _FUNCTIONS for node in (left, right))
+        if named and not any(node.tag in ("mo", "mspace") for node in (left, _first(right))):
+            row.insert(list(row).index(right), ElementTree.Element("mspace", width="0.167em"))
+
+
+def _named(node: ElementTree.Element) -> ElementTree.Element:
+    """What carries the scripts of a node, log in log₂; or the node."""
+    return node[0] if node.tag in ("msub", "msup", "msubsup", "munder") else node
+
+
+def _first(node: ElementTree.Element) -> ElementTree.Element:
+    """What stands first in it: the bracket of a row in brackets."""
+    while node.tag in ("mrow", "mstyle", "msup", "msub", "msubsup") and len(node):
+        node = node[0]
+    return node
 
 
 _SCRIPT = re.compile(
