@@ -6,12 +6,15 @@ import copy
 import gc
 import itertools
 import logging
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from theorylab.core.generators import other_states
 from theorylab.learning import fastest, group, trajectory
 from theorylab.learning.minibatches import DataOrder, minibatches
 from theorylab.learning.optimizers.adam import adam
@@ -20,6 +23,7 @@ from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
 from theorylab.models.cnn import cnn
 from theorylab.models.mlp import mlp
+from theorylab.models.seeded import seeded
 
 K, N, D, CLASSES = 4, 30, 6, 3
 SEEDS = [3, 1, 4, 1]  # a repeated seed: two replicas that differ in step size only
@@ -101,6 +105,25 @@ def test_the_global_generator_is_left_alone(mode):
     pop.losses()
     pop.gradients()
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_initializations_drawn_by_numpy_and_python_follow_the_seeds():
+    def drawn_elsewhere() -> nn.Module:
+        net = nn.Linear(D, CLASSES)
+        with torch.no_grad():
+            net.weight.copy_(torch.from_numpy(np.random.standard_normal((CLASSES, D))))
+            net.bias.fill_(random.random())
+        return net
+
+    before = other_states()
+    first, again = (population(make_model=drawn_elsewhere).params for _ in range(2))
+    lone = seeded(drawn_elsewhere, SEEDS[2])
+    assert other_states() == before
+    for name, p in first.items():
+        assert torch.equal(p, again[name])
+        assert torch.equal(p[1], p[3])  # one seed
+        assert not torch.equal(p[0], p[1])
+        assert torch.equal(p[2], lone.get_parameter(name))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4])

@@ -33,9 +33,10 @@ CHECK_EVERY = 1000
 class Population:
     r"""K replicas of one network, trained together; replica k ends where a lone run with its seed ends, up to rounding.
 
-    Every replica has its own initial parameters (``torch.manual_seed(seed); make_model()``, with the global generator put back), its own
-    data order (`minibatches` of its seed), its own hyper-parameters (the optimizer's tensors (replica,)), and where asked its own row
-    weights or data. A step runs the forward pass of all replicas under one vmap, sums their losses, and takes one backward pass.
+    Every replica has its own initial parameters (``torch.manual_seed(seed); make_model()``, Python's and NumPy's generators seeded too,
+    and all put back), its own data order (`minibatches` of its seed), its own hyper-parameters (the optimizer's tensors (replica,)), and
+    where asked its own row weights or data. A step runs the forward pass of all replicas under one vmap, sums their losses, and takes one
+    backward pass.
 
     Args:
         make_model: Builds one network; called once a replica. Its training flag is kept.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from theorylab.core.arguments import given
+from theorylab.core.generators import seed_others, seeded_others
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
@@ -30,9 +31,11 @@ def initialize(
     params: dict[str, list[Tensor]] = {}
     buffers: dict[str, list[Tensor]] = {}
     noise = []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices), seeded_others(0):
         for seed in seeds:
             torch.manual_seed(seed)
+            seed_others(seed)
             module = make_model()
             if not isinstance(module, nn.Module):
                 raise TypeError(f"make_model must return a torch.nn.Module, got {type(module).__name__}.")

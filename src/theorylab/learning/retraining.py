@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.generators import seeded_others
 from theorylab.core.layers import has_parts, named_layers
 from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
@@ -22,7 +23,7 @@ COPIES = 6
 
 def footprint(make_model: Callable[[], nn.Module], x: Tensor, rows: int) -> tuple[int, int]:
     """Parameters of a network, and numbers that its modules put out at so many rows like those of ``x``; global generators stay."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), seeded_others(0), torch.no_grad():
         model, seen = make_model(), []
         hooks = [m.register_forward_hook(lambda _m, _i, out: seen.append(out)) for _, m in named_layers(model) if not has_parts(m)]
         parameter = next(model.parameters())

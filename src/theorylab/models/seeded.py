@@ -8,13 +8,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from theorylab.core.generators import seeded_generators
+from theorylab.core.generators import seeded_generators, seeded_others
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def seeded(make_model: Callable[[], M], seed: int, *, dtype: torch.dtype = torch.float64) -> M:
     """``torch.manual_seed(seed); make_model()`` in ``dtype``, with the global generators put back.
+
+    Those of Python and NumPy are seeded as well, for initializations that draw from them.
 
     Args:
         make_model: Builds one network on the CPU.
@@ -26,5 +28,5 @@ def seeded(make_model: Callable[[], M], seed: int, *, dtype: torch.dtype = torch
         >>> bool((a.weight == b.weight).all()), a.weight.dtype
         (True, torch.float64)
     """
-    with seeded_generators(seed, torch.get_default_device()):
+    with seeded_generators(seed, torch.get_default_device()), seeded_others(seed):
         return make_model().to(dtype)
