@@ -73,6 +73,22 @@ def unlike_training() -> Problem:
     return Problem(problem.model, F.cross_entropy, (5 * x + 3, y))
 
 
+class NormByKeyword(nn.Sequential):
+    """A network that passes its BatchNorm's input by name."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, norm, last = self
+        return last(norm(input=first(x)))
+
+
+def normalized_by_keyword() -> Problem:
+    x, y = vectors()
+    return Problem(NormByKeyword(), F.cross_entropy, (x + 9, y))
+
+
 def broken(value: float) -> Problem:
     x, _ = vectors()
     x[3, 2], x[7, 0] = value, value
@@ -170,6 +186,11 @@ TRAPS: dict[str, tuple[Callable[[], Problem], str, str]] = {
     "dropped rows": (lambda: loader(False, drop_last=True), r"leaves 2 of 12 rows off \(drop_last=True\)", "info"),
     "dropped rows, batches": (lambda: by_batches(range(12), drop_last=True), "leaves 2 of 12 rows off", "info"),
     "normalized otherwise": (unlike_training, r"inputs of \d", "warning"),
+    "normalized by keyword": (
+        lambda: Problem(NormByKeyword(), F.cross_entropy, (vectors()[0] + 9, vectors()[1])),
+        r"inputs of 1",
+        "warning",
+    ),
     "NaN rows": (lambda: broken(float("nan")), "rows 3, 7 hold numbers", "warning"),
     "infinite rows": (lambda: broken(float("inf")), "rows 3, 7 hold numbers", "warning"),
     "NaN loss": (lambda: broken(float("nan")), "the loss is NaN or infinite on batches 0", "warning"),

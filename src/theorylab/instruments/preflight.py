@@ -219,8 +219,8 @@ def _statistics(problem: Problem) -> Iterator[Notice]:
         return
     worst: list[tuple[float, str]] = []
 
-    def look(name: str, m: Any, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def look(name: str, m: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = args[0] if args else kwargs["input"]
         axes = [0, *range(2, x.ndim)]
         if m.running_mean is None or x.numel() // x.shape[1] < 8:
             return
@@ -233,7 +233,7 @@ def _statistics(problem: Problem) -> Iterator[Notice]:
             worst.append((excess, text))
 
     norms = {name: m for name, m in problem.model.named_modules() if isinstance(m, BATCH_COUPLED)}
-    handles = [m.register_forward_pre_hook(partial(look, name)) for name, m in norms.items()]
+    handles = [m.register_forward_pre_hook(partial(look, name), with_kwargs=True) for name, m in norms.items()]
     try:
         with problem.safe(), torch.no_grad():
             problem.batch_loss(0)
