@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import ZOO, make
+from zoo import ZOO, Attention, make
 
 from theorylab.core.instrument import Inapplicable, instruments
 from theorylab.core.problem import Problem
@@ -289,6 +289,12 @@ def test_certify_refuses_models_it_cannot_start_afresh_and_targets_without_class
     regression = Problem(nn.Linear(5, 1), F.mse_loss, (x, x[:, :1]))
     with pytest.raises(Inapplicable, match="risk='loss'"):
         certify(regression)
+
+
+def test_certify_refuses_batches_that_cannot_be_put_into_one() -> None:
+    lengths = [(torch.zeros(3, k, dtype=torch.long), torch.arange(3)) for k in (3, 4)]
+    with pytest.raises(Inapplicable, match="Pad them to one length"):
+        certify(Problem(Attention(tied=False), F.cross_entropy, lengths))
 
 
 def test_a_loss_of_a_regression_is_certified_under_its_clamp() -> None:

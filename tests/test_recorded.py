@@ -263,6 +263,24 @@ def test_other_batches_are_merged_and_measure_the_same(name: str) -> None:
         assert torch.allclose(measure(parts, memory=0) @ v, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_what_is_the_same_in_every_batch_and_has_no_rows_stays_as_it_is() -> None:
+    """A temperature, a name, nothing at all; and where it differs there is no one batch."""
+
+    def batches(*temperatures: float) -> Problem:
+        x, y = vectors()
+        parts = zip(x.split(4), y.split(4), temperatures, strict=True)
+        content = [{"x": a, "y": b, "t": torch.tensor(t), "of": "rows", "mask": None} for a, b, t in parts]
+        return Problem(mlp(), lambda m, b: F.cross_entropy(m(b["x"]) / b["t"], b["y"]), content)
+
+    alike, apart = batches(2.0, 2.0, 2.0), batches(2.0, 2.0, 3.0)
+    with alike.safe():
+        (whole,) = merged(alike).batches
+        assert merged(apart) is apart
+    assert whole.content["x"].shape[0] == whole.rows == 12
+    assert float(whole.content["t"]) == 2
+    assert (whole.content["of"], whole.content["mask"]) == ("rows", None)
+
+
 def test_single_precision_merges_too_also_near_a_minimum() -> None:
     """There the batches' gradients cancel, and rounding is to be measured by theirs, not by the sum's."""
     torch.manual_seed(0)

@@ -47,8 +47,11 @@ def joined(problem: Problem) -> Problem | None:
     """The same problem with all batches in one; None where their contents cannot be put one after the other."""
     if len(problem.batches) == 1:
         return problem
-    content = _joined([b.content for b in problem.batches], [b.rows for b in problem.batches])
-    return None if content is None else problem.on([Batch(content, problem.n)])
+    try:
+        content = _joined([b.content for b in problem.batches], [b.rows for b in problem.batches])
+    except _Unlike:
+        return None
+    return problem.on([Batch(content, problem.n)])
 
 
 def same_risk(one: Problem, other: Problem, digits: float = 0.75) -> bool:
@@ -99,22 +102,29 @@ def _loss_and_gradient(problem: Problem, k: int) -> tuple[float, Tensor]:
     return float(loss.detach()), flat_gradient(grads, leaves.values())
 
 
+class _Unlike(Exception):
+    """Contents that cannot be put one after the other."""
+
+
 def _joined(contents: list[Any], rows: list[int]) -> Any:
-    """The contents' tensors one after the other along the rows; None where one has no rows, or they differ in anything else."""
+    """The contents' tensors one after the other along the rows, and what has no rows where it is the same in all.
+
+    Raises:
+        _Unlike: where it is not, or they differ in anything else.
+    """
     first = contents[0]
     if isinstance(first, Tensor):
-        fits = all(isinstance(t, Tensor) and t.ndim and t.shape[0] == n for t, n in zip(contents, rows, strict=True))
-        if not fits or len({(t.shape[1:], t.dtype) for t in contents}) > 1:
-            return None
-        return torch.cat(contents)
-    if isinstance(first, Mapping):
-        if any(not isinstance(c, Mapping) or c.keys() != first.keys() for c in contents):
-            return None
-        named = {k: _joined([c[k] for c in contents], rows) for k in first}
-        return None if any(part is None for part in named.values()) else alike(first, named)
-    if isinstance(first, list | tuple):
-        if any(type(c) is not type(first) or len(c) != len(first) for c in contents):
-            return None
-        parts = [_joined([c[i] for c in contents], rows) for i in range(len(first))]
-        return None if any(part is None for part in parts) else alike(first, parts)
-    return None
+        if all(isinstance(t, Tensor) and (t.shape[1:], t.dtype) == (first.shape[1:], first.dtype) for t in contents):
+            if all(t.ndim and t.shape[0] == n for t, n in zip(contents, rows, strict=True)):
+                return torch.cat(contents)
+            if all(torch.equal(t, first) for t in contents):
+                return first
+    elif isinstance(first, Mapping):
+        if all(isinstance(c, Mapping) and c.keys() == first.keys() for c in contents):
+            return alike(first, {k: _joined([c[k] for c in contents], rows) for k in first})
+    elif isinstance(first, list | tuple):
+        if all(type(c) is type(first) and len(c) == len(first) for c in contents):
+            return alike(first, [_joined(list(each), rows) for each in zip(*contents, strict=True)])
+    elif all(type(c) is type(first) and (c is first or (isinstance(c, str | int | float) and c == first)) for c in contents):
+        return first
+    raise _Unlike

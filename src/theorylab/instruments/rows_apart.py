@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from theorylab.core.arguments import row_numbers
-from theorylab.core.batches import Batch, alike, map_tensors
+from theorylab.core.batches import Batch, map_tensors
 from theorylab.core.generators import seeded_generators
 from theorylab.core.instrument import Inapplicable
 from theorylab.core.problem import Params, Problem
+from theorylab.instruments.merging import joined
 
 ROWS_AT_ONCE = 256
 
@@ -54,20 +54,17 @@ def take_rows(problem: Problem, rows: Tensor, buffers: Params, size: int = ROWS_
 
 
 def in_one_batch(problem: Problem) -> Problem:
-    """All rows in one batch."""
-    whole = copy.copy(problem)
+    """All rows in one batch.
 
-    def join(parts: list[Any]) -> Any:
-        first = parts[0]
-        if isinstance(first, Tensor):
-            return torch.cat(parts) if first.ndim else first
-        if isinstance(first, Mapping):
-            return alike(first, {k: join([p[k] for p in parts]) for k in first})
-        if isinstance(first, list | tuple):
-            return alike(first, [join(list(each)) for each in zip(*parts, strict=True)])
-        return first
-
-    whole.batches = [Batch(join([b.content for b in problem.batches]), problem.n)]
+    Raises:
+        Inapplicable: batches whose tensors differ in more than their number of rows.
+    """
+    whole = joined(problem)
+    if whole is None:
+        raise Inapplicable(
+            "certify does not apply: rows are drawn from all batches, and these cannot be put into one, as their tensors differ in more "
+            "than the number of rows. Pad them to one length."
+        )
     return whole
 
 
