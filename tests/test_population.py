@@ -666,12 +666,39 @@ def test_wrong_kinds_are_named():
         population(loss=lambda o, t: 0.0)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"make_model": nn.Linear(D, CLASSES)}, r"make_model must be a function that builds one network, .* got Linear"),
+        ({"make_model": None}, "make_model must be a function"),
+        ({"loss": nn.CrossEntropyLoss}, r"got the class CrossEntropyLoss: make an instance, CrossEntropyLoss\(\.\.\.\)"),
+        ({"data": data()[0]}, "data must be two tensors, .* got Tensor"),
+        ({"data": tuple(t.numpy() for t in data())}, r"got \(ndarray, ndarray\): convert arrays by torch.as_tensor"),
+        ({"optimizer": sgd}, r"optimizer must be one of .* got sgd: pass sgd\(\.\.\.\)"),
+        ({"optimizer": torch.optim.SGD}, r"got SGD: pass sgd\(lr=0.1\). Those of torch train one network"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)}, r"got SGD: pass sgd\(lr=0.1\)"),
+        ({"seeds": 3}, r"seeds must be whole numbers, one a replica, as range\(3\), got 3"),
+        ({"seeds": [0.5, 1.0, 2.0, 3.0]}, "seeds must be whole numbers"),
+        ({"dtype": "float32"}, "dtype must be a floating-point type such as torch.float64, got 'float32'"),
+        ({"dtype": torch.int64}, "dtype must be a floating-point type"),
+        ({"trainable": ["weight"]}, "trainable must be a function of a parameter's name, .* got list"),
+    ],
+)
+def test_what_is_no_argument_of_a_population_is_named_before_any_work(change: dict, match: str):
+    with pytest.raises(TypeError, match=match):
+        population(**change)
+
+
 def test_bad_training_arguments_are_named():
     pop = population()
     with pytest.raises(ValueError, match="steps"):
         pop.train(-1)
     with pytest.raises(ValueError, match="every"):
         pop.train(1, every=0)
+    with pytest.raises(ValueError, match=r"steps must be at least 0 and whole, got 2.5"):
+        pop.train(2.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="measure must be a function of the population, got str"):
+        pop.train(1, measure="loss")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="one number a replica"):
         pop.train(1, every=1, measure=lambda p: p.losses()[:2])
     with pytest.raises(ValueError, match="devices"):

@@ -33,6 +33,9 @@ def test_a_range_takes_what_lies_in_it_and_names_what_does_not(check, good, bad)
     for value in ("x", None, [1.0], 1j):
         with pytest.raises(TypeError, match=r"^size must be a number"):
             check(size=value)
+    for empty in (torch.empty(0), np.empty((2, 0))):
+        with pytest.raises(ValueError, match=r"^size must hold at least one number, got shape"):
+            check(size=empty)
 
 
 def test_an_optimizer_names_what_is_no_number() -> None:

@@ -89,6 +89,8 @@ def _check(values: dict[str, Number], what: str, holds: Callable[[float], bool])
 def _ends(name: str, value: Any) -> tuple[float, ...]:
     """A number, or the least and the largest of an array, which are NaN where any of its numbers is."""
     if isinstance(value, Tensor | np.ndarray):
+        if not math.prod(value.shape):
+            raise ValueError(f"{name} must hold at least one number, got shape {tuple(value.shape)}.")
         return (float(value.min()), float(value.max()))
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, or a tensor with one a replica where that is allowed, got {value!r}.")

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.arguments import kind
 from theorylab.core.checkpoints import Checkpoint, next_checkpoint, suspended
+from theorylab.core.ranges import whole
 from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
 from theorylab.learning.group import Group, tree_cat
 from theorylab.learning.groups import Groups
 from theorylab.learning.identity import identity_of
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
-from theorylab.learning.replicas import check_batch, initialize, make_rows
+from theorylab.learning.replicas import check_arguments, check_batch, initialize, make_rows
 from theorylab.learning.risk import Loss, row_risk
 from theorylab.learning.traced import TracedGradient
 from theorylab.learning.trajectory import Measured, Recorder, Trajectory
@@ -63,6 +65,7 @@ class Population:
         ValueError: an argument out of range, with what to do; a model that vmap cannot run, under ``mode="vmap"``. Among these are layers
             that draw random numbers (dropout): one draw for all would tie a replica's noise to the number of replicas, so such models
             train in a loop, each replica on its own stream, which continues that of its seed after ``make_model()``.
+        TypeError: an argument of the wrong kind: a network in place of a function that makes one, an optimizer of torch, arrays.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -96,7 +99,7 @@ class Population:
     ):
         if mode not in ("auto", "vmap", "loop"):
             raise ValueError(f"mode must be 'auto', 'vmap' or 'loop', got {mode!r}.")
-        self.seeds = tuple(int(s) for s in seeds)
+        self.seeds = check_arguments(make_model, loss, data, optimizer, seeds, dtype, trainable)
         self.loss, self.optimizer, self.batch_size, self.row_weights = loss, optimizer, batch_size, row_weights
         self.mode: str = mode
         self.device = torch.empty(0, device=device).device  # with its index
@@ -231,16 +234,17 @@ class Population:
             The measurements at the current step, every ``every`` steps from it, and the last step.
 
         Raises:
-            ValueError: ``steps`` or ``every`` out of range, or a measurement that is not (replica,).
+            ValueError: ``steps`` or ``every`` out of range or not whole, or a measurement that is not (replica,).
             FloatingPointError: a loss or parameter is not finite; names the replica and the step. Looked for at measurements, every
                 thousand steps and at the end, so the population may have trained on.
 
         Inside `theorylab.core.checkpoints.checkpoints` a long call leaves its state on disk, and goes on from there in a later process.
         """
-        if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}.")
-        if every is not None and every < 1:
-            raise ValueError(f"every must be at least 1, got {every}.")
+        whole(0, steps=steps)
+        whole(1, every=1 if every is None else every)
+        steps, every = int(steps), None if every is None else int(every)
+        if measure is not None and not callable(measure):
+            raise TypeError(f"measure must be a function of the population, got {kind(measure)}.")
         if every is not None and measure is None:
             measure = Population._loss_row
         record = (self.step_count + steps) * self.size >= RECORD_FROM

@@ -2,18 +2,57 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.arguments import given
+from theorylab.core.arguments import given, kind
 from theorylab.core.generators import seed_others, seeded_others
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
-from theorylab.learning.optimizers.base import Hyper, Params
+from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
+
+
+def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds: Any, dtype: Any, trainable: Any) -> tuple[int, ...]:
+    """Refuse what no population can be made of; returns the seeds.
+
+    Raises:
+        TypeError: an argument of the wrong kind; the message says what to give instead.
+        ValueError: no seed.
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            f"make_model must be a function that builds one network, as lambda: nn.Linear(1, 1), got {kind(make_model)}: every replica is "
+            "a network of its own, drawn by its seed."
+        )
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss must be callable, got {kind(loss)}.")
+    if not (isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)):
+        got = f"({', '.join(map(kind, data))})" if isinstance(data, list | tuple) and len(data) < 5 else kind(data)
+        raise TypeError(f"data must be two tensors, inputs and targets of all rows, got {got}: convert arrays by torch.as_tensor.")
+    if not isinstance(optimizer, Optimizer):
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        example = f"{name}(...)" if callable(optimizer) and not isinstance(optimizer, type) else "sgd(lr=0.1)"
+        raise TypeError(
+            f"optimizer must be one of theorylab.learning.optimizers, got {name}: pass {example}. Those of torch train one network."
+        )
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type such as torch.float64, got {dtype!r}.")
+    if trainable is not None and not callable(trainable):
+        raise TypeError(f"trainable must be a function of a parameter's name, as lambda name: 'bias' in name, got {kind(trainable)}.")
+    try:
+        found = tuple(operator.index(s) for s in seeds)
+    except TypeError:
+        raise TypeError(f"seeds must be whole numbers, one a replica, as range(3), got {seeds!r}.") from None
+    if not found:
+        raise ValueError("seeds must name at least one replica, got none.")
+    return found
 
 
 def initialize(
@@ -72,8 +111,6 @@ def make_rows(
         ValueError: shapes, weights, ``batch_size`` or ``label_noise`` that do not fit; the message says which.
     """
     size = len(seeds)
-    if size == 0:
-        raise ValueError("seeds must name at least one replica, got none.")
     x, y = (t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype) for t in data)
     lead = 2 if data_per_replica else 1
     if x.ndim < lead or y.ndim < lead or x.shape[:lead] != y.shape[:lead] or x.numel() == 0:
@@ -85,7 +122,7 @@ def make_rows(
     weights = batch_weights = None
     available = [torch.arange(n, device="cpu")] * size
     if row_weights is not None:
-        w = row_weights.detach().to(device=device, dtype=dtype)
+        w = given(row_weights).detach().to(device=device, dtype=dtype)
         if w.shape != (size, n):
             raise ValueError(f"row_weights must be (replica, n) = ({size}, {n}), got {tuple(w.shape)}.")
         if not bool((w.isfinite() & (w >= 0)).all()):
@@ -98,7 +135,7 @@ def make_rows(
         scaled = w * ((w > 0).sum(1, keepdim=True) / total)
         batch_weights = None if torch.allclose(scaled[w > 0], torch.ones((), dtype=dtype, device=device), rtol=1e-12) else scaled
     fewest = min(map(len, available))
-    if batch_size is not None and not 1 <= batch_size <= fewest:
+    if batch_size is not None and not (isinstance(batch_size, Integral) and 1 <= batch_size <= fewest):
         raise ValueError(f"batch_size must be in 1..{fewest} (the rows that every replica has), got {batch_size}; None for full batches.")
     orders = None if batch_size is None else [DataOrder(rows, batch_size, s) for rows, s in zip(available, seeds, strict=True)]
     return Rows(x, y, not data_per_replica, weights, batch_weights, orders, _label_noise(label_noise, y, seeds))
