@@ -200,6 +200,22 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         coordinate_check(net, arguments.pop("widths"), nn.functional.mse_loss, (torch.ones(2, 3), torch.ones(2, 1)), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"make_model": nn.Linear(3, 1)}, TypeError, r"make_model must be a function make_model\(width\) .* got Linear"),
+        ({"make_model": lambda _: nn.Linear(3, 1)}, ValueError, "wider networks of larger widths, got one of the same shapes at 4 and 6"),
+        ({"widths": 8}, TypeError, "widths must be a list of whole numbers"),
+        ({"widths": [4.5, 6, 8]}, TypeError, "widths must be a list of whole numbers"),
+        ({"data": torch.ones(2, 3)}, TypeError, r"data must be one batch \(x, y\), got Tensor"),
+    ],
+)
+def test_what_is_no_argument_is_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"make_model": lambda width: nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)), "widths": [4, 6, 8]} | change
+    with pytest.raises(error, match=message):
+        coordinate_check(**arguments)
+
+
 def test_factors_divide_the_parameters_that_are_trained() -> None:
     net = Parametrized(nn.Linear(2, 2), {"weight": 4.0, "bias": 1.0})
     assert net.factors == {"weight": 4.0}

@@ -167,4 +167,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    private = {"Any", "annotations", "importlib"}  # what this file itself needs
+    return sorted({*globals(), *_PUBLIC} - private)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.arguments import kind
 from theorylab.core.batches import as_call, map_tensors, tensors_of
 from theorylab.core.estimate import Estimate
 from theorylab.core.generators import seed_generators, seeded_generators
@@ -134,7 +136,9 @@ def coordinate_check(
         device: Where they are trained; the batch is sent there. Initial values are those of the CPU.
 
     Raises:
-        ValueError: an argument out of range, models whose modules differ by name, or an activation that is not finite.
+        ValueError: an argument out of range, models of one size at two widths or whose modules differ by name, or an activation that is
+            not finite.
+        TypeError: an argument of the wrong kind.
 
     Example:
         >>> net = lambda width: nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
@@ -145,15 +149,26 @@ def coordinate_check(
 
     Source: Yang et al. 2022, arXiv:2203.03466, Section D.1 (the coordinate check); Yang and Hu 2021, arXiv:2011.14522.
     """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(f"make_model must be a function make_model(width) that builds a network of that width, got {kind(make_model)}.")
+    if not isinstance(widths, Iterable) or not all(isinstance(w, Integral) for w in widths):
+        raise TypeError(f"widths must be a list of whole numbers, as [64, 128, 256], got {widths!r}.")
     if len(set(widths)) != len(widths) or len(widths) < 3 or min(widths) < 1:
         raise ValueError(f"widths must be at least three different positive numbers, got {tuple(widths)}.")
+    if data is not None and not (isinstance(data, list | tuple) and len(data) == 2):
+        raise TypeError(f"data must be one batch (x, y), got {kind(data)}.")
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if len(chosen) < 2:
         raise ValueError(f"seeds must be at least 2 to give an interval, got {len(chosen)}.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     widths = tuple(sorted(widths))
-    batch = _random_batch(seeded(lambda: make_model(widths[0]), seed, dtype=dtype), seed) if data is None else data
+    smallest, next_one = (seeded(lambda width=width: make_model(width), seed, dtype=dtype) for width in widths[:2])
+    if [p.shape for p in smallest.parameters()] == [p.shape for p in next_one.parameters()]:
+        raise ValueError(
+            f"make_model must build wider networks of larger widths, got one of the same shapes at {widths[0]} and {widths[1]}."
+        )
+    batch = _random_batch(smallest, seed) if data is None else data
     x, y = map_tensors(lambda t: t.clone().to(device), batch)  # autograd refuses what was made in inference mode
     rows: list[list[dict[str, float]]] = []
     for width in widths:
