@@ -681,7 +681,7 @@ def test_wrong_kinds_are_named():
         ({"seeds": [0.5, 1.0, 2.0, 3.0]}, "seeds must be whole numbers"),
         ({"dtype": "float32"}, "dtype must be a floating-point type such as torch.float64, got 'float32'"),
         ({"dtype": torch.int64}, "dtype must be a floating-point type"),
-        ({"trainable": ["weight"]}, "trainable must be a function of a parameter's name, .* got list"),
+        ({"trainable": ["weight"]}, "trainable must be a function of a name, .* got list"),
     ],
 )
 def test_what_is_no_argument_of_a_population_is_named_before_any_work(change: dict, match: str):

@@ -103,7 +103,7 @@ def test_population_outputs_are_those_of_its_replicas() -> None:
         ({"masks": torch.ones(2, 13)}, "masks must have shape"),
         ({"masks": torch.zeros(2, 14)}, "subset 0 has no row"),
         ({"masks": -torch.ones(2, 14)}, "not negative"),
-        ({"seeds": []}, "at least one seed"),
+        ({"seeds": []}, "seeds must name at least one replica"),
         ({"targets": (torch.zeros(2, 4), torch.zeros(3))}, "same rows"),
     ],
 )

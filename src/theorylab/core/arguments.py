@@ -17,9 +17,9 @@ def check_arguments(model: Any, loss: Any, *, dtype: Any, train: Any) -> None:
         ValueError: parameters that hold no values.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {kind(model)}.")
+        raise TypeError(f"model must be a torch.nn.Module, got {kind_of(model)}.")
     if isinstance(loss, type) or not callable(loss):
-        raise TypeError(f"loss must be callable, got {kind(loss)}.")
+        raise TypeError(f"loss must be callable, got {kind_of(loss)}.")
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.float64, got {dtype!r}.")
     if dtype is not None and not dtype.is_floating_point:
@@ -80,6 +80,6 @@ def row_numbers(rows: Any, n: int, name: str) -> Tensor:
     return chosen.long()
 
 
-def kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a value is, and of a class how to make an instance."""
     return f"the class {value.__name__}: make an instance, {value.__name__}(...)" if isinstance(value, type) else type(value).__name__

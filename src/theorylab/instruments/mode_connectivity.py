@@ -102,6 +102,11 @@ def mode_connectivity(
         raise ValueError(f"lr must be positive, got {lr}.")
     if not problem.train and any(isinstance(m, _NormBase) and m.running_mean is not None for m in problem.model.modules()):
         raise ValueError("running statistics, as of BatchNorm, belong to one solution only: make the problem with train=True.")
+    if not isinstance(other, Problem | Mapping):
+        raise TypeError(
+            f"other must be a Problem of the same model or its parameters by name, got {type(other).__name__}: of a module pass "
+            "dict(module.named_parameters())."
+        )
     params: Params = dict(other.params if isinstance(other, Problem) else other)
     missing = [k for k in problem.params if k not in params]
     if missing:

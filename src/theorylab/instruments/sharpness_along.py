@@ -13,6 +13,7 @@ from torch import Tensor
 
 from theorylab.core.estimate import Estimate
 from theorylab.core.problem import Params, Problem
+from theorylab.core.ranges import whole
 from theorylab.instruments.curvature import adam_diagonal, hessian, sharpness
 from theorylab.linalg.lanczos import length
 
@@ -198,7 +199,7 @@ def sharpness_along(
     Raises:
         ValueError: an argument out of range; an optimizer that holds other parameters than it was given, or needs a closure (LBFGS); an
             ``edge`` that must be given; or the loss is not finite, as where training diverges.
-        TypeError: ``optimizer`` makes no optimizer.
+        TypeError: ``optimizer`` is no function, or makes no optimizer.
 
     Example:
         >>> x = torch.diag(torch.tensor([1.0, 2.0]))
@@ -209,11 +210,15 @@ def sharpness_along(
 
     Source: Cohen et al. 2021, arXiv:2103.00065, Section 3; adaptive optimizers: Cohen et al. 2022, arXiv:2207.14484, Section 2.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}.")
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be a function of parameters, as lambda p: torch.optim.SGD(p, lr=0.1), got {type(optimizer).__name__}: a copy "
+            "of the model is trained, whose parameters the optimizer must hold."
+        )
+    whole(2, steps=steps)
     every = max(1, steps // 40) if every is None else every
-    if not 1 <= every <= steps:
-        raise ValueError(f"every must lie in 1..{steps} (steps), got {every}.")
+    if not (1 <= every <= steps and every == int(every)):
+        raise ValueError(f"every must lie in 1..{steps} (steps) and be whole, got {every}.")
     if not 0 < late <= 1:
         raise ValueError(f"late must lie in (0, 1], got {late}.")
     measured = {*range(0, steps + 1, every), steps}

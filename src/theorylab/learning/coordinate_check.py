@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.arguments import kind
+from theorylab.core.arguments import kind_of
 from theorylab.core.batches import as_call, map_tensors, tensors_of
 from theorylab.core.estimate import Estimate
 from theorylab.core.generators import seed_generators, seeded_generators
 from theorylab.core.layers import has_parts, named_layers
 from theorylab.core.seeds import derived_seed
+from theorylab.learning.parametrization import check_make_model
 from theorylab.models.seeded import seeded
 from theorylab.stats.fits import power_law
 
@@ -149,14 +150,13 @@ def coordinate_check(
 
     Source: Yang et al. 2022, arXiv:2203.03466, Section D.1 (the coordinate check); Yang and Hu 2021, arXiv:2011.14522.
     """
-    if isinstance(make_model, nn.Module) or not callable(make_model):
-        raise TypeError(f"make_model must be a function make_model(width) that builds a network of that width, got {kind(make_model)}.")
+    check_make_model(make_model)
     if not isinstance(widths, Iterable) or not all(isinstance(w, Integral) for w in widths):
         raise TypeError(f"widths must be a list of whole numbers, as [64, 128, 256], got {widths!r}.")
     if len(set(widths)) != len(widths) or len(widths) < 3 or min(widths) < 1:
         raise ValueError(f"widths must be at least three different positive numbers, got {tuple(widths)}.")
     if data is not None and not (isinstance(data, list | tuple) and len(data) == 2):
-        raise TypeError(f"data must be one batch (x, y), got {kind(data)}.")
+        raise TypeError(f"data must be one batch (x, y), got {kind_of(data)}.")
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if len(chosen) < 2:
         raise ValueError(f"seeds must be at least 2 to give an interval, got {len(chosen)}.")

@@ -9,8 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.arguments import kind_of
 from theorylab.learning.optimizers.base import Optimizer, Params
 from theorylab.learning.population import Population
+from theorylab.learning.replicas import check_arguments
 from theorylab.learning.risk import Loss
 
 APART = 1e-6
@@ -93,6 +95,9 @@ def learner_equivariance(
         raise ValueError(f"steps must be at least 1, got {steps}.")
     if times < 1:
         raise ValueError(f"times must be at least 1, got {times}.")
+    if not (isinstance(transform, Tensor) or callable(transform)):
+        raise TypeError(f"transform must be a matrix or a function of the inputs, got {kind_of(transform)}.")
+    seeds = check_arguments(make_model, loss, data, optimizer, seeds, torch.float64)
     x, y = data[0].to(device, torch.float64), data[1]
     moved = _moved(x, transform, len(seeds), data_per_replica)
     own = data_per_replica or (isinstance(transform, Tensor) and transform.ndim == 3)

@@ -15,9 +15,17 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from theorylab.core.arguments import kind_of
+from theorylab.core.ranges import whole
 from theorylab.core.substitution import places_of, substituted
 
 MakeModel = Callable[[int], nn.Module]
+
+
+def check_make_model(make_model: Any) -> None:
+    """Refuse what makes no network of a width."""
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(f"make_model must be a function make_model(width) that builds a network of that width, got {kind_of(make_model)}.")
 
 
 @dataclass(frozen=True)
@@ -202,8 +210,11 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
 
     Source: Yang and Hu 2021, arXiv:2011.14522, Section 5; Yang et al. 2022, arXiv:2203.03466, Table 3.
     """
+    check_make_model(make_model)
+    whole(1, base=base)
 
     def make(width: int) -> nn.Module:
+        whole(1, width=width)
         multipliers = base_shapes(make_model, base, width, optimizer=optimizer) if width != base else {}
         model = make_model(width)
         with torch.no_grad():
@@ -231,8 +242,11 @@ def tangent_kernel(make_model: MakeModel, base: int) -> MakeModel:
 
     Source: Jacot et al. 2018, arXiv:1806.07572, Section 2; as one of a family: Yang and Hu 2021, arXiv:2011.14522, Section 3.
     """
+    check_make_model(make_model)
+    whole(1, base=base)
 
     def make(width: int) -> nn.Module:
+        whole(1, width=width)
         kinds = _kinds(make_model, base, width) if width != base else {}
         model = make_model(width)
         with torch.no_grad():

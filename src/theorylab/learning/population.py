@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.arguments import kind
+from theorylab.core.arguments import kind_of
 from theorylab.core.checkpoints import Checkpoint, next_checkpoint, suspended
 from theorylab.core.ranges import whole
 from theorylab.learning.fastest import RECORD_FROM, fastest_chunk
@@ -99,7 +99,9 @@ class Population:
     ):
         if mode not in ("auto", "vmap", "loop"):
             raise ValueError(f"mode must be 'auto', 'vmap' or 'loop', got {mode!r}.")
-        self.seeds = check_arguments(make_model, loss, data, optimizer, seeds, dtype, trainable)
+        self.seeds = check_arguments(make_model, loss, data, optimizer, seeds, dtype)
+        if trainable is not None and not callable(trainable):
+            raise TypeError(f"trainable must be a function of a name, as lambda name: 'bias' in name, got {kind_of(trainable)}.")
         self.loss, self.optimizer, self.batch_size, self.row_weights = loss, optimizer, batch_size, row_weights
         self.mode: str = mode
         self.device = torch.empty(0, device=device).device  # with its index
@@ -244,7 +246,7 @@ class Population:
         whole(1, every=1 if every is None else every)
         steps, every = int(steps), None if every is None else int(every)
         if measure is not None and not callable(measure):
-            raise TypeError(f"measure must be a function of the population, got {kind(measure)}.")
+            raise TypeError(f"measure must be a function of the population, got {kind_of(measure)}.")
         if every is not None and measure is None:
             measure = Population._loss_row
         record = (self.step_count + steps) * self.size >= RECORD_FROM

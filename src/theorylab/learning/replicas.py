@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.arguments import given, kind
+from theorylab.core.arguments import given, kind_of
 from theorylab.core.generators import seed_others, seeded_others
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.label_noise import LabelNoise
@@ -19,7 +19,7 @@ from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
 
 
-def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds: Any, dtype: Any, trainable: Any) -> tuple[int, ...]:
+def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds: Any, dtype: Any) -> tuple[int, ...]:
     """Refuse what no population can be made of; returns the seeds.
 
     Raises:
@@ -28,13 +28,13 @@ def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds
     """
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise TypeError(
-            f"make_model must be a function that builds one network, as lambda: nn.Linear(1, 1), got {kind(make_model)}: every replica is "
-            "a network of its own, drawn by its seed."
+            f"make_model must be a function that builds one network, as lambda: nn.Linear(1, 1), got {kind_of(make_model)}: every replica "
+            "is a network of its own, drawn by its seed."
         )
     if isinstance(loss, type) or not callable(loss):
-        raise TypeError(f"loss must be callable, got {kind(loss)}.")
+        raise TypeError(f"loss must be callable, got {kind_of(loss)}.")
     if not (isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)):
-        got = f"({', '.join(map(kind, data))})" if isinstance(data, list | tuple) and len(data) < 5 else kind(data)
+        got = f"({', '.join(map(kind_of, data))})" if isinstance(data, list | tuple) and len(data) < 5 else kind_of(data)
         raise TypeError(f"data must be two tensors, inputs and targets of all rows, got {got}: convert arrays by torch.as_tensor.")
     if not isinstance(optimizer, Optimizer):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
@@ -44,8 +44,6 @@ def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds
         )
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point type such as torch.float64, got {dtype!r}.")
-    if trainable is not None and not callable(trainable):
-        raise TypeError(f"trainable must be a function of a parameter's name, as lambda name: 'bias' in name, got {kind(trainable)}.")
     try:
         found = tuple(operator.index(s) for s in seeds)
     except TypeError:

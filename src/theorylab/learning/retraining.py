@@ -10,11 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.arguments import given, kind_of
 from theorylab.core.generators import seeded_others
 from theorylab.core.layers import has_parts, named_layers
 from theorylab.learning.members import CHUNK, Found, Progress, Training, train_members
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
+from theorylab.learning.replicas import check_arguments
 from theorylab.learning.risk import Loss
 
 COPIES = 6
@@ -154,8 +156,11 @@ def retrain(
 
     Source: Ilyas et al. 2022, arXiv:2202.00622, Section 2 (datamodels are fitted to, and judged by, models trained on random subsets).
     """
-    x = data[0]
-    n, trainings = len(x), tuple(int(seed) for seed in seeds)
+    trainings = check_arguments(make_model, loss, data, optimizer, seeds, dtype)
+    if not (isinstance(targets, list | tuple) and len(targets) == 2):
+        raise TypeError(f"targets must be inputs and targets of the rows to predict, got {kind_of(targets)}.")
+    x, masks = data[0], given(masks)
+    n = len(x)
     if masks.ndim != 2 or masks.shape[1] != n or len(masks) == 0:
         raise ValueError(f"masks must have shape (subset, {n}), one entry for each row of data, got {tuple(masks.shape)}.")
     weights = masks.to(dtype)
@@ -164,8 +169,6 @@ def retrain(
     empty = (weights.sum(1) == 0).nonzero()
     if len(empty):
         raise ValueError(f"masks: subset {int(empty[0])} has no row to train on.")
-    if not trainings:
-        raise ValueError("seeds must hold at least one seed.")
     probes, labels = targets
     if len(probes) != len(labels):
         raise ValueError(f"targets must be inputs and targets of the same rows, got {len(probes)} and {len(labels)}.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from theorylab.core.arguments import kind_of
 from theorylab.core.claim import Verdict
 from theorylab.core.estimate import LEVEL, mean_interval
 from theorylab.learning.optimizers.base import Optimizer
@@ -176,6 +177,12 @@ def scaling_plan(
     rescale = RULES.get(rule) if isinstance(rule, str) else rule
     if rescale is None:
         raise ValueError(f"rule must be one of {', '.join(RULES)} or a function of recipe and k, got {rule!r}.")
+    if isinstance(optimizer, Optimizer) or not callable(optimizer):
+        raise TypeError(f"optimizer must be a function of a Recipe, as lambda recipe: sgd(recipe.lr), got {kind_of(optimizer)}.")
+    if not isinstance(base, Recipe):
+        raise TypeError(f"base must be a Recipe(lr=..., batch_size=..., steps=...), got {kind_of(base)}.")
+    if not isinstance(ks, Iterable):
+        raise TypeError(f"ks must be a list of factors of the batch size, as [2, 4], got {ks!r}.")
     if not ks:
         raise ValueError("ks must name at least one factor of the batch size, got none.")
     if len(seeds) < 2:
