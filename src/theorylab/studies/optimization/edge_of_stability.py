@@ -150,6 +150,7 @@ def rising(losses: Tensor) -> Tensor:
         width=200,
         steps=5000,
         momentum_steps=1500,
+        closely=2000,
         measurements=50,
         gd_lrs=(0.008, 0.01),
         polyak_lr=0.01,
@@ -228,7 +229,8 @@ def edge_of_stability(config: EdgeConfig) -> Iterator[Finding | Series | Stage]:
     closely = descending.train(config.closely, every=1)
     yield NON_MONOTONE.control_check(predicted=RISING, measured=rising(closely["loss"]), setting=f"η = {config.small_lr:g}")
     yield each_loss.line(f"one network, η = {config.small_lr:g}", closely.steps, closely["loss"][:, 0], role="control")
-    linear = follow(population(sgd(lr=config.small_lr), widths=()), measurements=2)
+    fixed = replica_sharpness()(population(sgd(lr=config.small_lr), widths=()))["sharpness"].max()  # raw pixels are alike: it may be large
+    linear = follow(population(sgd(lr=min(config.small_lr, 1 / float(fixed))), widths=()), measurements=2)
     growth, flat = ((r.values["sharpness"][-1] / r.values["sharpness"][0]).log() for r in (network, linear))
     highest = float(network["sharpness"].max() / stability_threshold(config.small_lr))
     note = f"λ₁ is at most {highest:.2f} of 2/η on the way"
