@@ -26,9 +26,9 @@ the start, the product of spectral norms or the spectral complexity, whichever i
 than wrong even in its worst setting; at some base seeds by more than chance, at others the question stays open. Four settings of two values
 on one small data set are easier to survive than the literature's family of environments, in which each measure was refuted by at least one.
 
-At large, with five settings of three values and 4374 networks that all arrived (base seed 0), it fails for certain: the most robust measure,
-the product of spectral norms, has τ = 0.15 in its worst setting, weight decay, and more than 0.03 at 99 %. The other two statements hold
-there by wide margins, τ = 0.25 ± 0.04 on average for sharpness in proportion to the weights, and −0.51 ± 0.07 for the worst settings.
+At large, with five settings of three values and 4374 networks that all arrived (base seed 0), it fails for certain: the most robust of
+them, the product of spectral norms, has τ = 0.15 in its worst setting, weight decay, and more than 0.03 at 99 %. The other two statements
+hold there by wide margins, τ = 0.25 ± 0.04 on average for sharpness in proportion to the weights, and −0.51 ± 0.07 for the worst settings.
 """
 
 from __future__ import annotations
