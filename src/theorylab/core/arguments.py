@@ -18,8 +18,7 @@ def check_arguments(model: Any, loss: Any, *, dtype: Any, train: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {kind_of(model)}.")
-    if isinstance(loss, type) or not callable(loss):
-        raise TypeError(f"loss must be callable, got {kind_of(loss)}.")
+    check_loss_kind(loss)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.float64, got {dtype!r}.")
     if dtype is not None and not dtype.is_floating_point:
@@ -35,6 +34,12 @@ def check_arguments(model: Any, loss: Any, *, dtype: Any, train: Any) -> None:
             raise ValueError(f"parameter {name} has no shape yet, because its layer is lazy: call the model on a batch once.")
         if p.is_meta:
             raise ValueError(f'parameter {name} is on the device "meta", where it holds no values: load them first.')
+
+
+def check_loss_kind(loss: Any) -> None:
+    """Refuse a loss that is no function, such as the class of a loss module."""
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"loss must be callable, got {kind_of(loss)}.")
 
 
 def given(values: Any, dtype: torch.dtype | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.arguments import given, kind_of
+from theorylab.core.arguments import check_loss_kind, given, kind_of
 from theorylab.core.generators import seed_others, seeded_others
 from theorylab.learning.group import Group, Rows, random_stream, tree_map
 from theorylab.learning.label_noise import LabelNoise
@@ -31,8 +31,7 @@ def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds
             f"make_model must be a function that builds one network, as lambda: nn.Linear(1, 1), got {kind_of(make_model)}: every replica "
             "is a network of its own, drawn by its seed."
         )
-    if isinstance(loss, type) or not callable(loss):
-        raise TypeError(f"loss must be callable, got {kind_of(loss)}.")
+    check_loss_kind(loss)
     if not (isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)):
         got = f"({', '.join(map(kind_of, data))})" if isinstance(data, list | tuple) and len(data) < 5 else kind_of(data)
         raise TypeError(f"data must be two tensors, inputs and targets of all rows, got {got}: convert arrays by torch.as_tensor.")
