@@ -159,7 +159,7 @@ def rising(losses: Tensor) -> Tensor:
         gd_lrs=(0.008, 0.01),
         polyak_lr=0.01,
         nesterov_lr=0.0035,
-        small_lr=0.004,
+        small_lr=0.0035,
         dtype="float32",
     ),
 )
