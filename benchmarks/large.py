@@ -1,13 +1,13 @@
 """What every study needs at the large scale, and whether it works there: ``python -m benchmarks.large [GLOB ...]``.
 
-Each study runs in a process of its own, on one thread, within a limit of processor seconds and of memory. Where its cost is in replicas and
-durations (steps, epochs) that `PARTS` names, it first runs with few of the ones and the others cut, everything else, widths, rows, data
-and depths, being those of the scale; then once more for every group of durations, with that group doubled. The cost of the whole is taken
-as affine in each group and proportional to the replicas, which is too much for a population trained at once. Then it is run whole, if that
-is expected to stay within the limit. Of a study whose whole takes days ``--set seeds=8`` runs fewer replicas for the durations of the
-scale. The table gives verdicts of whole runs and of such, for that many replicas; those of a part with its durations cut mean nothing. On
-another device than the CPU (``--device cuda``) the limits and the peak are still those of the process on the CPU, of which memory is not
-limited.
+Each study runs in a process of its own, on one thread or ``--threads``, within a limit of processor seconds and of memory. Where its cost
+is in replicas and durations (steps, epochs) that `PARTS` names, it first runs with few of the ones and the others cut, everything else,
+widths, rows, data and depths, being those of the scale; then once more for every group of durations, with that group doubled. The cost of
+the whole is taken as affine in each group and proportional to the replicas, which is too much for a population trained at once. Then it is
+run whole, if that is expected to stay within the limit. Of a study whose whole takes days ``--set seeds=8`` runs fewer replicas for the
+durations of the scale. The table gives verdicts of whole runs and of such, for that many replicas; those of a part with its durations cut
+mean nothing. On another device than the CPU (``--device cuda``) the limits and the peak are still those of the process on the CPU, of which
+memory is not limited.
 
 A run of whole durations that reaches its limit leaves the state of its training under ``--runs``, and the same command goes on from there;
 its row has the processor seconds of all its pieces. Rows of studies that are not asked for stay as they were in the table.
@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +98,32 @@ def text(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path, *, resume: bool = False) -> Ran:
-    """One study with these settings, within processor seconds and GiB of data; its record is left under ``runs``.
+def say(key: str, stage: str) -> None:
+    """The stage of a study."""
+    print(f"{key}: {stage}", file=sys.stderr, flush=True)
 
-    Where it may ``resume``, long training goes on from the state that an earlier run left, and ``seconds`` are those of both.
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take: processor ``seconds``, GiB of ``memory``, ``threads``; its records go under ``runs``."""
+
+    seconds: float
+    memory: float
+    runs: Path
+    threads: int = 1
+
+
+def run(key: str, settings: Settings, limits: Limits, *, resume: bool = False) -> Ran:
+    """One study with these settings, within the limits; its record is left under ``limits.runs``.
+
+    Where it may ``resume``, long training goes on from the state that an earlier run left, and its seconds are those of both.
     """
     from theorylab.core.checkpoints import discard
     from theorylab.core.record import folder_of, load, save, training_folder
     from theorylab.runners.job import prepare, run_job
 
     job = prepare(find_studies()[0][key], Scale.LARGE, replace(large(key), **settings))
-    folder, training = folder_of(runs, job.provenance), training_folder(runs, job.provenance)
+    folder, training = folder_of(limits.runs, job.provenance), training_folder(limits.runs, job.provenance)
     (folder / "record.json").unlink(missing_ok=True)
     if not resume:
         discard(training)
@@ -115,10 +131,10 @@ def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path,
     child = os.fork()  # the modules are imported once, and what a study leaves behind goes with its process
     if not child:
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds)))
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limits.seconds),) * 2)
             if settings.get("device", "cpu") == "cpu":  # a driver maps more memory than there is
-                resource.setrlimit(resource.RLIMIT_DATA, (round(memory * GIB), round(memory * GIB)))
-            save(run_job(job, lambda stage: print(f"{key}: {stage}", file=sys.stderr, flush=True), runs), runs)
+                resource.setrlimit(resource.RLIMIT_DATA, (round(limits.memory * GIB),) * 2)
+            save(run_job(job, partial(say, key), limits.runs, threads=limits.threads), limits.runs)
         finally:
             os._exit(0)
     status, used = os.wait4(child, 0)[1:]
@@ -126,7 +142,8 @@ def run(key: str, settings: Settings, seconds: float, memory: float, runs: Path,
     if training.exists():  # it did not end
         (training / SPENT).write_text(str(spent))
     if not (folder / "record.json").exists():
-        return Ran(spent, peak, {}, over(seconds) if spent - before > seconds - 2 else f"it ended without a record (status {status})")
+        too_long = spent - before > limits.seconds - 2
+        return Ran(spent, peak, {}, over(limits.seconds) if too_long else f"it ended without a record (status {status})")
     record = load(folder, series=False)
     found = {role: Counter(str(f.verdict) for f in record.findings if f.role == role) for role in ("claim", "control")}
     return Ran(spent, peak, {role: dict(count) for role, count in found.items()}, record.error.strip())
@@ -170,39 +187,39 @@ def config_of_fewer(key: str, fewer: dict[str, str]) -> Config:
     return configure(load_study(key), Scale.LARGE, {}, fewer)
 
 
-def empty_row(key: str, device: str) -> dict[str, Any]:
+def empty_row(key: str, device: str, threads: int) -> dict[str, Any]:
     """What a row says before anything was run."""
-    there = {} if device == "cpu" else {"device": device}
+    there: dict[str, Any] = ({} if device == "cpu" else {"device": device}) | ({"threads": threads} if threads > 1 else {})
     return {"study": key, "claims": len(load_study(key).claims), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "cut": {}} | there
 
 
-def measure(key: str, seconds: float, memory: float, runs: Path, *, parts: bool = True, device: str = "cpu") -> dict[str, Any]:
+def measure(key: str, limits: Limits, *, parts: bool = True, device: str = "cpu") -> dict[str, Any]:
     """One row of the table: a part first, where there is one, then the whole if it is expected to fit; or the whole at once."""
-    row, there = empty_row(key, device), {"device": device}
+    row, there = empty_row(key, device, limits.threads), {"device": device}
     groups = PARTS.get(key, ()) if parts else ()
     if groups:
         cut = {name: value for group in groups for name, value in group.items()}
-        base = run(key, cut | there, seconds, memory, runs)
-        longer = [] if base.error else [run(key, cut | doubled(group) | there, seconds, memory, runs) for group in groups[1:]]
+        base = run(key, cut | there, limits)
+        longer = [] if base.error else [run(key, cut | doubled(group) | there, limits) for group in groups[1:]]
         row |= {"cut": cut, "seconds": base.seconds, "peak": base.peak, "error": base.error}
         if any(r.error for r in (base, *longer)):
             return row  # of unknown cost where a longer one did not end
         row["expected"] = expected(large(key).as_dict(), base, longer, groups)
         row |= {} if longer else {"verdicts": base.verdicts}
-        if row["expected"] > seconds:
+        if row["expected"] > limits.seconds:
             return row
-    whole = run(key, there, seconds, memory, runs, resume=True)
-    if whole.error == over(seconds) and groups:
+    whole = run(key, there, limits, resume=True)
+    if whole.error == over(limits.seconds) and groups:
         return row  # it was expected to take less
     return row | {"cut": {}, "seconds": whole.seconds, "peak": whole.peak, "error": whole.error, "verdicts": whole.verdicts}
 
 
-def measure_fewer(key: str, fewer: dict[str, str], seconds: float, memory: float, runs: Path, *, device: str = "cpu") -> dict[str, Any]:
+def measure_fewer(key: str, fewer: dict[str, str], limits: Limits, *, device: str = "cpu") -> dict[str, Any]:
     """One row of the table, of fewer replicas for the durations of the scale."""
     config = config_of_fewer(key, fewer)
     cut = {name: getattr(config, name) for name in fewer}
-    ran = run(key, cut | {"device": device}, seconds, memory, runs, resume=True)
-    row = empty_row(key, device) | {"cut": cut, "seconds": ran.seconds, "peak": ran.peak, "error": ran.error}
+    ran = run(key, cut | {"device": device}, limits, resume=True)
+    row = empty_row(key, device, limits.threads) | {"cut": cut, "seconds": ran.seconds, "peak": ran.peak, "error": ran.error}
     return row if ran.error else row | {"verdicts": ran.verdicts, "expected": expected(large(key).as_dict(), ran, [], (cut,))}
 
 
@@ -226,6 +243,7 @@ def table(rows: list[dict[str, Any]], about: dict[str, str]) -> str:
     for r in rows:
         cut = ", ".join(f"{name} {text(value)}" for name, value in r["cut"].items()) or "whole"
         cut += f", on {r['device']}" if "device" in r else ""
+        cut += f", {r['threads']} threads" if "threads" in r else ""
         hours = f"{r['expected'] / 3600:.2g}" if r["cut"] and "expected" in r else ""
         lines.append(f"| {r['study']} | {r['claims']} | {verdicts(r)} | {r['seconds']:.0f} | {r['peak'] / GIB:.1f} | {cut} | {hours} |")
     return "\n".join(lines) + "\n"
@@ -261,6 +279,7 @@ def main() -> None:
     parser.add_argument("globs", nargs="*", default=["*"], help="which studies (default: all of theorylab's own)")
     parser.add_argument("--seconds", type=float, default=150.0, help="processor seconds that one run may take (default: %(default)g)")
     parser.add_argument("--memory", type=float, default=24.0, help="GiB of data that one run may hold (default: %(default)g)")
+    parser.add_argument("--threads", type=int, default=1, help="of a run; processor seconds are of all (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the studies calculate; choose an --out of its own (default: %(default)s)")
     parser.add_argument("--whole", action="store_true", help="no part first: for a study whose cost is known")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=N", help="no part first, and fewer replicas: --set seeds=8")
@@ -287,11 +306,11 @@ def main() -> None:
     data = args.out / "large.json"
     rows = {row["study"]: row for row in kept(data)}
     for key in chosen:
-        limits = (args.seconds, args.memory, args.runs)
+        limits = Limits(args.seconds, args.memory, args.runs, args.threads)
         if fewer:
-            rows[key] = measure_fewer(key, fewer, *limits, device=args.device)
+            rows[key] = measure_fewer(key, fewer, limits, device=args.device)
         else:
-            rows[key] = measure(key, *limits, parts=not args.whole, device=args.device)
+            rows[key] = measure(key, limits, parts=not args.whole, device=args.device)
         print(json.dumps(rows[key]), flush=True)
         whole = {"about": machine(), "rows": [rows[k] for k in sorted(rows)]}
         data.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

@@ -227,6 +227,25 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(lab: FakeLab, tmp_path:
     assert load(kept.parent).error == ""
 
 
+def test_a_study_computes_in_as_many_threads_as_asked_for(lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = lab.add("wide", "open(FOLDER / 'threads', 'w').write(str(torch.get_num_threads()))", top="import torch")
+    base = [key, "--scale", "tiny", "--jobs", "1"]
+    for threads, told in ((1, {}), (2, {"threads": "2"})):
+        out = tmp_path / str(threads)
+        assert main(["run", *base, "--threads", str(threads), "--out", str(out)]) == 0
+        assert (lab.folder / "threads").read_text() == str(threads)
+        (record,) = records(out, key)
+        machine = load(record.parent).machine
+        assert {name: value for name, value in machine.items() if name == "threads"} == told
+    capsys.readouterr()
+    assert main(["plan", *base, "--seeds", "6", "--threads", "2", "--out", str(tmp_path / "2")]) == 0
+    printed = capsys.readouterr().out
+    assert "a record of this machine" in printed
+    assert "with --jobs 1 --threads 2" in printed
+    assert main(["plan", *base, "--seeds", "6", "--out", str(tmp_path / "2")]) == 0
+    assert "no record with these settings" in capsys.readouterr().out  # one of two threads says little of one
+
+
 def test_a_broken_package_is_named_and_hides_no_other(lab: FakeLab, tmp_path: Path) -> None:
     good = lab.add("good")
     late = lab.add("late", top="import a_module_that_is_not_there")
@@ -269,10 +288,12 @@ def test_a_data_file_of_the_wrong_hash_is_the_study_s_error(lab: FakeLab, tmp_pa
         ("run optimization/saddle --set decade=9", "has no setting 'decade' (did you mean decades?)"),
         ("run optimization/saddle --set decades", "--set takes name=value"),
         ("run optimization/saddle --jobs 0", "--jobs must be at least 1"),
+        ("run optimization/saddle --threads 0", "--threads must be at least 1"),
         ("run optimization/saddle --out /dev/null/x", "--out /dev/null/x cannot be written (Not a directory); choose another folder"),
         ("run optimization/saddle --device nonsense", "--device nonsense cannot be used here"),
         ("run optimization/saddle --cluster tcp://127.0.0.1:9", "--cluster tcp://127.0.0.1:9: no Dask scheduler answers there"),
         ("run optimization/saddle --cluster tcp://127.0.0.1:9 --jobs 2", "leave --jobs out"),
+        ("run optimization/saddle --cluster tcp://127.0.0.1:9 --threads 2", "leave --threads out"),
         ("run --syllabus nowhere.toml", "nowhere.toml cannot be read"),
         ("plan optimization/sadle", "did you mean optimization/saddle?"),
         ("config 'zzz'", "no study matches"),

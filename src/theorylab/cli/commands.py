@@ -45,6 +45,8 @@ def _jobs(options: Selection, *, here: bool = True) -> tuple[list[Job], list[Out
 
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {options.jobs}.")
+    if options.threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {options.threads}.")
     own = assignments(options.set)
     cards, problems = _cards()
     chosen = select(cards, (*options.globs, *options.only))
@@ -62,7 +64,7 @@ def _processes(options: Selection, jobs: Sequence[Job]) -> int:
     from theorylab.runners.local import available_cores
 
     on_gpu = any(not str(job.settings["device"]).startswith("cpu") for job in jobs)
-    return min(options.jobs or (1 if on_gpu else available_cores()), max(1, len(jobs)))
+    return min(options.jobs or (1 if on_gpu else max(1, available_cores() // options.threads)), max(1, len(jobs)))
 
 
 def run(options: Run) -> int:
@@ -79,8 +81,9 @@ def run(options: Run) -> int:
     from theorylab.runners.run import run as compute
     from theorylab.runners.selection import UsageError
 
-    if options.cluster and options.jobs:
-        raise UsageError("--jobs counts processes of this machine; with --cluster its workers decide: leave --jobs out.")
+    for name in ("jobs", "threads"):
+        if options.cluster and (options.jobs if name == "jobs" else options.threads > 1):
+            raise UsageError(f"--{name} is of this machine; with --cluster its workers decide: leave --{name} out.")
     course = load_syllabus(options.syllabus)
     check_folder(options.out)
     jobs, broken, chosen, problems = _jobs(options, here=not options.cluster)
@@ -89,7 +92,7 @@ def run(options: Run) -> int:
     workers = (
         ClusterWorkers(options.cluster, progress.stage)
         if options.cluster
-        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output, options.out)
+        else LocalWorkers(_processes(options, jobs), progress.stage, progress.output, options.out, threads=options.threads)
     )
     with contextlib.closing(workers), progress:
         result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())
@@ -153,7 +156,8 @@ def plan(options: Plan) -> int:
     speed = calibrate() / table["calibration_seconds"]
     decisions = {job.study: decide(job, options.out, force=False) for job in jobs}
     floor = peak_bytes()  # this process has imported the studies, as a worker would
-    costs = {job.study: expect(job, options.out, table, speed, floor) for job in jobs if decisions[job.study].record is None}
+    wanted = [job for job in jobs if decisions[job.study].record is None]
+    costs = {job.study: expect(job, options.out, table, speed, floor, threads=options.threads) for job in wanted}
     shown = Table("study", "seconds", "memory", "from", box=None, pad_edge=False)
     for key, decision in decisions.items():
         cost = costs.get(key)
@@ -171,8 +175,9 @@ def plan(options: Plan) -> int:
     sizes = sorted((c.bytes for c in known if c.bytes is not None), reverse=True)
     unknown = sum(c.seconds is None for c in known)
     memory = f"at most {_size(sum(sizes[:processes]))} at a time" if len(sizes) + unknown == len(known) else "in memory that is not known"
+    beside_it = f" --threads {options.threads}" if options.threads > 1 else ""
     span = f"{seconds:.0f} s" if seconds < LONG else f"{seconds / 3600:.0f} hours"
-    total = f"about {span} with --jobs {processes}, {memory}"
+    total = f"about {span} with --jobs {processes}{beside_it}, {memory}"
     beside = f"{_many(unknown, 'study')} of unknown cost, which a run measures"
     parts = [total] * (unknown < len(known) or not known) + [beside] * (unknown > 0)
     console.print(f"\nIn all: {', and '.join(parts)}.", highlight=False)

@@ -32,7 +32,10 @@ class Selection:
         Literal["float64", "float32"] | None, arg(help="floating-point type; exact identities need float64", help_behavior_hint="")
     ] = None
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(help=_SET, help_behavior_hint="")] = ()
-    jobs: Annotated[int | None, arg(help="processes at a time; default: one a core, and one in all on a GPU", help_behavior_hint="")] = None
+    jobs: Annotated[
+        int | None, arg(help="processes at a time; default: the cores over --threads, and one on a GPU", help_behavior_hint="")
+    ] = None
+    threads: Annotated[int, arg(help="threads of each process; more help where one large study runs alone")] = 1
     out: Annotated[Path, arg(help="folder of the records and the report")] = Path("runs")
 
 
@@ -117,6 +120,7 @@ Examples:
   theorylab run optimization --scale tiny                one topic, in seconds
   theorylab run optimization/saddle --set decades=8      one study with a setting of its own
   theorylab run 'opt*/*' --scale large --seeds 32 --device cuda
+  theorylab run optimization/edge_of_stability --scale large --threads 16
   theorylab run --cluster tcp://head:8786                on a Dask cluster
 
 Exit status: 0 no claim fails (inconclusive ones are named); 1 a claim fails, a control holds, or a study errs;

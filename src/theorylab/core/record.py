@@ -119,9 +119,10 @@ def claim_dict(claim: Claim) -> dict[str, Any]:
     return dataclasses.asdict(claim) | {"source": source, "relation": claim.relation.describe()}
 
 
-def machine() -> dict[str, str]:
-    """Where this process runs, as far as a reader of a report may want to know."""
-    return {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version(), "cores": str(os.cpu_count())}
+def machine(threads: int = 1) -> dict[str, str]:
+    """Where this process runs, as far as a reader of a report may want to know; of threads, where there is more than one."""
+    here = {"system": platform.system(), "processor": platform.machine(), "python": platform.python_version(), "cores": str(os.cpu_count())}
+    return here | ({"threads": str(threads)} if threads > 1 else {})
 
 
 @lru_cache

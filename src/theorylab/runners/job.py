@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def empty_record(job: Job, error: str = "") -> Record:
     claims = [claim_dict(claim) for claim in job.card.claims]
     started = datetime.now(UTC).isoformat(timespec="seconds")
     record = Record(job.provenance, str(job.scale), job.card.title, job.card.text, job.card.module, "/".join(path), claims)
-    return dataclasses.replace(record, error=error, started=started, machine=machine())
+    return replace(record, error=error, started=started, machine=machine())
 
 
 class Stages:
@@ -80,10 +79,11 @@ class Stages:
         self._on_stage(f"{self._now}: {text}")
 
 
-def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None) -> Record:
+def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None, *, threads: int = 1) -> Record:
     """Run the study in this process; whatever it raises becomes the record's ``error``, beside what it found before.
 
-    Where ``runs`` is given, the folder of the records, long training leaves its state there and goes on from what an earlier run left.
+    It computes in ``threads`` threads: one where studies run side by side. Where ``runs`` is given, the folder of the records, long
+    training leaves its state there and goes on from what an earlier run left.
 
     ``seconds`` is the wall time of the study itself, without imports, and with what earlier runs spent on training that it goes on with.
     ``peak_bytes`` is the peak resident size of this process during it (see `theorylab.runners.memory`), imports included, since a study
@@ -102,9 +102,9 @@ def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None)
     except Exception:
         return empty_record(job, traceback.format_exc())
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # parallel over processes: two threads each on a shared machine is several times slower
+        sys.modules["torch"].set_num_threads(threads)  # more in all than there are cores make a machine several times slower
     reset_peak()
-    record, stages, result = empty_record(job), Stages(on_stage), Result()
+    record, stages, result = replace(empty_record(job), machine=machine(threads)), Stages(on_stage), Result()
     with nullcontext(Clock()) if runs is None else checkpoints(training_folder(runs, job.provenance), tell=stages.within) as clock:
         try:
             study.execute(config, stages.begin, into=result)

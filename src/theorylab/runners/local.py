@@ -39,14 +39,21 @@ class LocalWorkers:
         on_stage: Told (study, stage) as it happens, in a thread of its own.
         on_output: Told (study, line) of what a study prints or warns, which would tear a live table if it went to the terminal.
         runs: Folder of the records, where long training leaves its state; None for none.
+        threads: Of each process, at least 1.
     """
 
     def __init__(
-        self, jobs: int, on_stage: Callable[[str, str], None], on_output: Callable[[str, str], None], runs: Path | None = None
+        self,
+        jobs: int,
+        on_stage: Callable[[str, str], None],
+        on_output: Callable[[str, str], None],
+        runs: Path | None = None,
+        *,
+        threads: int = 1,
     ) -> None:
         self._workers = Workers(
             jobs,
-            partial(run_job, runs=runs),
+            partial(run_job, runs=runs, threads=threads),
             on_stage=lambda job, stage: on_stage(job.study, stage),
             on_output=lambda job, line: on_output(job.study, line),
             reuse=reset_peak(),

@@ -31,7 +31,7 @@ class Cost:
     basis: str
 
 
-def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0, floor: int = 0) -> Cost:
+def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0, floor: int = 0, *, threads: int = 1) -> Cost:
     """What the job will cost on this machine.
 
     The newest finished record of the study at this scale, on a machine like this one, is the best witness; else the table, times
@@ -43,18 +43,20 @@ def expect(job: Job, runs: Path, table: Costs, speed: float = 1.0, floor: int = 
         runs: Folder of the records.
         table: Costs on the machine where the table was made.
         floor: Bytes that a process takes before it computes, by its imports alone.
+        threads: Of a process; a record counts where it was computed with as many, and the table is of one.
         speed: This machine's `calibrate` over the table's ``calibration_seconds``: 2.0 where this machine is half as fast.
     """
-    here = machine()
+    here = machine(threads)
     past = [r for r in history(job.study, runs) if r.scale == job.scale and not r.error and r.machine == here]
     for record in sorted(past, key=lambda r: r.provenance.config != job.provenance.config):  # an equal config first; the sort keeps age
         if (ratio := _seeds_ratio(job, record.provenance.config)) is not None:
             return Cost(record.seconds * ratio, _scaled(record.peak_bytes, ratio, floor), _basis("a record of this machine", ratio))
     row = table.get("studies", {}).get(job.study, {}).get(job.scale)
     if row is not None and (ratio := _seeds_ratio(job, row["config"])) is not None:
-        if row.get("part"):
-            return Cost(row["seconds"] * ratio * speed, None, _basis("extrapolated from a part of it", ratio))
-        return Cost(row["seconds"] * ratio * speed, _scaled(row["bytes"], ratio, floor), _basis("the packaged table", ratio))
+        source = "extrapolated from a part of it" if row.get("part") else "the packaged table"
+        source += ", on one thread" if threads > 1 else ""
+        size = None if row.get("part") else _scaled(row["bytes"], ratio, floor)
+        return Cost(row["seconds"] * ratio * speed, size, _basis(source, ratio))
     return Cost(None, None, "no record with these settings")
 
 
