@@ -18,7 +18,7 @@ from theorylab.core.study import Result, StudyError, find_studies, load_study
 from theorylab.core.topic import topic_texts
 from theorylab.data.synthetic import teacher_student
 from theorylab.report.mathml import paragraphs
-from theorylab.studies.generalization.interpolation import TEACHER_INPUTS, InterpolationConfig, random_directions
+from theorylab.studies.generalization.interpolation import TEACHER_INPUTS, InterpolationConfig, prominence, random_directions
 
 CARDS, PROBLEMS = find_studies()
 EVERY = pytest.mark.parametrize("key", CARDS)
@@ -135,11 +135,38 @@ def test_configs_check_their_ranges(key: str) -> None:
         ("implicit_bias/diagonal", {"lrs": (1e-3, 1e-3)}, "lrs must hold at least two step sizes"),
         ("generalization/grokking", {"decays": (3.0,)}, "decays must be at least two numbers in rising order"),
         ("generalization/grokking", {"decays": (1.0, 1.0)}, "decays must be at least two numbers in rising order"),
+        ("generalization/interpolation", {"ratios": (0.2, 0.5)}, "ratios must hold one above 1"),
+        ("generalization/kernels", {"steps": (100, 10)}, "steps must be at least two numbers in rising order"),
+        ("implicit_bias/matrix", {"complete_depths": (2, 4)}, "complete_depths must hold 3"),
+        ("implicit_bias/matrix", {"complete_depths": (3,), "starts": (1e-3,)}, "complete_depths must hold 2, or starts several"),
+        ("optimization/backward_error", {"time": 5.0}, "time must be at most 2"),
     ],
 )
 def test_settings_that_could_not_be_measured_are_refused_before_any_work(key: str, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(load_study(key).scales[Scale.SMALL], **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("implicit_bias/balancedness", {"depth": 2, "seeds": 1}),
+        ("implicit_bias/mirror", {"start": 10.0, "steps": 100, "seeds": 2}),
+        ("convolution/signal", {"layers": 90, "width": 30, "seeds": 12}),
+    ],
+)
+def test_settings_at_the_end_of_their_range_can_be_measured(key: str, changes: dict) -> None:
+    study = load_study(key)
+    assert study.execute(dataclasses.replace(study.scales[Scale.TINY], **changes)).findings
+
+
+def test_a_peak_elsewhere_is_no_peak_at_the_threshold() -> None:
+    """Losses (size, replica) that are highest at the threshold, beside it, and at a quarter of its size."""
+    sizes, level = [10, 25, 40, 50, 100], 1.2
+    at = torch.tensor([[1.0, 2.0, 9.0, 4.0, 1.0], [1.0, 2.0, 9.0, 9.5, 1.0], [1.0, 2.0, 9.0, 4.0, 8.0], [20.0, 2.0, 9.0, 4.0, 1.0]]).T
+    assert (prominence(at, sizes, 2).exp() > level).tolist() == [True, True, False, False]
+    middle = torch.tensor([[1.0, 20.0, 9.0, 1.0]]).T
+    assert float(prominence(middle, [1, 20, 40, 80], 2).exp()) < level
 
 
 def test_contract_violations_are_named() -> None:

@@ -30,31 +30,43 @@ solved = pytest.mark.skipif(importlib.util.find_spec("PEPit") is None, reason="P
         ("ogm", "convex", {"smoothness": 2.0, "radius": 0.5}),
         ("subgradient", "nonsmooth", {"lipschitz": 2.0, "radius": 3.0}),
         ("gradient_descent", "nonconvex", {"gap": 2.0, "smoothness": 3.0}),
+        ("gradient_descent", "convex", {"radius": 1e-3}),  # solvers are accurate to absolute amounts
+        ("gradient_descent", "convex", {"smoothness": 1e4}),
+        ("ogm", "convex", {"radius": 1e-3, "smoothness": 1e-2}),
+        ("subgradient", "nonsmooth", {"lipschitz": 1e3, "radius": 1e-4}),
+        ("gradient_descent", "nonconvex", {"gap": 1e-4, "smoothness": 1e3}),
     ],
 )
 def test_the_program_agrees_with_the_closed_form(method: str, function_class: FunctionClass, options: dict[str, float], steps: int) -> None:
     program = worst_case(method, function_class, steps, closed_form=False, **options)  # type: ignore[arg-type]
     formula = worst_case(method, function_class, steps, closed_form=True, **options)  # type: ignore[arg-type]
     assert (program.by, formula.by) == ("performance estimation", "closed form")
-    assert program.value == pytest.approx(formula.value, rel=2e-4)
+    assert program.value == pytest.approx(formula.value, rel=1e-6)
 
 
 @solved
 def test_strongly_convex_gradient_descent_is_worst_on_a_quadratic_or_a_huber_function() -> None:
     """With 1/L the worst of f_n − f* is attained in one dimension: never below a run on a quadratic of either curvature."""
     L, mu, steps = 1.0, 0.1, 4
-    value = worst_case("gradient_descent", "convex", steps, smoothness=L, curvature=mu).value
+    value = worst_case("gradient_descent", "convex", steps, smoothness=L, curvature=mu, closed_form=False).value
     runs = [c / 2 * (1 - c / L) ** (2 * steps) for c in np.linspace(mu, L, 50)]
     assert max(runs) <= value <= worst_case("gradient_descent", "convex", steps, smoothness=L, closed_form=True).value
 
 
 @solved
 @pytest.mark.parametrize(
-    "options", [{}, {"curvature": 0.3}, {"curvature": 0.2, "noise": 0.5, "radius": 2.0, "smoothness": 2.0}, {"functions": 3}]
+    "options",
+    [
+        {},
+        {"curvature": 0.3},
+        {"curvature": 0.2, "noise": 0.5, "radius": 2.0, "smoothness": 2.0},
+        {"functions": 3},
+        {"radius": 1e-3, "noise": 1e-3},
+    ],
 )
 def test_a_step_of_sgd_is_at_worst_what_the_formula_says(options: dict[str, Any]) -> None:
     program = worst_case("sgd", "finite_sum", 1, closed_form=False, **options)
-    assert program.value == pytest.approx(worst_case("sgd", "finite_sum", 1, closed_form=True, **options).value, rel=2e-4)
+    assert program.value == pytest.approx(worst_case("sgd", "finite_sum", 1, closed_form=True, **options).value, rel=1e-6)
 
 
 @solved
@@ -89,6 +101,29 @@ def test_a_method_of_ones_own_and_no_run_beats_it() -> None:
         ends.append(float(np.where(abs(end) <= tau, end**2 / 2, tau * abs(end) - tau**2 / 2)[0]))
     assert max(ends) <= value * (1 + 1e-4)
     assert max(ends) > 0.8 * value  # and a Huber function comes near
+
+
+@solved
+def test_the_units_of_a_function_are_not_seen_in_its_worst_case() -> None:
+    """The class under μ of a method of one's own, and of SGD over several steps, scaled in place and value."""
+    one = worst_case(heavy_ball(0.7, 0.4), "convex", 4, curvature=0.1).value
+    scaled = worst_case(heavy_ball(0.7e-3, 0.4), "convex", 4, smoothness=1e3, curvature=100.0, radius=1e-2).value
+    assert scaled == pytest.approx(one * 1e3 * 1e-4, rel=1e-6)
+    one = worst_case("gradient_descent", "pl", 3, curvature=0.2).value
+    scaled = worst_case("gradient_descent", "pl", 3, smoothness=1e3, curvature=200.0, gap=1e-3).value
+    assert scaled == pytest.approx(one * 1e-3, rel=1e-6)
+    one = worst_case("sgd", "finite_sum", 2, curvature=0.2, radius=1.0, noise=0.5, lr=0.6).value
+    scaled = worst_case("sgd", "finite_sum", 2, smoothness=10.0, curvature=2.0, radius=1e-3, noise=5e-3, lr=0.06).value
+    assert scaled == pytest.approx(one * 1e-6, rel=1e-6)
+
+
+@solved
+def test_a_value_that_the_solver_cannot_tell_from_its_error_is_refused() -> None:
+    exact = worst_case("gradient_descent", "convex", 10, curvature=0.5)
+    assert exact.by == "closed form"
+    assert exact.value == pytest.approx(0.5 / 2 * 0.5**20, rel=1e-12)
+    with pytest.raises(RuntimeError, match=r"too small to be told from the solver's error; take fewer steps"):
+        worst_case("gradient_descent", "convex", 10, curvature=0.5, closed_form=False)
 
 
 @solved

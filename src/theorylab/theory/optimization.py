@@ -198,7 +198,8 @@ def nonconvex_gradient_bound(steps: int, gap: float, *, smoothness: float = 1.0)
 def span_lower_bound(steps: int, *, smoothness: float = 1.0, radius: float = 1.0) -> float:
     r"""Lower bound on f(x_k) − f* for every method whose iterates stay in the span of its gradients: 3LR²/(32(k+1)²).
 
-    It concerns a function of at least 2k + 1 variables, Nesterov's tridiagonal quadratic.
+    The function that shows it is Nesterov's tridiagonal quadratic of exactly 2k + 1 variables (more may be added that play no part): on
+    that of many more variables the first k steps get lower.
 
     Args:
         steps: k ≥ 1.

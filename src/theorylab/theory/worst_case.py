@@ -2,7 +2,7 @@
 
 A method that moves along gradients, a class, a number of steps: the largest final error over *all* functions of the class and all
 dimensions is the value of a semidefinite program whose unknowns are inner products of iterates and gradients and the function's values.
-It is solved by PEPit (extra ``pep``). Where the value is known in closed form, that serves without PEPit.
+It is solved by PEPit (extra ``pep``). Where the value is known in closed form, that serves.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Method = Callable[[Callable[[Any], Any], Any, int], list[Any]]
 FunctionClass = Literal["convex", "nonsmooth", "nonconvex", "pl", "finite_sum"]
 MOST_ENDS = 32
 """Ends of stochastic runs that the program takes: it grows with the square of their number."""
+SMALLEST = 1e-4
+"""The smallest value of a program that is believed, in its units: the solver was seen to be off by 1e-8 to 8e-6 there."""
 
 
 def gradient_descent(lr: float) -> Method:
@@ -187,17 +189,18 @@ def worst_case(
         gap: > 0.
         functions: m ≥ 2 of ``finite_sum``.
         noise: v > 0 of ``finite_sum``.
-        closed_form: True: from the formula, or an error where none is known; False: from the program; None: from the program where
-            PEPit is installed, else from the formula.
+        closed_form: True: from the formula, or an error where none is known; False: from the program; None: from the formula where
+            one is known, else from the program.
 
     Raises:
         ValueError: an argument out of its range, an unknown method or class, a method that does not return the n + 1 iterates, or no
             formula where one was asked for.
         ModuleNotFoundError: PEPit is needed and not installed.
-        RuntimeError: the solver did not come to a solution.
+        RuntimeError: the solver did not come to a solution, or to one below 1e-4 in units of LR², MR, L·gap, gap or max(R, v/L)², which
+            cannot be told from its error.
 
     Example:
-        >>> worst_case("gradient_descent", "convex", 2, closed_form=True)
+        >>> worst_case("gradient_descent", "convex", 2)
         WorstCase(value=0.1, by='closed form')
 
     Source: Drori and Teboulle 2014, arXiv:1206.3209, Section 3 (performance estimation); Taylor, Hendrickx and Glineur 2017,
@@ -226,22 +229,25 @@ def worst_case(
         raise ValueError(f"functions**steps must be at most {MOST_ENDS}, got {functions} functions and {steps} steps.")
     if lr is not None and not (0 < lr < math.inf and method in ("gradient_descent", "subgradient", "sgd")):
         raise ValueError(f"lr must be positive, and left out for methods that have their own; got {lr} for {method!r}.")
-    if closed_form or (closed_form is None and not available()):
+    if closed_form or closed_form is None:
         value = _formula(method, function_class, steps, lr, smoothness, curvature, lipschitz, radius, gap, noise)
         if value is not None:
             return WorstCase(value, "closed form")
         if closed_form:
             raise ValueError(f"no closed form is known here for {method!r} over the class {function_class!r}: leave closed_form out.")
-        raise ModuleNotFoundError(
-            f"the worst case of {method!r} over the class {function_class!r} needs PEPit: pip install 'theorylab[pep]'.", name="PEPit"
-        )
     if not available():
-        raise ModuleNotFoundError("performance estimation needs PEPit: pip install 'theorylab[pep]'.", name="PEPit")
+        raise ModuleNotFoundError(
+            f"the program of {method!r} over the class {function_class!r} needs PEPit: pip install 'theorylab[pep]'.", name="PEPit"
+        )
+    units = _units(function_class, smoothness, lipschitz, radius, gap, noise)
+    ratio = curvature / smoothness
     if function_class == "finite_sum":
-        step = 1 / smoothness if lr is None else lr
-        return WorstCase(_solve_sgd(steps, step, functions, smoothness, curvature, radius, noise), "performance estimation")
-    run = method if callable(method) else _named(method, steps, lr, smoothness, lipschitz, radius)
-    return WorstCase(_solve(run, function_class, steps, smoothness, curvature, lipschitz, radius, gap), "performance estimation")
+        step = 1.0 if lr is None else lr * smoothness
+        value = _solve_sgd(steps, step, functions, ratio, radius / units.length, noise / (smoothness * units.length)) * units.length**2
+    else:
+        run = method if callable(method) else _named(method, steps, lr, smoothness, lipschitz, radius)
+        value = _solve(run, function_class, steps, ratio, units)
+    return WorstCase(value, "performance estimation")
 
 
 def _named(method: str, steps: int, lr: float | None, smoothness: float, lipschitz: float, radius: float) -> Method:
@@ -279,54 +285,80 @@ def _formula(
     return None
 
 
-def _solve(
-    run: Method, function_class: str, steps: int, smoothness: float, curvature: float, lipschitz: float, radius: float, gap: float
-) -> float:
+@dataclass(frozen=True)
+class _Units:
+    """Units in which a program is solved, as solvers are accurate to absolute amounts: L, and what bounds the start, are one there.
+
+    The function is ``value`` times a function of the program, of points ``length`` times its points.
+    """
+
+    length: float
+    value: float
+
+    @property
+    def gradient(self) -> float:
+        return self.value / self.length
+
+
+def _units(function_class: str, smoothness: float, lipschitz: float, radius: float, gap: float, noise: float) -> _Units:
+    if function_class == "convex":
+        return _Units(radius, smoothness * radius**2)
+    if function_class == "nonsmooth":
+        return _Units(radius, lipschitz * radius)
+    if function_class == "finite_sum":
+        longer = max(radius, noise / smoothness)
+        return _Units(longer, smoothness * longer**2)
+    return _Units(math.sqrt(gap / smoothness), gap)
+
+
+def _solve(run: Method, function_class: str, steps: int, ratio: float, units: _Units) -> float:
+    """The program of a method for the class with L = M = R = gap = 1 and μ = ``ratio``; the method sees the user's units."""
     import PEPit
     from PEPit import functions as classes
 
     program: Any = PEPit.PEP()  # its types do not know what its arithmetic makes
     if function_class == "convex":
-        f = program.declare_function(classes.SmoothStronglyConvexFunction, L=smoothness, mu=curvature)
+        f = program.declare_function(classes.SmoothStronglyConvexFunction, L=1.0, mu=ratio)
     elif function_class == "nonsmooth":
-        f = program.declare_function(classes.ConvexLipschitzFunction, M=lipschitz)
+        f = program.declare_function(classes.ConvexLipschitzFunction, M=1.0)
     elif function_class == "nonconvex":
-        f = program.declare_function(classes.SmoothFunction, L=smoothness)
+        f = program.declare_function(classes.SmoothFunction, L=1.0)
     else:
-        f = program.declare_function(classes.SmoothQuadraticLojasiewiczFunctionExpensive, L=smoothness, mu=curvature)
+        f = program.declare_function(classes.SmoothQuadraticLojasiewiczFunctionExpensive, L=1.0, mu=ratio)
     x0 = program.set_initial_point()
     best = None if function_class == "nonconvex" else f.stationary_point()
     known: dict[int, tuple[Any, Any, Any]] = {}  # one gradient a point, also where several are allowed; the point keeps its id its own
 
     def oracle(x: Any) -> tuple[Any, Any]:
         if id(x) not in known:
-            known[id(x)] = x, *f.oracle(x)
+            known[id(x)] = x, *f.oracle(x * (1 / units.length))
         return known[id(x)][1:]
 
-    points = run(lambda x: oracle(x)[0], x0, steps)
+    points = run(lambda x: oracle(x)[0] * units.gradient, x0 * units.length, steps)
     if len(points) != steps + 1:
         raise ValueError(f"method must return the {steps + 1} iterates x_0, ..., x_n, got {len(points)}.")
     if function_class in ("convex", "nonsmooth"):
-        program.set_initial_condition((x0 - best) ** 2 <= radius**2)
+        program.set_initial_condition((x0 - best) ** 2 <= 1)
     elif function_class == "nonconvex":
-        program.set_initial_condition(oracle(x0)[1] - oracle(points[-1])[1] <= gap)
+        program.set_initial_condition(oracle(points[0])[1] - oracle(points[-1])[1] <= 1)
     else:
-        program.set_initial_condition(oracle(x0)[1] - f(best) <= gap)
+        program.set_initial_condition(oracle(points[0])[1] - f(best) <= 1)
     if function_class == "nonconvex":
         for x in points:
             program.set_performance_metric(oracle(x)[0] ** 2)
-    else:
-        for x in points if function_class == "nonsmooth" else points[-1:]:
-            program.set_performance_metric(oracle(x)[1] - f(best))
-    return _value(program, steps, function_class)
+        return _value(program, steps, function_class) * units.gradient**2
+    for x in points if function_class == "nonsmooth" else points[-1:]:
+        program.set_performance_metric(oracle(x)[1] - f(best))
+    return _value(program, steps, function_class) * units.value
 
 
-def _solve_sgd(steps: int, lr: float, functions: int, smoothness: float, curvature: float, radius: float, noise: float) -> float:
+def _solve_sgd(steps: int, lr: float, functions: int, ratio: float, radius: float, noise: float) -> float:
+    """The program of SGD for L = 1."""
     import PEPit
     from PEPit.functions import SmoothStronglyConvexFunction
 
     program: Any = PEPit.PEP()
-    parts: list[Any] = [program.declare_function(SmoothStronglyConvexFunction, L=smoothness, mu=curvature) for _ in range(functions)]
+    parts: list[Any] = [program.declare_function(SmoothStronglyConvexFunction, L=1.0, mu=ratio) for _ in range(functions)]
     mean: Any = sum(parts[1:], parts[0]) / functions
     best = mean.stationary_point()
     x0 = program.set_initial_point()
@@ -343,8 +375,13 @@ def _solve_sgd(steps: int, lr: float, functions: int, smoothness: float, curvatu
 
 def _value(program: Any, steps: int, function_class: str) -> float:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # solvers and PEPit warn of accuracy, which is checked below
-        value = program.solve(verbose=0)
+        warnings.simplefilter("ignore")  # solvers and PEPit warn of accuracy, for which there is `SMALLEST`
+        value = program.solve(verbose=0, wrapper="cvxpy", solver="CLARABEL")
     if value is None or not math.isfinite(value):
         raise RuntimeError(f"the semidefinite program of {steps} steps over the class {function_class!r} was not solved (value {value}).")
+    if value < SMALLEST:
+        raise RuntimeError(
+            f"the worst case of {steps} steps over the class {function_class!r} is {value:.1e} where smoothness and start are one, too "
+            f"small to be told from the solver's error; take fewer steps, so that it is above {SMALLEST:g}."
+        )
     return float(value)

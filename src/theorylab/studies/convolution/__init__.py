@@ -7,7 +7,7 @@ training finds different functions, from fewer rows, and because a deep network 
 *Notation.* An algorithm is equivariant under a group of transformations of the inputs if training on transformed rows gives the function
 that gives the same answers on transformed inputs. :math:`\Theta` is the tangent kernel, CNTK that of a convolutional network of
 infinitely many channels. Of a random network with weights of variance :math:`\sigma_w^2/n` and biases of variance :math:`\sigma_b^2`,
-:math:`q_l` is the mean square of an activation in layer :math:`l`, :math:`c_l` the correlation of two inputs, and :math:`\chi_1 =
+:math:`q_l` is the mean square of a unit's input in layer :math:`l`, :math:`c_l` the correlation of two inputs, and :math:`\chi_1 =
 \sigma_w^2\, \mathbb{E}\, \phi'(\sqrt{q^*} z)^2` the factor by which squared gradients change from one layer to the next.
 
 *What is known.* Gradient descent on a fully connected network is equivariant under rotations of the inputs, so it needs as many rows for

@@ -234,7 +234,8 @@ def check_lengths(config: SignalConfig, tanh: Profiles, relu: Profiles) -> Itera
 def check_correlations(config: SignalConfig, tanh: Profiles) -> Iterator[Finding | Series]:
     """Correlations at layers 5, 10 and 15, and the factor a layer by which they come near 1."""
     activation, weight, bias = TANH
-    path = torch.tensor(signal_path(80, weight, bias, activation, c=START)[1], dtype=torch.float64)
+    far = max(80, config.layers)  # where only the exponential is left
+    path = torch.tensor(signal_path(far, weight, bias, activation, c=START)[1], dtype=torch.float64)
     for layer in (5, 10, 15):
         yield CORRELATION.check(predicted=float(path[layer - 1]), measured=tanh.correlation[:, layer - 1], setting=f"layer {layer}")
     scale = depth_scale(weight, bias, activation)
@@ -252,7 +253,7 @@ def check_correlations(config: SignalConfig, tanh: Profiles) -> Iterator[Finding
     figure = Series("correlation", title, x="layer", y="1 − correlation", claim=CORRELATION.key, y_scale="log")
     figure.means("σ_w² = 1.3", layers, 1 - tanh.correlation.T)
     figure.line("map", layers, 1 - path[: config.layers], role="predicted")
-    figure.line("e^(−l/ξ)", layers, (1 - path[-1]) * torch.exp((80 - layers) / scale), role="predicted")
+    figure.line("e^(−l/ξ)", layers, (1 - path[-1]) * torch.exp((far - layers) / scale), role="predicted")
     yield figure.line("σ_w² = 3, chaotic", layers, 1 - chaotic.correlation.mean(0), role="control")
 
 

@@ -146,15 +146,15 @@ def linear_class(config: CapacityConfig) -> Iterator[Finding | Series]:
     """Every vector of signs against a search, the mean against its bound, and both over the number of rows."""
     n, radius, signs = config.signs, 1.5, sign_vectors(config.signs)
     for name, x in linear_rows(config).items():
-        closed = linear_supremum(x, signs, radius)
-        yield SUPREMUM.check(predicted=closed, measured=ascend(x, signs, radius, config.seed), setting=name)
+        closed, searched = linear_supremum(x, signs, radius), ascend(x, signs, radius, config.seed)
+        yield SUPREMUM.check(predicted=closed, measured=searched, setting=name)
         # a linear function is largest at a corner of the ℓ1 ball, ±B times a coordinate vector
         corners = radius / n * (signs @ x).abs().amax(1)
         if x.shape[1] > 2:
             yield SUPREMUM.control_check(predicted=closed, measured=corners, setting=f"{name}, ℓ1 ball")
-        yield RADEMACHER.check(predicted=linear_rademacher_bound(x, radius), measured=[closed.mean().item()], setting=name)
+        yield RADEMACHER.check(predicted=linear_rademacher_bound(x, radius), measured=[searched.mean().item()], setting=name)
     same = torch.ones(n, 3, dtype=torch.float64)
-    together = linear_supremum(same, torch.ones(1, n, dtype=torch.float64), radius)
+    together = ascend(same, torch.ones(1, n, dtype=torch.float64), radius, config.seed)
     yield RADEMACHER.control_check(
         predicted=linear_rademacher_bound(same, radius), measured=together, setting="identical rows, equal signs"
     )

@@ -19,7 +19,7 @@ asymptotic formula is compared where p is at least 1.5 n: nearer to n it is off 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -68,12 +68,13 @@ BENIGN = Claim(
     relation=Equals(rtol=0.05),
     control="rows of two lengths with the same covariance, whose features are then not independent",
     reading="The noise is fitted exactly and yet hardly felt: it is stored in directions that a new row almost never has. With a tail "
-    "of few directions, or one that decays as a power, interpolation costs as much as the noise. Rows of unequal length break the formula.",
+    "of few directions, or one that decays as a power, interpolation costs a fixed share of the noise, or more, however many there are. "
+    "Rows of unequal length break the formula.",
 )
 LOSS_PEAK = Claim(
     "generalization/interpolation/loss_peak",
     "The test loss of models of growing size rises to a peak where they first interpolate the training rows, and falls again beyond.",
-    formula=r"\frac{L_{\mathrm{test}}(p^*)}{\max\{L_{\mathrm{test}}(p_{\min}),\, L_{\mathrm{test}}(p_{\max})\}} \ge 1.2,\quad "
+    formula=r"\frac{L_{\mathrm{test}}(p^*)}{\max\{L_{\mathrm{test}}(p) : p \le \tfrac12 p^* \text{ or } p \ge 2p^*\}} \ge 1.2,\quad "
     r"p^* = \min\{p : L_{\mathrm{train}} \approx 0\}",
     source=Source(
         "Belkin et al. 2019",
@@ -93,19 +94,24 @@ class InterpolationConfig(Config):
     """A seed is a group of designs whose mean is one sample, one draw of random features, and one network of every width."""
 
     n: int = setting(40, "rows of the isotropic problem", low=10)
-    ratios: tuple[float, ...] = setting((0.2, 0.4, 0.6, 0.75, 1.35, 1.5, 2.0, 3.0, 5.0), "p/n, away from 1", low=0.05)
+    ratios: tuple[float, ...] = setting((0.2, 0.4, 0.6, 0.75, 1.35, 1.5, 2.0, 3.0, 5.0), "p/n, away from 1, some above", low=0.05)
     designs: int = setting(250, "designs of a seed and setting", low=2)
     labels: int = setting(8, "draws of the noise on each design", low=1)
     rows: int = setting(100, "rows of the problem with spikes, and of the random features", low=20)
     tails: tuple[float, ...] = setting((1.5, 3.0, 10.0), "features per row of spectra with a flat tail", low=1.2)
     spectra_designs: int = setting(64, "designs of a seed and spectrum", low=2)
     sizes: tuple[float, ...] = setting(
-        (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0), "random features per row, in rising order", low=0.01
+        (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0), "random features per row, in rising order", low=0.01, rising=True
     )
     signals: int = setting(300, "MNIST-1D rows a network is trained on", low=50, high=4000)
-    widths: tuple[int, ...] = setting((2, 6, 12, 30, 80), "hidden units of networks, in rising order", low=1)
+    widths: tuple[int, ...] = setting((2, 6, 12, 30, 80), "hidden units of networks, in rising order", low=1, rising=True)
     steps: int = setting(800, "full-batch steps of Adam", low=16)
     lr: float = setting(0.02, "Adam's step size", low=1e-5, high=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if max(self.ratios) <= 1:
+            raise ValueError(f"ratios must hold one above 1, with more features than rows for the control, got {self.ratios}.")
 
 
 NOISE = 0.5  # σ² of the linear problems, whose signal is 1
@@ -252,9 +258,13 @@ class Curve(NamedTuple):
         return int(below[0])
 
 
-def prominence(losses: Tensor, at: int) -> Tensor:
-    """Ln of the loss at one size over the larger of those at both ends, (replica,); losses (size, replica)."""
-    return (losses[at] / torch.maximum(losses[0], losses[-1])).log()
+def prominence(losses: Tensor, sizes: Sequence[int], at: int) -> Tensor:
+    """Ln of the loss at one size over the largest at both ends and at half its size or less, twice or more, (replica,).
+
+    A size of the grid next to the threshold may be as high. Losses are (size, replica).
+    """
+    others = [i for i, p in enumerate(sizes) if i in (0, len(sizes) - 1) or 2 * p <= sizes[at] or p >= 2 * sizes[at]]
+    return (losses[at] / losses[others].amax(0)).log()
 
 
 def random_directions(config: InterpolationConfig, p: int) -> Tensor:
@@ -321,8 +331,8 @@ def check_peak(
     """The prominence of the peak at the threshold, and its absence under the best regularization."""
     at = curve.threshold(level)
     note = f"threshold {sizes[at]} of {sizes[0]} ... {sizes[-1]}, ln of the ratio"
-    yield LOSS_PEAK.check(measured=prominence(curve.test, at), setting=name, note=note)
-    yield LOSS_PEAK.control_check(measured=prominence(curve.regularized, at), setting=f"{name}, {remedy}", note=note)
+    yield LOSS_PEAK.check(measured=prominence(curve.test, sizes, at), setting=name, note=note)
+    yield LOSS_PEAK.control_check(measured=prominence(curve.regularized, sizes, at), setting=f"{name}, {remedy}", note=note)
     key, x, y = axis
     figure = Series(key, f"The test loss peaks where training first interpolates: {name}", x=x, y=y, claim=LOSS_PEAK.key)
     figure.x_scale = figure.y_scale = "log"

@@ -70,7 +70,7 @@ class KernelsConfig(Config):
     points: int = setting(10, "inputs at which kernels are compared", low=2)
     rows: int = setting(30, "rows n that are trained on", low=2)
     networks: int = setting(4, "networks that are trained, of the first seeds", low=1)
-    steps: tuple[int, ...] = setting((1, 10, 100, 300), "steps t at which residuals are compared, in rising order", low=1)
+    steps: tuple[int, ...] = setting((1, 10, 100, 300), "steps t at which residuals are compared, in rising order", low=1, rising=True)
 
 
 WEIGHT_VARIANCE = 2.0  # keeps the norm of activations through a ReLU

@@ -209,10 +209,9 @@ def balancedness(config: BalancednessConfig) -> Iterator[Finding | Series | Stag
     x, y = tasks(config)
     lr = x.new_tensor(config.lrs).repeat(config.seeds)  # every seed meets every step size
     wide_x, wide_y = (t.repeat_interleave(len(config.lrs), 0) for t in (x, y))
-    hidden = [config.width] * config.depth
 
     yield Stage("deep linear identity")
-    linear = dense(config, [*hidden, 1], bias=False)
+    linear = dense(config, [config.width] * config.depth + [1], bias=False)
     wide = {k: p.repeat_interleave(len(config.lrs), 0) for k, p in linear.items()}
     for activation, check in ((torch.nn.Identity(), DISCRETE_IDENTITY.check), (torch.tanh, DISCRETE_IDENTITY.control_check)):
         steps = train(sgd(lr=lr), wide, wide_x, wide_y, activation, config.steps)
@@ -229,7 +228,7 @@ def balancedness(config: BalancednessConfig) -> Iterator[Finding | Series | Stag
     yield paths.line("tanh between the layers", numbers, measured, role="control")
 
     yield Stage("ReLU unit identity")
-    wide = {k: p.repeat_interleave(len(config.lrs), 0) for k, p in dense(config, [*hidden[:3], 1], bias=True).items()}
+    wide = {k: p.repeat_interleave(len(config.lrs), 0) for k, p in dense(config, [config.width] * 3 + [1], bias=True).items()}
     for activation, check in ((torch.relu, RELU_UNIT.check), (torch.tanh, RELU_UNIT.control_check)):
         steps = train(sgd(lr=lr), wide, wide_x, wide_y, activation, config.steps)
         yield check(predicted=0.0, measured=unit_residual(steps, lr))

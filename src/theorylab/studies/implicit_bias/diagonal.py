@@ -4,7 +4,8 @@ The coefficients β = u² − v² are trained through u and v, both starting at 
 along the rows of the data only, and the limit is the interpolant that minimizes the hyperbolic entropy Σ q(β_i/α²). Gradient descent does
 so up to a relative error of the order of its step size. From a large start the entropy is a square and the limit the solution of minimum ℓ2
 norm, as for a linear model (the kernel regime); from a small one it is nearly a modulus and the limit the solution of minimum ℓ1 norm (the
-rich regime), from which it differs as 1/ln(1/α).
+rich regime). The general guarantee for the difference is 1/ln(1/α); of these problems it falls as a power of α, between .1 and 1 from one
+problem to the next, which is small where an unused coefficient is nearly as good as a used one.
 
 Fresh noise on the labels of each step goes further, whatever the start: its variance in u and v grows with them, and on average it drives
 the parameters to where it is least, which is where u² + v² is small and β sparse. Noise and step must be small together, or the iterates
@@ -80,7 +81,8 @@ RICH_LIMIT = Claim(
     relation=Equals(atol=0.05),
     control="a large start",
     reading="Small starts find sparse solutions without any penalty: each coefficient grows in proportion to itself, and the first to grow "
-    "leave nothing to fit. The approach is logarithmic in α, and training takes the longer the smaller the start.",
+    "leave nothing to fit. The approach is slow in α where an unused coefficient is nearly as good as a used one, and training takes "
+    "the longer the smaller the start.",
 )
 
 LABEL_NOISE = Claim(

@@ -108,6 +108,13 @@ class MatrixConfig(Config):
     complete_lr: float = setting(0.12, "step size η on half the squared residuals, summed over a row, in the mean over rows", low=1e-3)
     complete_steps: int = setting(1000, "steps of the completion", low=100)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 3 not in self.complete_depths:
+            raise ValueError(f"complete_depths must hold 3, of which the claim is, got {self.complete_depths}.")
+        if 2 not in self.complete_depths and len(self.starts) == 1:
+            raise ValueError(f"complete_depths must hold 2, or starts several values, for a control; got {self.complete_depths} and one.")
+
 
 def flow_error(factors: Params, target: Tensor, lr: float) -> Tensor:
     """Relative error of the predicted speed of the singular values in one step on ½‖W − target‖²; (replica,)."""

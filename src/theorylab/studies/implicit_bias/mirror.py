@@ -67,7 +67,7 @@ class MirrorConfig(Config):
     d: int = setting(30, "inputs, more than rows", low=2)
     nonzero: int = setting(10, "entries of the planted vector that are not zero, uniform in [0.5, 1.5]", low=1)
     start: float = setting(1.0, "initial value of every weight", low=1e-3, high=10.0)
-    step: float = setting(0.5, "step size times the largest curvature, 2 max(w) d/n", low=0.01, high=1.0)
+    step: float = setting(0.5, "step size times the largest curvature, 2 max(w) d/n, w from the start or planted", low=0.01, high=1.0)
     steps: int = setting(10_000, "steps of each optimizer", low=100)
 
     def __post_init__(self) -> None:
@@ -128,7 +128,8 @@ def mirror(config: MirrorConfig) -> Iterator[Finding | Series | Stage]:
     start = torch.full((config.d,), config.start, dtype=x.dtype, device=x.device)
     potential = entropy()
     target = torch.stack([bregman_projection(potential, *problem, start) for problem in zip(x, y, strict=True)])
-    lr = config.step * config.n / (2 * 1.5 * config.d)  # the curvature is that of the loss, 2XᵀX/n, times w, planted up to 1.5
+    # the curvature is that of the loss, 2XᵀX/n, times w, which is planted up to 1.5
+    lr = config.step * config.n / (2 * max(1.5, config.start) * config.d)
     record = sorted({round(t) for t in np.geomspace(1, config.steps, 60)})
 
     residuals = Series("row_space", "How far ln w leaves the row space", x="step", y="‖(I − P) ln(w/w₀)‖ / ‖ln(w/w₀)‖", claim=ROW_SPACE.key)

@@ -65,7 +65,8 @@ MOMENTUM_ANGLE = Claim(
     relation=Equals(rtol=0.03),
     control="no BatchNorm; and the formula without momentum's factor 1/(1+γ)",
     reading="Momentum makes steps longer by 1/(1−γ) but also speeds up the shrinking, and a smaller angle a step is left. "
-    "The law needs a buffer that forgets faster than the weights turn.",
+    "The law asks for norms that have settled and gradients orthogonal to the weights; that gradients of neighbouring steps are alike "
+    "spoils the law of the norm, not this one.",
 )
 NORM = Claim(
     "normalization/equilibrium/norm",

@@ -3,8 +3,8 @@
 Decay shrinks θ; a scale-invariant loss does not notice, except that the shorter θ has a larger gradient. Growing the step instead of
 shrinking the weights gives the same networks at every step, also with momentum. All hypotheses matter: each control drops one.
 
-The two runs round differently, and training amplifies that, the more the larger η/(1 − γ): some hundred steps are compared, while the
-weights part by factors from 3 to 25. Thousands of steps would compare two chaotic copies of one run.
+The two runs round differently, and training amplifies that, the more the larger η/(1 − γ): some hundred steps are compared, in which
+the weights part by factors from 1.1 to 5 and the step grows by up to 25. Thousands of steps would compare two chaotic copies of one run.
 """
 
 from __future__ import annotations

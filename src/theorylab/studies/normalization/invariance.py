@@ -71,8 +71,9 @@ NORM_GROWTH = Claim(
 WHICH = Claim(
     "normalization/invariance/which",
     "Scale invariant are the weights that one normalization divides by their common scale: a channel under BatchNorm or weight "
-    "normalization, a group under GroupNorm, the whole matrix under LayerNorm or RMSNorm; nothing else is.",
-    formula=r"f(c\,\theta_B) = f(\theta_B)\ \ \forall c > 0 \iff B \text{ is a normalized block}",
+    "normalization, a group under GroupNorm, the whole matrix under LayerNorm or RMSNorm, all that writes into a pre-norm residual "
+    "stream. A part of such a block is not, nor are gains, shifts and the head.",
+    formula=r"B \text{ a normalized block} \;\Rightarrow\; f(c\,\theta_B) = f(\theta_B)\ \ \forall c > 0",
     source=Source("Li and Arora 2020", "discussion of which architectures are scale invariant", "arXiv:1910.07454"),
     kind="identity",
     relation=Equals(atol=1e-8),

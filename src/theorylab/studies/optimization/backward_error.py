@@ -7,6 +7,7 @@ quarters the distance from the modified flow, but only halves the distance from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ IMPLICIT_REGULARIZATION = Claim(
 class BackwardErrorConfig(Config):
     """Step sizes are time/2^k; a seed draws a start. Always float64, as the errors reach 1e-7."""
 
-    time: float = setting(1.0, "time of the flow, in units where a step lasts η", low=0.1, high=10)
+    time: float = setting(1.0, "time of the flow, in units where a step lasts η; steps grow with it", low=0.1, high=2)
     coarsest: int = setting(4, "the largest step is time / 2^coarsest", low=3, high=8)
     halvings: int = setting(4, "how often it is halved", low=2, high=8)
 
@@ -62,7 +63,7 @@ def flow_errors(config: BackwardErrorConfig, start: Tensor, steps: list[float], 
         loss = f.value(w) + weights * (f.gradient(w) ** 2).sum(-1)  # (step size, replica)
         return torch.autograd.grad(loss.sum(), w)[0]
 
-    flowed = gradient_flow(modified_gradient, start.expand(len(steps), -1, -1), config.time, steps=100)
+    flowed = gradient_flow(modified_gradient, start.expand(len(steps), -1, -1), config.time, steps=math.ceil(100 * config.time))
     return (torch.stack(ends) - flowed).detach().norm(dim=-1)
 
 

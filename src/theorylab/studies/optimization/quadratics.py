@@ -89,8 +89,8 @@ class QuadraticsConfig(Config):
     conditions: tuple[int, ...] = setting((10, 100), "condition numbers κ of the quadratics", low=10, high=1000)
     dimension: int = setting(50, "variables d of the quadratics and of least squares", low=21)
     rows: int = setting(20, "rows n of least squares, fewer than d", low=2, high=20)
-    steps: int = setting(600, "steps of momentum; rates are read off the last hundred", low=300, high=1000)
-    descent_steps: int = setting(300, "steps on least squares, before the loss reaches rounding", low=200, high=350)
+    steps: int = setting(600, "steps of momentum; rates are read off the last hundred", low=600, high=1000)
+    descent_steps: int = setting(300, "steps on least squares, before the loss reaches rounding", low=250, high=320)
 
 
 def starts(config: QuadraticsConfig, dimension: int) -> Tensor:

@@ -48,7 +48,8 @@ GD_TIGHT = Claim(
     control="η = 1.9/L on the parabola Lx²/2, which then oscillates and misses the value",
     reading="The guarantee of gradient descent is no artefact of its proof: the Huber function with the right threshold meets it exactly. "
     "The worst function depends on n, so that on any one function the decay is faster in the end. Longer steps have Huber functions "
-    "for worst cases too, and better guarantees, until a parabola, from side to side of which they jump, takes over: at nearly 2/L.",
+    "for worst cases too, and better guarantees, until a parabola, from side to side of which they jump, takes over: at 1.5/L for one "
+    "step, nearer to 2/L the more there are.",
 )
 
 SUBGRADIENT = Claim(
@@ -90,8 +91,8 @@ NONCONVEX_GD = Claim(
 
 SPAN_LOWER_BOUND = Claim(
     "optimization/worst_case/span_lower_bound",
-    "No method that stays in the span of its gradients gets below 3LR²/(32(k+1)²) in k ≤ (d−1)/2 steps on Nesterov's "
-    "tridiagonal quadratic.",
+    "No method that stays in the span of its gradients gets below 3LR²/(32(k+1)²) in k steps on Nesterov's tridiagonal quadratic of "
+    "2k + 1 variables.",
     formula=r"f(x_k) - f^* \ge \frac{3 L R^2}{32\,(k + 1)^2}",
     source=Source("Nesterov 2004", "Theorem 2.1.7", "Introductory Lectures on Convex Optimization"),
     kind="inequality",

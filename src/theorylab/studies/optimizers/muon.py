@@ -35,8 +35,8 @@ RANGE = Claim(
     relation=Equals(atol=1e-3),
     control="a singular value of .001, which ends at .4705",
     reading="Muon's update has singular values between two thirds and six fifths, which in practice serves as well as one. What counts is "
-    "a singular value's share of the gradient's Frobenius norm: below a few thousandths, as in matrices of many columns, it is not lifted "
-    "to the band.",
+    "a singular value's share of the gradient's Frobenius norm: below one and a half thousandths, as in matrices of many columns, it is "
+    "not lifted to the band.",
 )
 
 
