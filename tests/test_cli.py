@@ -228,21 +228,24 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(lab: FakeLab, tmp_path:
 
 
 def test_a_study_computes_in_as_many_threads_as_asked_for(lab: FakeLab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = lab.add("wide", "open(FOLDER / 'threads', 'w').write(str(torch.get_num_threads()))", top="import torch")
-    base = [key, "--scale", "tiny", "--jobs", "1"]
+    """Torch, imported before or within the study, and what reads the environment."""
+    body = "import torch\nopen(FOLDER / 'threads', 'a').write(f'{torch.get_num_threads()} {os.environ[\"OPENBLAS_NUM_THREADS\"]} ')"
+    key, late = lab.add("wide", body, top="import torch"), lab.add("late", body)
+    base = ["--scale", "tiny", "--jobs", "1"]
     for threads, told in ((1, {}), (2, {"threads": "2"})):
         out = tmp_path / str(threads)
-        assert main(["run", *base, "--threads", str(threads), "--out", str(out)]) == 0
-        assert (lab.folder / "threads").read_text() == str(threads)
+        assert main(["run", key, late, *base, "--threads", str(threads), "--out", str(out)]) == 0
+        assert (lab.folder / "threads").read_text().split() == [str(threads)] * 4
+        (lab.folder / "threads").unlink()
         (record,) = records(out, key)
         machine = load(record.parent).machine
         assert {name: value for name, value in machine.items() if name == "threads"} == told
     capsys.readouterr()
-    assert main(["plan", *base, "--seeds", "6", "--threads", "2", "--out", str(tmp_path / "2")]) == 0
+    assert main(["plan", key, *base, "--seeds", "6", "--threads", "2", "--out", str(tmp_path / "2")]) == 0
     printed = capsys.readouterr().out
     assert "a record of this machine" in printed
     assert "with --jobs 1 --threads 2" in printed
-    assert main(["plan", *base, "--seeds", "6", "--out", str(tmp_path / "2")]) == 0
+    assert main(["plan", key, *base, "--seeds", "6", "--out", str(tmp_path / "2")]) == 0
     assert "no record with these settings" in capsys.readouterr().out  # one of two threads says little of one
 
 

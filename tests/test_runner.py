@@ -7,7 +7,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing import util
 from pathlib import Path
@@ -520,3 +520,25 @@ def test_a_worker_without_a_job_ends_by_itself(tmp_path: Path) -> None:
     assert not (tmp_path / "ended").exists()
     workers.close()
     assert (tmp_path / "ended").exists()
+
+
+def twice(job: int, on_stage: Callable[[str], None]) -> int:
+    """A job that tells of itself and says something before it gives its result."""
+    on_stage("begins")
+    print("half way")
+    return 2 * job
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])  # the second is also what a pipe to a dead process raises
+@pytest.mark.parametrize("where", ["stage", "output"])
+def test_what_is_told_may_raise_and_the_next_job_gets_its_own_result(error: type[Exception], where: str) -> None:
+    def told(kind: str, job: int) -> None:
+        if (kind, job) == (where, 1):
+            raise error("no space left")
+
+    workers = Workers(1, twice, on_stage=lambda job, stage: told("stage", job), on_output=lambda job, line: told("output", job))
+    with closing(workers):
+        with pytest.raises(error, match="no space left"):
+            workers.submit(1).result(timeout=120)
+        assert workers.submit(2).result(timeout=120) == 4
+        assert workers.submit(3).result(timeout=120) == 6

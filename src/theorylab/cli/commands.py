@@ -81,9 +81,10 @@ def run(options: Run) -> int:
     from theorylab.runners.run import run as compute
     from theorylab.runners.selection import UsageError
 
-    for name in ("jobs", "threads"):
-        if options.cluster and (options.jobs if name == "jobs" else options.threads > 1):
-            raise UsageError(f"--{name} is of this machine; with --cluster its workers decide: leave --{name} out.")
+    if options.cluster and options.jobs:
+        raise UsageError("--jobs counts processes of this machine; with --cluster its workers decide: leave --jobs out.")
+    if options.cluster and options.threads > 1:
+        raise UsageError("--threads is of processes of this machine; those of a --cluster compute in one: leave --threads out.")
     course = load_syllabus(options.syllabus)
     check_folder(options.out)
     jobs, broken, chosen, problems = _jobs(options, here=not options.cluster)
@@ -95,7 +96,9 @@ def run(options: Run) -> int:
         else LocalWorkers(_processes(options, jobs), progress.stage, progress.output, options.out, threads=options.threads)
     )
     with contextlib.closing(workers), progress:
-        result = compute(jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs())
+        result = compute(
+            jobs, workers, options.out, progress, broken=broken, force=options.force, costs=load_costs(), threads=options.threads
+        )
     result = dataclasses.replace(result, problems=(*problems, *result.problems))
     for line in result.problems[len(problems) :]:
         complain(line, 1)

@@ -73,8 +73,9 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0, tell: Ca
     something that has no `theorylab.core.fingerprint`, as an open file, leaves no state, which a warning says.
 
     Only a call that lasts leaves anything; what comes between calls is computed again. A replica ends where it would have without
-    interruption, to the last bit. Of a measure only what it returned is there: a search that starts at its last result begins afresh, a
-    list to which a measure appends lacks what an earlier process appended, and what a measure trains leaves no state.
+    interruption, to the last bit if it goes on with as many threads. Of a measure only what it returned is there: a search that starts at
+    its last result begins afresh, a list to which a measure appends lacks what an earlier process appended, and what a measure trains
+    leaves no state.
 
     Args:
         folder: Made where it does not exist; of one program. Remove it (`discard`) when the program has ended.

@@ -1,4 +1,4 @@
-"""Work for several processes: each worker has a pipe of its own, computes in one thread, and never outlives its parent."""
+"""Work for several processes: each worker has a pipe of its own, and never outlives its parent."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from typing import Any
 Work = Callable[[Any, Callable[[str], None]], Any]
 """``work(job, on_stage)`` → result; sent to each process once, and so picklable, as jobs and results are."""
 
-_ONE_THREAD: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
-
-
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Variables that linear algebra reads as it is imported."""
 FAREWELL = 5.0
 """Seconds in which a worker without a job is to end by itself."""
 
@@ -31,7 +30,7 @@ class WorkerDied(Exception):
 
 
 class Workers:
-    """An executor of jobs over ``processes`` spawned processes.
+    """An executor of jobs over ``processes`` spawned processes; what ``on_stage`` or ``on_output`` raises is what the job raises.
 
     Each slot owns one process and a pipe to it, where `concurrent.futures.ProcessPoolExecutor` shares its queues among all: so a
     process that dies takes its own job with it and no other, its exit code can be told, and stages arrive on the same pipe. A fresh
@@ -43,6 +42,7 @@ class Workers:
         on_stage: Told (job, stage) as it happens, in a thread of its own.
         on_output: Told (job, line) of what the work prints or warns.
         reuse: Whether a process does one job after the other; else each job gets a fresh one.
+        threads: Of each process, as far as its libraries read the usual variables of the environment.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Workers:
         on_stage: Callable[[Any, str], None],
         on_output: Callable[[Any, str], None],
         reuse: bool = True,
+        threads: int = 1,
     ) -> None:
         self._work, self._reuse = work, reuse
         self._on = {"stage": on_stage, "output": on_output}
@@ -61,8 +62,8 @@ class Workers:
         self._lock = threading.Lock()
         self._workers: set[_Worker] = set()
         self._stopped = False
-        self._environment = {name: os.environ.get(name) for name in _ONE_THREAD}
-        os.environ.update(_ONE_THREAD)  # inherited by the workers: it must be set before they import numpy and torch
+        self._environment = {name: os.environ.get(name) for name in _THREADS}
+        os.environ.update(dict.fromkeys(_THREADS, str(threads)))  # for the workers, set before they import numpy and torch
 
     def submit(self, job: Any) -> Future[Any]:
         """Do a job when a slot is free. The future raises what the work raises, and `WorkerDied` if its process dies."""
@@ -72,11 +73,9 @@ class Workers:
         worker = self._worker()
         try:
             result = worker.run(job, lambda kind, text: self._on[kind](job, text))
-        except WorkerDied:
-            self._drop(worker)
-            raise
-        if not self._reuse:
-            self._drop(worker)
+        finally:
+            if worker.busy or not self._reuse:  # it died, or nobody waits any longer for what it sends
+                self._drop(worker)
         return result
 
     def _worker(self) -> _Worker:
@@ -120,31 +119,35 @@ class _Worker:
         if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches the whole group: the parent decides, even while the worker still starts
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; this is a slot's thread, which needs no signals
         self._process.start()
-        self._busy = False
+        self.busy = False
         theirs.close()
 
     def run(self, job: Any, tell: Callable[[str, str], None]) -> Any:
-        self._busy = True
-        try:
-            self._pipe.send(job)
-            while True:
-                # the process is watched too: a grandchild may hold the pipe open after it died
-                if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
-                    raise EOFError
-                kind, content = self._pipe.recv()
-                if kind in ("result", "error"):
-                    break
-                tell(kind, content)
-        except (EOFError, OSError):
-            self._process.join()
-            raise WorkerDied(_cause(self._process.exitcode)) from None
-        self._busy = False
+        self.busy = True
+        kind, content = self._exchange(job)
+        while kind not in ("result", "error"):
+            tell(kind, content)
+            kind, content = self._exchange()
+        self.busy = False
         if kind == "error":
             raise pickle.loads(content)
         return content
 
+    def _exchange(self, *jobs: Any) -> tuple[str, Any]:
+        """Send a job, where there is one, and wait for what the process says."""
+        try:
+            for job in jobs:
+                self._pipe.send(job)
+            # the process is watched too: a grandchild may hold the pipe open after it died
+            if self._pipe not in wait([self._pipe, self._process.sentinel]) and not self._pipe.poll():
+                raise EOFError
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise WorkerDied(_cause(self._process.exitcode)) from None
+
     def stop(self) -> None:
-        if not self._busy:  # it ends by itself, and what its libraries hold ends with it; killed, it would leave their semaphores behind
+        if not self.busy:  # it ends by itself, and what its libraries hold ends with it; killed, it would leave their semaphores behind
             self._pipe.close()
             self._process.join(FAREWELL)
         self._process.kill()  # of one that still works: it holds nothing worth keeping, for results are kept by the parent

@@ -57,6 +57,7 @@ class LocalWorkers:
             on_stage=lambda job, stage: on_stage(job.study, stage),
             on_output=lambda job, line: on_output(job.study, line),
             reuse=reset_peak(),
+            threads=threads,
         )
 
     def submit(self, job: Job) -> Future[Record]:

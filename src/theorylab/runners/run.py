@@ -76,6 +76,7 @@ def run(
     broken: Sequence[Outcome] = (),
     force: bool = False,
     costs: Costs | None = None,
+    threads: int = 1,
 ) -> RunResult:
     """Compute the jobs that have no valid record, the longest first, and save each record as it arrives.
 
@@ -90,6 +91,7 @@ def run(
         broken: Studies that could not be imported; their records, which hold the error, are kept with the others.
         force: Compute studies that have a valid record too, and all from the start.
         costs: Table of expected costs, for the order.
+        threads: Of each process, for the order.
     """
     decisions = [decide(job, runs, force=force) for job in jobs]
     progress.planned(decisions)
@@ -103,7 +105,7 @@ def run(
             progress.finished(outcome.study, outcome.record)
     for decision in waiting.values() if force else ():
         discard(training_folder(runs, decision.job.provenance))  # of an earlier run that was stopped
-    order = longest_first({key: expect(d.job, runs, costs or {}) for key, d in waiting.items()})
+    order = longest_first({key: expect(d.job, runs, costs or {}, threads=threads) for key, d in waiting.items()})
     futures = {workers.submit(waiting[key].job): waiting[key] for key in order}
 
     def keep(future: Future[Record]) -> None:
