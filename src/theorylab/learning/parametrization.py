@@ -20,6 +20,7 @@ from theorylab.core.ranges import whole
 from theorylab.core.substitution import places_of, substituted
 
 MakeModel = Callable[[int], nn.Module]
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def check_make_model(make_model: Any) -> None:
@@ -106,7 +107,13 @@ def _kinds(make_model: MakeModel, base: int, width: int) -> dict[str, _Kind]:
             raise ValueError(
                 f"parameter {name} grows along {len(ratio)} axes from {tuple(before[name])} to {tuple(shape)}: at most two are known."
             )
-        if len(shape) == 1 or isinstance(owner, nn.Embedding | nn.EmbeddingBag):  # a vector, or one a row of a table
+        if isinstance(owner, _RECURRENT) and isinstance(first, _RECURRENT):  # all is drawn by the hidden units, also what acts on inputs
+            drawn, fan_in = owner.hidden_size / first.hidden_size, ratio.get(1)
+            if len(shape) == 1:
+                kinds[name] = _Kind(None, ratio.get(0), drawn)
+            else:
+                kinds[name] = _Kind(fan_in, ratio.get(0), redrawn=(drawn / (fan_in or 1.0)) ** 0.5)
+        elif len(shape) == 1 or isinstance(owner, nn.Embedding | nn.EmbeddingBag):  # a vector, or one a row of a table
             weight, before_weight, fed = getattr(owner, "weight", None), getattr(first, "weight", None), None
             if leaf == "bias" and weight is not None and weight.ndim > 1 and before_weight is not None:
                 fed = _growth(before_weight.shape[1], weight.shape[1])
@@ -154,8 +161,8 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
     ===================================== ============= ============== =============
 
     Initial values are those of modules that draw weights of variance proportional to 1/fan-in, as PyTorch's do (but for transposed
-    convolutions, whose initial values are brought to that first); a bias that they draw with the same bound is multiplied by √m, so that
-    it does not vanish.
+    convolutions and recurrent layers, whose initial values are brought to that first: the latter draw all by their hidden units); a bias
+    that they draw with the same bound is multiplied by the root of its growth, so that it does not vanish.
 
     Args:
         make_model: ``make_model(width)``, any module; built on the meta device, so that its size costs nothing.
@@ -227,7 +234,10 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
 
 
 def tangent_kernel(make_model: MakeModel, base: int) -> MakeModel:
-    """The same model in the tangent-kernel parametrization: weights whose fan-in grows by m are v/√m, initial values as before.
+    """The same model in the tangent-kernel parametrization: weights whose fan-in grows by m are v/√m.
+
+    Initial values are as before, but for weights whose variance is not proportional to 1/fan-in, which are brought to that as in
+    `base_shapes`.
 
     Under gradient descent with one step size the kernel then has a limit, and training is lazy in it.
 
