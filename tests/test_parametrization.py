@@ -240,6 +240,29 @@ def test_the_tables_of_a_transformer_are_embeddings() -> None:
     assert found["head.weight"] == Multipliers(0.5, 0.25)
 
 
+@pytest.mark.parametrize(("heads", "power", "expected"), [(False, 0.5, 0.5), (False, 1.0, 0.0), (True, 0.5, 0.0)])
+def test_scores_of_attention_need_heads_of_one_size_or_another_scale(heads: bool, power: float, expected: float) -> None:
+    """What mup cannot rewrite: with 1/√d the change of the scores grows as √d."""
+
+    class Attention(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inputs, self.query, self.key = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, width)
+            self.value, self.out, self.scores = nn.Linear(width, width), nn.Linear(width, 2), nn.Identity()
+            self.d = 16 if heads else width
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inputs(x)
+            query, key, value = (f(h).unflatten(-1, (-1, self.d)).transpose(1, 2) for f in (self.query, self.key, self.value))
+            scores = self.scores(query @ key.mT / self.d**power)
+            return self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(-2)[:, -1])
+
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(32, 6, 4, generator=generator), torch.randn(32, 2, generator=generator)
+    found = coordinate_check(mup(Attention, 64), [64, 128, 256], nn.functional.mse_loss, data)
+    assert found.slopes["model.scores"].value == pytest.approx(expected, abs=0.15)
+
+
 def test_what_may_be_a_readout_or_an_embedding_is_refused() -> None:
     class Table(nn.Module):
         def __init__(self, width: int) -> None:

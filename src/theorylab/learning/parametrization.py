@@ -162,7 +162,8 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
 
     Initial values are those of modules that draw weights of variance proportional to 1/fan-in, as PyTorch's do (but for transposed
     convolutions and recurrent layers, whose initial values are brought to that first: the latter draw all by their hidden units); a bias
-    that they draw with the same bound is multiplied by the root of its growth, so that it does not vanish.
+    that they draw with the same bound is multiplied by the root of its growth, so that it does not vanish. A parameter of one axis counts
+    as a bias or gain, whatever it does: make a readout that is a vector, ``h @ a``, the weight of an `nn.Linear`.
 
     Args:
         make_model: ``make_model(width)``, any module; built on the meta device, so that its size costs nothing.
@@ -201,9 +202,11 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
     """The same model in the maximal-update parametrization: at the base width as it is, at others with the multipliers of `base_shapes`.
 
     Features of every layer then change by an amount that does not depend on width, and a step size found at one width serves at all.
+    Only parameters are rewritten, not what is computed of them: of attention whose heads grow to size d with the width the scores must be
+    scaled by 1/d, for with 1/√d they change by √d; heads of one size at all widths may keep either.
 
     Args:
-        make_model: ``make_model(width)``.
+        make_model: ``make_model(width)``, with every readout the weight of a layer (see `base_shapes`).
         base: The width at which nothing is changed.
         optimizer: As in `base_shapes`.
 
@@ -215,7 +218,7 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
         >>> wide.factors
         {'2.weight': 0.25}
 
-    Source: Yang and Hu 2021, arXiv:2011.14522, Section 5; Yang et al. 2022, arXiv:2203.03466, Table 3.
+    Source: Yang and Hu 2021, arXiv:2011.14522, Section 5; Yang et al. 2022, arXiv:2203.03466, Table 3 and Definition 4.1 (attention).
     """
     check_make_model(make_model)
     whole(1, base=base)
