@@ -240,6 +240,29 @@ def test_the_tables_of_a_transformer_are_embeddings() -> None:
     assert found["head.weight"] == Multipliers(0.5, 0.25)
 
 
+@pytest.mark.parametrize(("heads", "power", "expected"), [(False, 0.5, 0.5), (False, 1.0, 0.0), (True, 0.5, 0.0)])
+def test_scores_of_attention_need_heads_of_one_size_or_another_scale(heads: bool, power: float, expected: float) -> None:
+    """What mup cannot rewrite: with 1/√d the change of the scores grows as √d."""
+
+    class Attention(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inputs, self.query, self.key = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, width)
+            self.value, self.out, self.scores = nn.Linear(width, width), nn.Linear(width, 2), nn.Identity()
+            self.d = 16 if heads else width
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inputs(x)
+            query, key, value = (f(h).unflatten(-1, (-1, self.d)).transpose(1, 2) for f in (self.query, self.key, self.value))
+            scores = self.scores(query @ key.mT / self.d**power)
+            return self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(-2)[:, -1])
+
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(32, 6, 4, generator=generator), torch.randn(32, 2, generator=generator)
+    found = coordinate_check(mup(Attention, 64), [64, 128, 256], nn.functional.mse_loss, data)
+    assert found.slopes["model.scores"].value == pytest.approx(expected, abs=0.15)
+
+
 def test_what_may_be_a_readout_or_an_embedding_is_refused() -> None:
     class Table(nn.Module):
         def __init__(self, width: int) -> None:
@@ -296,6 +319,66 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         return self.out(scale * self.recurrent(x)[0][:, -1])
+
+
+def cells(kind: type[nn.RNNCellBase], width: int) -> nn.Module:
+    class Unrolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell: nn.Module = kind(3, width)  # type: ignore[call-arg]
+
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            state = None
+            for row in x.unbind(1):
+                state = self.cell(row, state)
+            return (state[0] if isinstance(state, tuple) else state,)  # type: ignore[return-value]
+
+    return Unrolled()
+
+
+RECURRENT: dict[str, Callable[[int], nn.Module]] = {
+    "LSTM": lambda width: nn.LSTM(3, width, batch_first=True),
+    "GRU, two layers": lambda width: nn.GRU(3, width, 2, batch_first=True),
+    "RNN, both ways": lambda width: nn.RNN(3, width, batch_first=True, bidirectional=True),
+    "LSTM, projected": lambda width: nn.LSTM(3, 2 * width, proj_size=width, batch_first=True),
+    "LSTM, wider inputs": lambda width: nn.Sequential(nn.Linear(3, width), nn.LSTM(width, width, batch_first=True)),
+    "LSTMCell": lambda width: cells(nn.LSTMCell, width),
+    "GRUCell": lambda width: cells(nn.GRUCell, width),
+    "RNNCell": lambda width: cells(nn.RNNCell, width),
+}
+
+
+@pytest.mark.parametrize("make", [mup, tangent_kernel])
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_states_of_recurrent_layers_keep_their_size_at_every_width(kind: str, make: Callable[..., Any]) -> None:
+    """PyTorch draws all of their weights by the hidden units, so that what they take from few inputs would vanish."""
+    x = torch.randn(64, 8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sizes = []
+    for width in (64, 512):
+        net = seeded(lambda width=width: make(RECURRENT[kind], 64)(width), 0).double()
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                if make is tangent_kernel and "bias" in name:
+                    p.zero_()  # they vanish with the width, as those of any layer there
+            sizes.append(float(net(x)[0].square().mean().sqrt()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.15)  # a mean over 64 units is known to 1/8 of its spread; without it, 0.35 is left
+
+
+def test_multipliers_of_recurrent_layers() -> None:
+    def found(make_model: Callable[[int], nn.Module]) -> dict[str, tuple[float, float]]:
+        return {k: (m.init, m.step) for k, m in base_shapes(make_model, BASE, WIDE).items()}
+
+    hidden, kept, bias = (1, 1 / M), (M**0.5, 1), (M**0.5, 1)
+    layer = {"weight_ih_l0": kept, "weight_hh_l0": hidden, "bias_ih_l0": bias, "bias_hh_l0": bias}
+    assert found(lambda width: nn.GRU(3, width)) == layer
+    assert found(lambda width: nn.GRU(width, width)) == layer | {"weight_ih_l0": hidden}
+    assert found(lambda width: nn.LSTM(3, 2 * width, proj_size=width)) == layer | {"weight_hr_l0": hidden}
+    assert found(lambda width: nn.GRU(width, 5)) == {
+        "weight_ih_l0": (1 / M, 1 / M),  # an output of the growing layer before it, drawn by the five units
+        "weight_hh_l0": (1, 1),
+        "bias_ih_l0": (1, 1),
+        "bias_hh_l0": (1, 1),
+    }
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

@@ -309,6 +309,7 @@ def test_selection_by_study_topic_claim_and_glob(lab: FakeLab) -> None:
         ({}, {"grid": "nan"}, "grid must be finite, got nan"),
         ({}, {"grid": ""}, "grid must hold at least one value, got none"),
         ({}, {"slope": "-inf"}, "slope must be finite, got -inf"),
+        ({}, {"slope": "nan"}, "slope must be finite, got nan"),
         ({"dtype": "float16"}, {}, "dtype must be one of float64, float32"),
         ({"seeds": 4}, {"seeds": "3"}, "--seeds 4 and --set seeds=3 contradict each other: give seeds once"),
         ({"dtype": "float32"}, {"dtype": "float64"}, "--dtype float32 and --set dtype=float64 contradict each other"),

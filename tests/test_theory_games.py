@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -167,6 +168,24 @@ def test_the_noise_of_one_size_is_counted_coalition_by_coalition(size: int) -> N
     of_size = games.membership(6).sum(1) == size
     expected = (signs[of_size] ** 2).sum(0).mean()
     assert semivalues.noise_variance_at_size(p, size) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 30, 1000, 1030, 1031, 1050, 3000])
+def test_noise_variances_of_any_number_of_players_are_the_exact_fractions(n: int) -> None:
+    """Shapley's weights are 1/(n C(n−1, s)), Banzhaf's 1/2^(n−1); gammaln of n = 3000 is 2e4, whose rounding is 1e-11 of a weight."""
+    counts, close = [math.comb(n - 1, s) for s in range(n)], {"rel": 1e-10, "abs": 1e-320}  # below 1e-308 floats lose digits
+    shapley, banzhaf = semivalues.shapley_weights(n), semivalues.banzhaf_weights(n)
+    expected = 3 * sum(Fraction(2, n * n * count) for count in counts)
+    assert semivalues.noise_variance(shapley, 3.0) == pytest.approx(float(expected), **close)
+    least = float(3 * Fraction(2, 2 ** (n - 1)))
+    assert semivalues.least_noise_variance(n, 3.0) == least
+    assert semivalues.noise_variance(banzhaf, 3.0) == pytest.approx(least, **close)
+    for size in {1, n // 2, n - 1} - {0, n}:
+        expected = 3 * sum(Fraction(1, n * n * count) for count in counts[size - 1 : size + 1])
+        assert semivalues.noise_variance_at_size(shapley, size, 3.0) == pytest.approx(float(expected), **close)
+        expected = 3 * Fraction(counts[size - 1] + counts[size], 4 ** (n - 1))
+        assert semivalues.noise_variance_at_size(banzhaf, size, 3.0) == pytest.approx(float(expected), **close)
+    assert semivalues.noise_variance(banzhaf, 0.0) == semivalues.noise_variance(np.zeros(n)) == 0
 
 
 @pytest.mark.parametrize(

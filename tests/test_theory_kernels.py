@@ -93,6 +93,31 @@ def test_the_dual_of_the_slope_is_the_derivative_in_the_covariance(name: str) ->
     assert torch.allclose(slopes, derivative, rtol=1e-12)
 
 
+@pytest.mark.parametrize("correlation", [1.0, 0.999, 0.5, 0.0, -0.5, -1.0])
+@pytest.mark.parametrize("name", ["relu", "gelu", "identity"])
+def test_duals_of_activations_that_grow_keep_their_digits_in_float32_at_any_variance(name: str, correlation: float) -> None:
+    """And the exact ones of GELU tend to those of the ReLU."""
+    a, ratio = torch.meshgrid(10.0 ** torch.arange(-4, 17, dtype=torch.float64), torch.tensor([1.0, 3.0]).double(), indexing="ij")
+    c = ratio * a
+    short = [(correlation * (a * c).sqrt()).float(), a.float(), c.float()]
+    found, exact = DUALS[name](*short), DUALS[name](*(v.double() for v in short))
+    size, eps = (a * c).sqrt(), torch.finfo(torch.float32).eps
+    assert bool(((found[0] - exact[0]).abs() <= 2 * eps * size).all())
+    assert bool(((found[1] - exact[1]).abs() <= 0.5 * eps**0.5).all())  # the angle of nearly parallel inputs is the root of their gap
+    if name == "gelu":
+        limit, far = DUALS["relu"](*(v.double() for v in short)), a > 1e5
+        assert bool(((exact[0] - limit[0]).abs() <= size.sqrt())[far].all())
+        assert bool(((exact[1] - limit[1]).abs() <= a**-0.5)[far].all())
+
+
+def test_the_kernel_of_raw_pixels_in_float32_is_that_in_float64() -> None:
+    pixels = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(0)).double()
+    for variance in (2.0, 100.0):
+        short, exact = (dense_kernel(x, depth=3, activation="gelu", weight_variance=variance) for x in (pixels.float(), pixels))
+        torch.testing.assert_close(short.nngp.double(), exact.nngp, rtol=1e-5, atol=0)
+        torch.testing.assert_close(short.ntk.double(), exact.ntk, rtol=1e-4, atol=0)  # as its slopes, those of nearly parallel inputs
+
+
 @pytest.mark.parametrize("name", DUALS)
 def test_the_diagonal_is_exact_and_finite_also_at_zero_and_at_equal_or_opposite_inputs(name: str) -> None:
     g = torch.Generator().manual_seed(0)

@@ -68,6 +68,29 @@ def test_the_hyperbolic_entropy_is_the_integral_of_its_map(alpha, beta):
     assert found == pytest.approx(alpha**2 * (2 - np.sqrt(4 + z**2) + z * np.arcsinh(z / 2)), rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [1e-75, 1e-20, 1e-10, 1e-3, 1.0])
+def test_the_hyperbolic_entropy_has_its_two_limits_where_the_squares_leave_the_range_of_the_type(alpha, dtype):
+    """For |β| ≫ α² the map is the logarithm of |β|/α², for |β| ≪ α² it is β/2α²: to terms in (α²/β)² or (β/α²)², 1e-8 at most here."""
+    potential, scale, eps = theory.hyperbolic_entropy(alpha), alpha**2, torch.finfo(dtype).eps + 1e-8
+    beta = torch.tensor([-3e4, -1.0, 1e-30, 0.7, 1e15], dtype=dtype)
+    beta = beta[(beta.abs() > 1e4 * scale) | (beta.abs() < 1e-4 * scale)]
+    size = beta.double().abs()
+    steep = size.log() - 2 * np.log(alpha)
+    limits = {
+        "value": torch.where(size > scale, size * (steep - 1) + 2 * scale, size * (size / scale) / 4),
+        "mirror": beta.sign() * torch.where(size > scale, steep, size / (2 * scale)),
+        "curvature": 1 / size.clamp(min=2 * scale),
+    }
+    assert len(beta) >= 2
+    for name, expected in limits.items():
+        found = getattr(potential, name)(beta[:, None] if name == "value" else beta)
+        torch.testing.assert_close(found, expected.to(dtype), rtol=2 * eps, atol=0)
+    mirrored = potential.mirror(beta)
+    rounding = 2 * eps * max(1.0, float(mirrored.abs().max()))  # that of the mirrored weight is multiplied by its size
+    torch.testing.assert_close(potential.inverse(mirrored), beta, rtol=rounding, atol=0)
+
+
 def test_the_hyperbolic_entropy_goes_from_the_square_to_the_modulus():
     beta = normal(6)
     lazy = theory.hyperbolic_entropy(100.0).value(beta) * 4 * 100.0**2
@@ -164,3 +187,6 @@ def test_what_has_no_projection_is_refused():
         theory.hyperbolic_entropy(0.0)
     with pytest.raises(ValueError, match="alpha must be positive and finite, got nan"):
         theory.hyperbolic_entropy(float("nan"))
+    for alpha in (1e-80, 1e80):  # beyond, α² or β/α² is zero or infinite
+        with pytest.raises(ValueError, match=r"alpha must lie in \[1e-75, 1e75\]"):
+            theory.hyperbolic_entropy(alpha)

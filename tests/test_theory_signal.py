@@ -97,6 +97,25 @@ def test_boundaries_in_closed_form_and_without_biases() -> None:
     assert theory.chi(1.0, 2.0, "relu") == 1
 
 
+@pytest.mark.parametrize(("weight", "bias"), [(0.5, 1e-13), (0.5, 1e-300), (0.999, 1e-20), (1e-200, 1e-200)])
+def test_biases_however_small_keep_lengths_from_vanishing(weight: float, bias: float) -> None:
+    """There tanh is the identity, of which q* = σ_b²/(1 − σ_w²), and the depth scale −1/ln σ_w²."""
+    assert theory.fixed_length(weight, bias) == pytest.approx(bias / (1 - weight), rel=1e-12)
+    assert theory.depth_scale(weight, bias) == pytest.approx(-1 / math.log(weight), rel=1e-9)
+
+
+def test_at_the_boundary_lengths_are_the_root_of_the_bias() -> None:
+    """E tanh² = q − 2q² to third order, so that q* = σ_b/√2; the sixteenth digit of the map is 1e-16/4q* of the root."""
+    assert theory.fixed_length(1.0, 1e-20) == pytest.approx(1e-10 / math.sqrt(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "rel"), [(1.9999, 1e-4), (1.999999, 1e-6)])
+def test_lengths_of_a_gelu_settle_where_those_of_a_relu_do(weight: float, rel: float) -> None:
+    """2 E φ² = q − (3/√2 − 2√2/3)/(π√q) + ... far away."""
+    gap, least = 1 - weight / 2, (3 / math.sqrt(2) - 2 * math.sqrt(2) / 3) / math.pi
+    assert theory.fixed_length(weight, 1.0, "gelu") == pytest.approx((1 - least * gap**0.5) / gap, rel=rel)
+
+
 def test_logarithms_of_singular_values_of_gaussian_products() -> None:
     """Their sum is that of the exponents at any depth, and each is its exponent's at great depth."""
     random, width, layers = np.random.default_rng(0), 4, 400
@@ -130,6 +149,7 @@ def test_logarithms_of_singular_values_of_gaussian_products() -> None:
         (lambda: theory.critical_weight_variance(math.inf), "bias_variance must be at least 0 and finite"),
         (lambda: theory.fixed_length(2.0, 0.1, "relu"), "weight_variance must be below 2"),
         (lambda: theory.fixed_length(3.0, 0.1, "gelu"), "grow without bound"),
+        (lambda: theory.fixed_length(1.0, 1e-30), "bias_variance must be 0, or about 1e-24 at least"),
         (lambda: theory.fixed_correlation(0.5, 0.0), "shrink to nothing"),
         (lambda: theory.critical_weight_variance(0.1, "gelu"), "activation must be"),
         (lambda: theory.critical_weight_variance(-0.1), "bias_variance must be"),

@@ -176,42 +176,96 @@ _LITERALS: dict[str, Any] = {
 } | {"Source": Source}
 
 
+_MODULES = (claim_module.__name__, Source.__module__, __name__, "theorylab.core", "theorylab")
+_NAMES = {*_LITERALS, "core", "claim", "source", "study"}
+"""All that a card is made of: where a file may import it from, and by which names. Others of ``theorylab`` would import torch."""
+
+
 def read_card(path: Path, module: str) -> StudyCard | None:
     """The card of the study in a source file, or None where the file registers none.
 
     Raises:
-        StudyError: the file does not parse, or a claim in it is not a literal.
+        StudyError: the file does not parse, or registers a study or writes a claim in a way that cannot be read without importing it.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise StudyError(f"{module} cannot be read as Python: {error}.") from error
-    keys = [
-        d.args[0].value
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        for d in node.decorator_list
-        if isinstance(d, ast.Call)
-        and isinstance(d.func, ast.Name)
-        and d.func.id == "study"
-        and d.args
-        and isinstance(d.args[0], ast.Constant)
-    ]
-    if not keys:
+    imported = _imported(tree, module)
+    names = {**_LITERALS, "study": study} | imported
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    decorators = [d for node in functions for d in node.decorator_list if isinstance(d, ast.Call) and _meaning(d.func, names) is study]
+    if not decorators:
+        nodes = list(ast.walk(tree))
+        own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        own |= {node.arg for node in nodes if isinstance(node, ast.arg)}  # such as a variable of helpers that is named study
+        elsewhere = {name: value for name, value in imported.items() if name not in own}
+        for node in nodes:
+            if isinstance(node, ast.Name | ast.Attribute) and _meaning(node, elsewhere) is study:
+                raise StudyError(
+                    f'{module}, line {node.lineno}: no study is registered in a way that can be read; write @study("topic/study", ...) on '
+                    "a function at the top level of its file, or begin the name of a file of helpers with _."
+                )
         return None
-    if len(keys) > 1:
-        raise StudyError(f"{module} registers {len(keys)} studies; a file holds one.")
+    if len(decorators) > 1:
+        raise StudyError(f"{module} registers {len(decorators)} studies; a file holds one.")
+    key = _key(decorators[0], tree)
+    if key is None:
+        raise StudyError(
+            f'{module}, line {decorators[0].lineno}: the key of a study must be written out, as in @study("topic/study", ...).'
+        )
     claims = []
-    for node in tree.body:
-        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "Claim":
+    values = [node.value for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None]
+    for value in (node for root in (*values, decorators[0]) for node in ast.walk(root)):
+        if isinstance(value, ast.Call) and _meaning(value.func, names) is Claim:
             try:
                 code = compile(ast.Expression(value), str(path), "eval")
-                claims.append(eval(code, {"__builtins__": {}, **_LITERALS}))
+                claims.append(eval(code, {"__builtins__": {}, **names}))
             except Exception as error:
-                raise StudyError(f"{module}, line {node.lineno}: a claim must be written as a literal ({error}).") from error
+                raise StudyError(f"{module}, line {value.lineno}: a claim must be written as a literal ({error}).") from error
     text = inspect.cleandoc(ast.get_docstring(tree) or "")
-    return StudyCard(str(keys[0]), text.split("\n")[0].rstrip("."), text, tuple(claims), module, path)
+    return StudyCard(key, text.split("\n")[0].rstrip("."), text, tuple(claims), module, path)
+
+
+def _imported(tree: ast.Module, module: str) -> dict[str, Any]:
+    """What a file's imports bind of all that a card is made of, under the file's own names."""
+    names: dict[str, Any] = {}
+    for node in tree.body:
+        kept: ast.stmt | None = None
+        if isinstance(node, ast.Import):
+            kept = ast.Import([alias for alias in node.names if alias.name in _MODULES])
+        elif isinstance(node, ast.ImportFrom) and node.module in _MODULES and not node.level:
+            kept = ast.ImportFrom(node.module, [alias for alias in node.names if alias.name in _NAMES], 0)
+        if kept is None or not kept.names:
+            continue
+        try:
+            exec(compile(ast.Module([ast.copy_location(kept, node)], []), module, "exec"), names)
+        except ImportError as error:
+            raise StudyError(f"{module}, line {node.lineno}: {error}.") from error
+    names.pop("__builtins__", None)
+    return names
+
+
+def _meaning(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """What a name or a dotted name stands for; None where it is nothing that a card is made of."""
+    if isinstance(node, ast.Attribute):
+        return getattr(_meaning(node.value, names), node.attr, None) if node.attr in _NAMES else None
+    return names.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def _key(decorator: ast.Call, tree: ast.Module) -> str | None:
+    """The key of a study: a text, or the name of one that is assigned at the top level; None where it is anything else."""
+    given = [*decorator.args[:1], *(k.value for k in decorator.keywords if k.arg == "key")]
+    named = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    value = given[0] if given else None
+    value = named.get(value.id) if isinstance(value, ast.Name) else value
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
 
 
 def _files(entry: metadata.EntryPoint) -> Iterator[tuple[str, Path]]:
@@ -270,10 +324,10 @@ def load_study(key: str) -> Study:
     """Import the module that registers ``key`` and return the study.
 
     Raises:
-        StudyError: no such study, or its module raises on import.
+        StudyError: no such study, its module raises on import, or it registers other claims than can be read from its text.
     """
+    card = find_studies()[0].get(key)
     if key not in _registry:
-        card = find_studies()[0].get(key)
         if card is None:
             raise StudyError(f"no study {key!r}; `theorylab syllabus` lists what there is.")
         try:
@@ -283,4 +337,13 @@ def load_study(key: str) -> Study:
             raise StudyError(f"study {key}: importing {card.module} raised {type(error).__name__}: {error}") from error
         if key not in _registry:
             raise StudyError(f"study {key}: importing {card.module} registered no such study.")
-    return _registry[key]
+    found = _registry[key]
+    if card is not None:  # of which records and the syllabus are made: a claim that it lacks would be checked, and count for nothing
+        read, registered = ({c.key: c for c in claims} for claims in (card.claims, found.claims))
+        differ = sorted(k for k in read.keys() | registered.keys() if read.get(k) != registered.get(k))
+        if differ:
+            raise StudyError(
+                f"study {key}: {', '.join(differ)} cannot be read from the text of {card.module} as registered; write each claim of the "
+                "study, and no other, as NAME = Claim(...) with literals, at the top level of the file."
+            )
+    return found

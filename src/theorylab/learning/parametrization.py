@@ -20,6 +20,7 @@ from theorylab.core.ranges import whole
 from theorylab.core.substitution import places_of, substituted
 
 MakeModel = Callable[[int], nn.Module]
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def check_make_model(make_model: Any) -> None:
@@ -106,7 +107,13 @@ def _kinds(make_model: MakeModel, base: int, width: int) -> dict[str, _Kind]:
             raise ValueError(
                 f"parameter {name} grows along {len(ratio)} axes from {tuple(before[name])} to {tuple(shape)}: at most two are known."
             )
-        if len(shape) == 1 or isinstance(owner, nn.Embedding | nn.EmbeddingBag):  # a vector, or one a row of a table
+        if isinstance(owner, _RECURRENT) and isinstance(first, _RECURRENT):  # all is drawn by the hidden units, also what acts on inputs
+            drawn, fan_in = owner.hidden_size / first.hidden_size, ratio.get(1)
+            if len(shape) == 1:
+                kinds[name] = _Kind(None, ratio.get(0), drawn)
+            else:
+                kinds[name] = _Kind(fan_in, ratio.get(0), redrawn=(drawn / (fan_in or 1.0)) ** 0.5)
+        elif len(shape) == 1 or isinstance(owner, nn.Embedding | nn.EmbeddingBag):  # a vector, or one a row of a table
             weight, before_weight, fed = getattr(owner, "weight", None), getattr(first, "weight", None), None
             if leaf == "bias" and weight is not None and weight.ndim > 1 and before_weight is not None:
                 fed = _growth(before_weight.shape[1], weight.shape[1])
@@ -154,8 +161,9 @@ def base_shapes(make_model: MakeModel, base: int, width: int, *, optimizer: Lite
     ===================================== ============= ============== =============
 
     Initial values are those of modules that draw weights of variance proportional to 1/fan-in, as PyTorch's do (but for transposed
-    convolutions, whose initial values are brought to that first); a bias that they draw with the same bound is multiplied by √m, so that
-    it does not vanish.
+    convolutions and recurrent layers, whose initial values are brought to that first: the latter draw all by their hidden units); a bias
+    that they draw with the same bound is multiplied by the root of its growth, so that it does not vanish. A parameter of one axis counts
+    as a bias or gain, whatever it does: make a readout that is a vector, ``h @ a``, the weight of an `nn.Linear`.
 
     Args:
         make_model: ``make_model(width)``, any module; built on the meta device, so that its size costs nothing.
@@ -194,9 +202,11 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
     """The same model in the maximal-update parametrization: at the base width as it is, at others with the multipliers of `base_shapes`.
 
     Features of every layer then change by an amount that does not depend on width, and a step size found at one width serves at all.
+    Only parameters are rewritten, not what is computed of them: of attention whose heads grow to size d with the width the scores must be
+    scaled by 1/d, for with 1/√d they change by √d; heads of one size at all widths may keep either.
 
     Args:
-        make_model: ``make_model(width)``.
+        make_model: ``make_model(width)``, with every readout the weight of a layer (see `base_shapes`).
         base: The width at which nothing is changed.
         optimizer: As in `base_shapes`.
 
@@ -208,7 +218,7 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
         >>> wide.factors
         {'2.weight': 0.25}
 
-    Source: Yang and Hu 2021, arXiv:2011.14522, Section 5; Yang et al. 2022, arXiv:2203.03466, Table 3.
+    Source: Yang and Hu 2021, arXiv:2011.14522, Section 5; Yang et al. 2022, arXiv:2203.03466, Table 3 and Definition 4.1 (attention).
     """
     check_make_model(make_model)
     whole(1, base=base)
@@ -227,7 +237,10 @@ def mup(make_model: MakeModel, base: int, *, optimizer: Literal["adam", "sgd"] =
 
 
 def tangent_kernel(make_model: MakeModel, base: int) -> MakeModel:
-    """The same model in the tangent-kernel parametrization: weights whose fan-in grows by m are v/√m, initial values as before.
+    """The same model in the tangent-kernel parametrization: weights whose fan-in grows by m are v/√m.
+
+    Initial values are as before, but for weights whose variance is not proportional to 1/fan-in, which are brought to that as in
+    `base_shapes`.
 
     Under gradient descent with one step size the kernel then has a limit, and training is lazy in it.
 

@@ -100,7 +100,8 @@ class RunResult:
         """0: every claim holds or is inconclusive, as may be its control; 1: a claim fails, a control holds, a study errs; 130: stopped."""
         if self.interrupted:
             return 130
-        return int(bool(self.problems) or any(self.counts[s] for s in ("fails", "control holds", "error")))
+        errs = any(record.error for record in self.records)  # also a study of which no claim could be read
+        return int(bool(self.problems) or errs or any(self.counts[s] for s in ("fails", "control holds", "error")))
 
 
 def lines(result: RunResult) -> Iterator[tuple[str, str, State]]:

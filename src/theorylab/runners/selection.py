@@ -103,8 +103,9 @@ def configure(study: Study, scale: Scale, common: Mapping[str, Any], own: Mappin
             value = parse(text, hints[name])
         except ValueError:
             raise UsageError(f"study {study.key}: {name} must be {in_words(hints[name])}, got {text!r}.") from None
-        if values.setdefault(name, value) != value:
+        if name in values and values[name] != value:
             raise UsageError(f"study {study.key}: --{name} {values[name]} and --set {name}={text} contradict each other: give {name} once.")
+        values[name] = value
     try:
         config = dataclasses.replace(base, **values)
         study.validate(config)

@@ -28,13 +28,16 @@ def relu(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Cho and Saul 2009, "Kernel Methods for Deep Learning", Section 2 (arc-cosine kernels of order 1 and 0).
     """
-    product = a * c
-    gap = (product - b * b).clamp(min=0)
-    # On the diagonal the gap is zero, but rounding leaves some, of which the root would be an angle of 1e-8.
-    gap = torch.where(gap <= 8 * torch.finfo(gap.dtype).eps * product, torch.zeros_like(gap), gap)
-    sine = gap.sqrt()
+    sine = _gap(b, a, c).sqrt()
     away = math.pi - torch.atan2(sine, b)  # atan2, for acos has no accuracy near 1, and is NaN beyond
     return (sine + away * b) / (2 * math.pi), away / (2 * math.pi)
+
+
+def _gap(b: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """The determinant ac − b², zero where u and v are proportional: rounding leaves some, whose root would be an angle of 1e-8."""
+    product = a * c
+    gap = (product - b * b).clamp(min=0)
+    return torch.where(gap <= 8 * torch.finfo(gap.dtype).eps * product, torch.zeros_like(gap), gap)
 
 
 def erf(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +55,10 @@ def erf(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Of u Φ(u), Φ the normal distribution function. With :math:`D = (1+a)(1+c) - b^2` and :math:`N = ac + b^2(\frac{1}{1+a} +
-    \frac{1}{1+c} - 1)`, the first is :math:`\frac b4 + \frac{b}{2\pi}\arcsin\frac{b}{\sqrt{(1+a)(1+c)}} + \frac{N}{2\pi\sqrt D}`.
+    r"""Of u Φ(u), Φ the normal distribution function. With :math:`g = ac - b^2`, :math:`D = 1 + a + c + g`,
+    :math:`s = \frac{1}{1+a} + \frac{1}{1+c}` and :math:`\vartheta = \frac\pi2 + \arctan\frac{b}{\sqrt D}`, the expectations are
+    :math:`\frac{1}{2\pi}\big(b\vartheta + \frac{g + b^2 s}{\sqrt D}\big)` and
+    :math:`\frac{1}{2\pi}\big(\vartheta + \frac{b}{\sqrt D}(s + \frac1D)\big)`.
 
     By integration by parts, E[u g(u, v)] = a E[∂_u g] + b E[∂_v g], with g = Φ(u) v Φ(v).
 
@@ -64,13 +69,11 @@ def gelu(b: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Tsuchida et al. 2021, arXiv:2002.08517, Section 3 (the GELU kernel).
     """
-    scale = (1 + a) * (1 + c)
-    D = scale - b * b  # at least 1 + a + c
-    slope = 1 / (1 + a) + 1 / (1 + c) - 1
-    N = a * c + b * b * slope
-    angle = torch.asin(b / scale.sqrt())
-    covariance = b / 4 + (b * angle + N / D.sqrt()) / (2 * math.pi)
-    return covariance, 0.25 + (angle + (b + 2 * b * slope) / D.sqrt() + N * b / D**1.5) / (2 * math.pi)
+    gap = _gap(b, a, c)
+    D = 1 + a + c + gap  # not (1+a)(1+c) − b², of which large variances leave only rounding
+    share, root = 1 / (1 + a) + 1 / (1 + c), D.sqrt()
+    away = torch.atan2(root, -b)
+    return (b * (away + b / root * share) + gap / root) / (2 * math.pi), (away + b / root * (share + 1 / D)) / (2 * math.pi)
 
 
 TERMS = 12

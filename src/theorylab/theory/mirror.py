@@ -51,13 +51,14 @@ def hyperbolic_entropy(alpha: float) -> Potential:
         \qquad \phi(\beta) = \mathrm{arcsinh}\big(\beta/2\alpha^2\big)
 
     For \|β\| ≪ α² it is the square β²/4α², for \|β\| ≫ α² the modulus \|β\| ln(1/α²), up to terms that no longer depend on α: minimum ℓ2
-    norm in the kernel regime, minimum ℓ1 norm in the rich one.
+    norm in the kernel regime, minimum ℓ1 norm in the rich one. Computed in float64 whatever the type of β, for β/α² leaves the range of
+    float32 before α does.
 
     Args:
-        alpha: Initial scale α > 0.
+        alpha: Initial scale α, in [1e-75, 1e75].
 
     Raises:
-        ValueError: ``alpha`` ≤ 0.
+        ValueError: ``alpha`` is not.
 
     Example:
         >>> potential, beta = hyperbolic_entropy(0.5), torch.tensor([0.0, 3.0])
@@ -67,19 +68,30 @@ def hyperbolic_entropy(alpha: float) -> Potential:
     Source: Woodworth et al. 2020, arXiv:2002.09277, Section 4 (the potential Q_α).
     """
     positive(alpha=alpha)
+    if not 1e-75 <= alpha <= 1e75:
+        raise ValueError(f"alpha must lie in [1e-75, 1e75], so that beta/alpha² stays within the range of float64, got {alpha:g}.")
     scale = alpha**2
 
     def value(beta: Tensor) -> Tensor:
         z = beta / scale
-        # 2 − √(4+z²) = −z²/(2 + √(4+z²)), which keeps its digits near 0
-        return scale * (z * torch.asinh(z / 2) - z.square() / (2 + (4 + z.square()).sqrt())).sum(-1)
+        # 2 − √(4+z²) = −z²/(2 + √(4+z²)), which keeps its digits near 0; no z² is formed, which overflows long before z
+        return scale * (z * torch.asinh(z / 2) - z * (z / (2 + _root(z, 2)))).sum(-1)
 
     return Potential(
-        value,
-        lambda beta: torch.asinh(beta / (2 * scale)),
-        lambda z: 2 * scale * torch.sinh(z),
-        lambda beta: (beta.square() + 4 * scale**2).rsqrt(),
+        _in_float64(value),
+        _in_float64(lambda beta: torch.asinh(beta / (2 * scale))),
+        _in_float64(lambda z: 2 * scale * torch.sinh(z)),
+        _in_float64(lambda beta: _root(beta, 2 * scale).reciprocal()),
     )
+
+
+def _root(x: Tensor, y: float) -> Tensor:
+    """√(x² + y²)."""
+    return torch.hypot(x, torch.full_like(x, y))
+
+
+def _in_float64(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: f(x.double()).to(x.dtype)
 
 
 def divergence(potential: Potential, w: Tensor, start: Tensor) -> Tensor:

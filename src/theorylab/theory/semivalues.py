@@ -2,8 +2,10 @@ r"""Weights of semivalues, :math:`\phi_i = \sum_{S\not\ni i} p_{|S|}\,[v(S\cup i
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from scipy.special import betaln, comb, gammaln
+from scipy.special import betaln, gammaln, logsumexp
 
 from theorylab.core.ranges import chance, nonnegative, positive, whole
 
@@ -59,14 +61,13 @@ def noise_variance(weights: np.ndarray, variance: float = 1.0) -> float:
         variance: σ².
 
     Example:
-        >>> noise_variance(banzhaf_weights(10)) == 2 / 2**9
+        >>> round(noise_variance(banzhaf_weights(10)), 12) == 2 / 2**9
         True
 
     Source: Wang and Jia 2023, arXiv:2205.15466, Section 4 (safety margin and noise); the sum is elementary.
     """
     nonnegative(variance=variance)
-    n = len(weights)
-    return float(2 * variance * (comb(n - 1, np.arange(n)) * weights**2).sum())
+    return _sum(2 * variance, _logarithms(weights))
 
 
 def least_noise_variance(n: int, variance: float = 1.0) -> float:
@@ -81,7 +82,7 @@ def least_noise_variance(n: int, variance: float = 1.0) -> float:
     """
     whole(1, n=n)
     nonnegative(variance=variance)
-    return 2 * variance / 2 ** (n - 1)
+    return math.ldexp(2 * variance, 1 - int(n))
 
 
 def noise_variance_at_size(weights: np.ndarray, size: int, variance: float = 1.0) -> float:
@@ -99,11 +100,26 @@ def noise_variance_at_size(weights: np.ndarray, size: int, variance: float = 1.0
         ValueError: an argument out of its range.
 
     Example:
-        >>> noise_variance_at_size(banzhaf_weights(3), 1)
+        >>> round(noise_variance_at_size(banzhaf_weights(3), 1), 12)
         0.1875
     """
     nonnegative(variance=variance)
     n = len(weights)
     if size not in range(1, n):
         raise ValueError(f"size must be one of 1 ... {n - 1}, got {size}: only there are players within and without.")
-    return float(variance * (comb(n - 1, size - 1) * weights[size - 1] ** 2 + comb(n - 1, size) * weights[size] ** 2))
+    return _sum(variance, _logarithms(weights)[size - 1 : size + 1])
+
+
+def _logarithms(weights: np.ndarray) -> np.ndarray:
+    """Of C(n−1, s) p_s²: with a thousand players the binomial overflows, and the square underflows.
+
+    As the weights of all coalitions sum to one, no term exceeds its p_s: a weight that has itself become zero costs less than any number.
+    """
+    n, s = len(weights), np.arange(len(weights))
+    with np.errstate(divide="ignore"):  # of a weight of zero −∞
+        return gammaln(n) - gammaln(s + 1) - gammaln(n - s) + 2 * np.log(np.abs(weights))
+
+
+def _sum(factor: float, logarithms: np.ndarray) -> float:
+    with np.errstate(divide="ignore"):
+        return float(np.exp(logsumexp(logarithms) + np.log(factor)))

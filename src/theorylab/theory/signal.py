@@ -79,10 +79,12 @@ def correlation_map(c: float, q: float, weight_variance: float, bias_variance: f
 def fixed_length(weight_variance: float, bias_variance: float = 0.0, activation: str = "tanh") -> float:
     r"""q*, the stable fixed point of the length map; 0 where all lengths shrink to nothing.
 
-    Of the ReLU :math:`\sigma_b^2/(1 - \sigma_w^2/2)`; for others the largest root of q' = q.
+    Of the ReLU :math:`\sigma_b^2/(1 - \sigma_w^2/2)`; for others where lengths settle that start from :math:`1 + \sigma_b^2 + \sigma_w^2`,
+    for tanh and erf the largest root of q' = q. A GELU of a variance near 2 may have another, larger one.
 
     Raises:
-        ValueError: an argument out of range, or lengths that grow without bound (or, for a ReLU of variance 2 without bias, that all stay).
+        ValueError: an argument out of range, lengths that grow without bound (or, for a ReLU of variance 2 without bias, that all stay),
+            or a bias that is lost in rounding, at a weight variance that keeps small lengths.
 
     Example:
         >>> round(fixed_length(1.3, 0.1, "tanh"), 4), fixed_length(1.0, 0.5, "relu")
@@ -104,16 +106,23 @@ def fixed_length(weight_variance: float, bias_variance: float = 0.0, activation:
         return length_map(q, weight_variance, bias_variance, activation) - q
 
     top = 1.0 + bias_variance + weight_variance  # above every root for activations bounded by one
+    limit = 1e17 * top  # above every root for those that become a ReLU far away, as 1 − σ_w²/2 is no less than 1e-16 where it is positive
     while excess(top) > 0:
         top *= 2
-        if top > 1e6:
+        if top > limit:
             raise ValueError(f"lengths grow without bound at weight_variance {weight_variance} with {activation}: lower it.")
     low = top
     while excess(low) <= 0:
         low /= 2
-        if low < 1e-12:
+        if bias_variance == 0 and low < 1e-12:  # of smaller ones the map leaves only rounding; with a bias none is smaller than that
             return 0.0
-    return _root(excess, low, 2 * low)
+    q = low * _root(lambda part: excess(low * part) / low, 1.0, 2.0)  # in parts of low, which may be as small as a bias
+    if q < 1e-12 and 1e10 * bias_variance < q:
+        raise ValueError(
+            f"bias_variance must be 0, or about 1e-24 at least, at weight_variance {weight_variance}, at which {activation} keeps small "
+            f"lengths as they are, got {bias_variance}: rounding would decide where they settle."
+        )
+    return q
 
 
 def chi(q: float, weight_variance: float, activation: str = "tanh", c: float = 1.0) -> float:
