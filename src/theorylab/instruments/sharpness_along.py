@@ -76,10 +76,9 @@ def replica_sharpness(
     vectors: dict[int, Tensor] = {}
 
     def measure(population: Population) -> dict[str, Tensor]:
-        values, params, one = [], population.params, population.problem(0)
+        values = []
         diagonals = None if precondition is None else precondition(population)
-        for k in range(population.size):
-            problem = one.at({name: p[k] for name, p in params.items()})
+        for k, problem in enumerate(population.problems()):
             diagonal = None if diagonals is None else {name: d[k] for name, d in diagonals.items()}
             found = sharpness(problem, tol=tol, start=vectors.get(k), precondition=diagonal)
             vectors[k] = found.vector
@@ -111,9 +110,8 @@ def replica_descent() -> Callable[[Population], dict[str, Tensor]]:
 
     def measure(population: Population) -> dict[str, Tensor]:
         losses, grads = population.gradients()
-        norms, along, one = [], [], population.problem(0)
-        for k in range(population.size):
-            problem = one.at({name: p[k] for name, p in population.params.items()})
+        norms, along = [], []
+        for k, problem in enumerate(population.problems()):
             g = problem.flatten({name: grads[name][k] for name in problem.params})
             norm = length(g)
             unit = g / norm if norm > 0 else g

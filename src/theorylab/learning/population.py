@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -399,6 +399,26 @@ class Population:
             )
         drops = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in live)
         return Problem(model, self.loss, (x, y), params=list(self._groups[0].params), train=model.training and not drops)
+
+    def problems(self, on: Problem | None = None) -> Iterator[Problem]:
+        """Every replica as a `Problem`, in order: that of `problem`, or ``on`` with the parameters and buffers of each.
+
+        Where all train on the same rows, one network is copied and tried, and not one a replica.
+
+        Args:
+            on: The risk to look at, of the same network, on rows and in a mode of its own.
+
+        Raises:
+            ValueError: as `problem`, or parameters or buffers that do not fit ``on``.
+        """
+        rows = self._groups[0].rows
+        if on is None and not (rows.shared and rows.weights is None):
+            yield from map(self.problem, range(self.size))
+            return
+        on = self.problem(0) if on is None else on
+        held = {**self.params, **self.frozen, **self.buffers}
+        for k in range(self.size):
+            yield on.holding({name: t[k] for name, t in held.items()})
 
     def replica(self, k: int) -> tuple[nn.Module, Tensor, Tensor]:
         """A copy of replica ``k``'s network with its parameters and buffers, and the rows (m, ...) it trains on.
