@@ -738,6 +738,8 @@ def test_the_late_mean_is_one_over_steps_wherever_measurements_end():
     values = torch.tensor([[9.0], [9.0], [1.0], [2.0], [5.0]])
     found = trajectory.Trajectory(torch.tensor([0, 4, 8, 12, 13]), {"v": values})
     assert found.late(values).tolist() == pytest.approx([(4 * 1 + 4 * 2 + 1 * 5) / 9])
+    later = trajectory.Trajectory(found.steps + 1000, {"v": values})  # of a population that has trained before
+    assert later.late(values).tolist() == found.late(values).tolist()
     alone = trajectory.Trajectory(torch.tensor([7]), {"v": values[:1]})
     assert alone.late(values[:1]).tolist() == [9.0]
 
@@ -803,7 +805,13 @@ def test_divergence_names_replica_and_step():
         ({"row_weights": torch.cat([torch.ones(2, N), torch.zeros(2, N)])}, "replica 2 sum to zero"),
         ({"row_weights": torch.eye(K, N), "batch_size": 2}, r"batch_size must be in 1\.\.1"),
         ({"row_weights": torch.ones(K, N), "loss": lambda o, t: cross_entropy(o, t, reduction="sum")}, "mean over rows"),
-        ({"loss": lambda o, t: o}, "loss must be a scalar"),
+        ({"loss": lambda o, t: o}, r"loss must return a scalar, or one loss a row \(30,\), got shape \(30, 3\)"),
+        ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "loss must be a mean over rows or one loss a row, got a sum over rows"),
+        ({"loss": lambda o, t: cross_entropy(o, t, reduction="sum"), "batch_size": 8}, "got a sum over rows"),
+        (
+            {"make_model": lambda: nn.Linear(D, 1), "loss": mse_loss, "data": (data()[0], data()[0][:, 0])},
+            r"outputs and targets of one shape, got \(30, 1\) and \(30,\), which broadcast",
+        ),
         ({"data": (torch.zeros(3, D), torch.zeros(2))}, "data"),
         ({"data": (torch.zeros(0, D), torch.zeros(0))}, "data"),
         ({"data": (torch.zeros(2, N, D), torch.zeros(2, N)), "data_per_replica": True}, "one data set for each of the 4 seeds"),
