@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from theorylab.core.batches import Batch
+from theorylab.core.loss_form import reduction_of, refuse_sum, without_broadcast
 from theorylab.core.safe import math_attention
 from theorylab.core.substitution import places_of, substituted
 from theorylab.learning.buffers import BufferSlots, write
@@ -50,14 +52,12 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor, weighted: bool) -> 
 
     Raises:
         TypeError: it is not a tensor.
-        ValueError: it has another shape, or row weights are asked of a scalar that is not a mean over rows.
+        ValueError: it has another shape, is a sum over rows, or broadcasts outputs and targets of different shapes; or row weights are
+            asked of a scalar that is not a mean over rows.
     """
-    value = loss(outputs, targets)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
-    rows = len(targets)
-    if value.shape not in ((), (rows,)):
-        raise ValueError(f"loss must be a scalar (the mean over rows) or one number a row ({rows},), got shape {tuple(value.shape)}.")
+    value = without_broadcast(loss, outputs, targets)
+    refuse_sum(loss, outputs, Batch((None, targets), len(targets)), value)
+    reduction_of(value, len(targets))
     if weighted and value.ndim == 0:
         single = vmap(lambda o, t: loss(o[None], t[None]))(outputs, targets).mean()
         if not torch.allclose(value, single, rtol=1e-4, atol=1e-6):
