@@ -140,6 +140,31 @@ def test_a_population_gives_its_replicas_as_runs() -> None:
         runs_of(population, whole, gaps=[0.1], settings=[{}])
 
 
+def test_runs_have_the_buffers_and_the_frozen_parameters_of_their_replicas() -> None:
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+    population = Population(
+        make, F.cross_entropy, (x, y), optimizer=sgd(0.3), seeds=[0, 1, 2], trainable=lambda name: not name.startswith("0.")
+    )
+    population.train(50)
+    own = [float(Problem(population.replica(k)[0], F.cross_entropy, (x.double(), y)).loss()) for k in range(3)]
+    for names in (None, ["1.*", "3.*"]):
+        runs = runs_of(
+            population,
+            Problem(make(), F.cross_entropy, (x, y), dtype=torch.float64, params=names),
+            [1, 2, 3],
+            [{"seed": k} for k in range(3)],
+        )
+        assert [float(run.problem.loss()) for run in runs] == pytest.approx(own, rel=1e-12)
+        assert list(runs[1].problem.params) == list(Problem(make(), F.cross_entropy, (x.float(), y), params=names).params)
+    other = Problem(nn.Sequential(nn.Linear(4, 3)), F.cross_entropy, (x, y))
+    with pytest.raises(ValueError, match=r"tensors\[.*\] must have shape|which is not among what the model holds"):
+        runs_of(population, other, [1, 2, 3], [{}] * 3)
+
+
 def test_refuses_runs_that_cannot_be_compared() -> None:
     runs = grid(lambda seed, lr, labels: lr)
     with pytest.raises(ValueError, match="at least three"):

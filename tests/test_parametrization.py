@@ -187,7 +187,12 @@ def test_the_check_leaves_the_global_generator_alone_and_repeats_itself() -> Non
         ({"widths": [4, 8]}, "at least three different"),
         ({"widths": [4, 8, 8]}, "at least three different"),
         ({"seeds": 1}, "seeds must be at least 2"),
+        ({"seeds": [3, 5, 3]}, r"seeds must be different, .* got \(3, 5, 3\)"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.5}, "steps must be at least 1 and whole, got 2.5"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "optimizer must step from a gradient alone, got LBFGS"),
+        ({"loss": lambda out, y: (out - y)[:1]}, r"loss must return a scalar, or one loss a row \(2,\), got shape \(1, 1\)"),
+        ({"data": (torch.ones(2, 3), torch.ones(2))}, r"outputs and targets of one shape, got \(2, 1\) and \(2,\)"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=1e30), "steps": 4}, "is not finite"),
     ],
 )
@@ -195,9 +200,21 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
     def net(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1))
 
-    arguments = {"widths": [4, 6, 8]} | options
+    arguments = {"widths": [4, 6, 8], "loss": nn.functional.mse_loss, "data": (torch.ones(2, 3), torch.ones(2, 1))} | options
     with pytest.raises(ValueError, match=message):
-        coordinate_check(net, arguments.pop("widths"), nn.functional.mse_loss, (torch.ones(2, 3), torch.ones(2, 1)), **arguments)
+        coordinate_check(net, **arguments)
+
+
+def test_a_loss_of_each_row_is_averaged_and_widths_may_come_one_by_one() -> None:
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1))
+
+    def rows(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (out - y).square().mean(1)
+
+    data = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.ones(6, 1)
+    mean = coordinate_check(net, [4, 6, 8], lambda out, y: rows(out, y).mean(), data, seeds=2)
+    assert coordinate_check(net, (w for w in (8, 4, 6)), rows, data, seeds=(s for s in (0, 1))).slopes == mean.slopes
 
 
 @pytest.mark.parametrize(

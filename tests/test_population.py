@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import random
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from theorylab.core.generators import other_states
 from theorylab.learning import fastest, group, trajectory
+from theorylab.learning.buffers import BufferSlots
 from theorylab.learning.minibatches import DataOrder, minibatches
 from theorylab.learning.optimizers.adam import adam
 from theorylab.learning.optimizers.base import Optimizer
@@ -251,6 +253,163 @@ def test_batch_norm_in_training_updates_its_buffers(mode):
     pop.gradients()
     assert all(torch.equal(b, before[name]) for name, b in pop.buffers.items())
     assert pop.buffers["1.1.num_batches_tracked"].tolist() == [10] * K
+
+
+class Averaging(nn.Module):
+    """Centers by an exponential average of its outputs, in place or by assignment, and counts its passes."""
+
+    mean: Tensor
+    passes: Tensor
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.net, self.in_place = make(), in_place
+        self.register_buffer("mean", torch.rand(CLASSES))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        now, out = h.detach().mean(0), h * (1 + self.mean.clone() if self.in_place else 1 + self.mean)
+        if self.in_place:
+            self.mean.mul_(0.9).add_(0.1 * now)
+            self.passes.add_(1)
+        else:
+            self.mean, self.passes = 0.9 * self.mean + 0.1 * now, self.passes + 1
+        return out
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_buffers_that_are_written_or_replaced_are_those_of_separate_runs(mode, in_place, monkeypatch):
+    monkeypatch.setattr("theorylab.learning.population.RECORD_FROM", 0)  # what writes to buffers is not recorded
+    pop = population(make_model=lambda: Averaging(in_place), mode=mode, batch_size=8)
+    pop.train(4)
+    pop.losses()
+    pop.gradients()
+    pop.train(6)
+    assert pop.buffers["passes"].tolist() == [10] * K
+    for k, seed in enumerate(SEEDS):
+        net = lone(seed, lambda p, k=k: torch.optim.SGD(p, lr=float(LR[k])), 10, *data(), 8, lambda: Averaging(in_place))
+        assert_replica(pop, k, net)
+
+
+class Scaled(nn.Module):
+    scale: Tensor
+
+    def __init__(self, scale: Tensor):
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def sharing() -> nn.Module:
+    scale = torch.rand(D, dtype=torch.float64)
+    return nn.Sequential(Scaled(scale), nn.Linear(D, D), nn.Tanh(), Scaled(scale), nn.Linear(D, CLASSES))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_buffer_that_two_modules_share_is_that_of_the_replica_in_both(mode):
+    pop = population(make_model=sharing, mode=mode)
+    assert list(pop.buffers) == ["0.scale"]
+    pop.train(10)
+    for k, seed in enumerate(SEEDS):
+        net = lone(seed, lambda p, k=k: torch.optim.SGD(p, lr=float(LR[k])), 10, *data(), None, sharing)
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(pop.params[name][k], p.detach(), rtol=0, atol=1e-10)
+        torch.testing.assert_close(pop.losses()[k], cross_entropy(net(data()[0]), data()[1]).detach())
+        torch.testing.assert_close(pop.problem(k).loss(), pop.losses()[k])
+
+
+def test_a_buffer_that_two_modules_share_stays_one_on_another_device():
+    first, _, _, second, _ = BufferSlots.moved(sharing(), torch.device("meta")).children()
+    assert first.scale is second.scale
+    assert first.scale.device.type == "meta"
+
+
+class Spoilt(nn.Module):
+    """Holds what replicas would share, by a function of the module that makes it, or replaces it in the forward pass."""
+
+    def __init__(self, hold, replace=lambda module: None):
+        super().__init__()
+        self.net, self.replace = make(), replace
+        hold(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.replace(self)
+        return self.net(x)
+
+
+def share(module: nn.Module) -> None:
+    module.first, module.second = (Scaled(b) for b in [torch.zeros(2, dtype=torch.float64)] * 2)
+
+
+UNREGISTERED = {
+    "W": lambda m: vars(m).update(W=torch.randn(3)),
+    "kept['w'][1]": lambda m: vars(m).update(kept={"w": [0.0, torch.randn(3)]}),
+    "drawn": lambda m: vars(m).update(drawn=np.random.standard_normal(2)),
+    "rate": lambda m: vars(m).update(rate=random.random()),
+    "order[0]": lambda m: vars(m).update(order=torch.randperm(1000).tolist()),
+    "layers[0].weight": lambda m: vars(m).update(layers=[nn.Linear(2, 2)]),
+    "layers[0].scale": lambda m: vars(m).update(layers=(Scaled(torch.rand(2)),)),
+    "net.W": lambda m: vars(m.net).update(W=torch.randn(3)),
+}
+
+
+@pytest.mark.parametrize("path", UNREGISTERED)
+def test_what_is_not_registered_must_be_the_same_for_all_seeds(path):
+    with pytest.raises(ValueError, match=rf"the plain attribute {re.escape(path)}, which seeds 3 and 1 make differently"):
+        population(make_model=lambda: Spoilt(UNREGISTERED[path]))
+    population(make_model=lambda: Spoilt(UNREGISTERED[path]), seeds=[3, 3, 3, 3])
+
+    def alike() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            return Spoilt(UNREGISTERED[path])
+
+    population(make_model=alike)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated", "ignore:There is a performance drop")
+def test_a_weight_that_a_hook_makes_of_parameters_may_differ(norm):
+    def net() -> nn.Module:
+        return nn.Sequential(norm(nn.Linear(D, 4)), nn.Tanh(), nn.Linear(4, CLASSES))
+
+    pop = population(make_model=net, mode="loop", dtype=torch.float32)
+    assert len(set(pop.losses()[:3].tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("hold", "replace", "message"),
+    [
+        (lambda m: m.register_buffer("run", None), lambda m: setattr(m, "run", torch.ones(2)), "which makes run, one for all replicas"),
+        (
+            lambda m: m.register_buffer("run", torch.zeros(2)),
+            lambda m: setattr(m, "run", torch.ones(3)),
+            r"buffer run, torch.float64 of shape \(2,\), must keep type and shape.* got torch.float32 of shape \(3,\)",
+        ),
+        (lambda m: m.register_buffer("run", torch.zeros(2)), lambda m: setattr(m, "run", None), "got NoneType in its place"),
+        (
+            share,
+            lambda m: setattr(m.second, "scale", m.second.scale + 1),
+            r"buffer first.scale.* written in place where several modules share it.* self\.scale\.copy_",
+        ),
+    ],
+    ids=["made", "reshaped", "removed", "shared"],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_buffers_that_replicas_could_not_have_each_are_refused(mode, hold, replace, message):
+    with pytest.raises(ValueError, match=message):
+        population(make_model=lambda: Spoilt(hold, replace), mode=mode)
+
+
+def test_buffers_of_the_networks_must_have_the_same_shapes():
+    with pytest.raises(ValueError, match="same shapes for every seed; seed 1 differs from seed 3"):
+        population(make_model=lambda: Spoilt(lambda m: m.register_buffer("b", torch.zeros(torch.initial_seed()))))
 
 
 def dropped() -> nn.Module:
@@ -549,7 +708,7 @@ def test_a_record_that_depends_on_the_example_is_refused():
 
     def drifting(o: Tensor, t: Tensor) -> Tensor:
         calls.append(1)
-        return len(calls) * cross_entropy(o, t)
+        return (10 + len(calls)) * cross_entropy(o, t)  # not twice as much at the second call, which would be a sum over rows
 
     assert population(loss=drifting, mode="vmap")._groups[0].recorded() is None
 
@@ -579,6 +738,8 @@ def test_the_late_mean_is_one_over_steps_wherever_measurements_end():
     values = torch.tensor([[9.0], [9.0], [1.0], [2.0], [5.0]])
     found = trajectory.Trajectory(torch.tensor([0, 4, 8, 12, 13]), {"v": values})
     assert found.late(values).tolist() == pytest.approx([(4 * 1 + 4 * 2 + 1 * 5) / 9])
+    later = trajectory.Trajectory(found.steps + 1000, {"v": values})  # of a population that has trained before
+    assert later.late(values).tolist() == found.late(values).tolist()
     alone = trajectory.Trajectory(torch.tensor([7]), {"v": values[:1]})
     assert alone.late(values[:1]).tolist() == [9.0]
 
@@ -644,7 +805,13 @@ def test_divergence_names_replica_and_step():
         ({"row_weights": torch.cat([torch.ones(2, N), torch.zeros(2, N)])}, "replica 2 sum to zero"),
         ({"row_weights": torch.eye(K, N), "batch_size": 2}, r"batch_size must be in 1\.\.1"),
         ({"row_weights": torch.ones(K, N), "loss": lambda o, t: cross_entropy(o, t, reduction="sum")}, "mean over rows"),
-        ({"loss": lambda o, t: o}, "loss must be a scalar"),
+        ({"loss": lambda o, t: o}, r"loss must return a scalar, or one loss a row \(30,\), got shape \(30, 3\)"),
+        ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "loss must be a mean over rows or one loss a row, got a sum over rows"),
+        ({"loss": lambda o, t: cross_entropy(o, t, reduction="sum"), "batch_size": 8}, "got a sum over rows"),
+        (
+            {"make_model": lambda: nn.Linear(D, 1), "loss": mse_loss, "data": (data()[0], data()[0][:, 0])},
+            r"outputs and targets of one shape, got \(30, 1\) and \(30,\), which broadcast",
+        ),
         ({"data": (torch.zeros(3, D), torch.zeros(2))}, "data"),
         ({"data": (torch.zeros(0, D), torch.zeros(0))}, "data"),
         ({"data": (torch.zeros(2, N, D), torch.zeros(2, N)), "data_per_replica": True}, "one data set for each of the 4 seeds"),

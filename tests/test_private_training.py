@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -299,6 +300,34 @@ def test_a_population_refuses_what_couples_rows() -> None:
         dp_sgd_population(lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)), F.cross_entropy, data(), **options)
     with pytest.raises(ValueError, match="dropout"):
         dp_sgd_population(lambda: mlp(dropout=0.1), F.cross_entropy, data(), **options)
+
+
+class Averaging(nn.Module):
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(x)
+        self.mean = 0.9 * self.mean + 0.1 * out.detach().mean(0)
+        return out - self.mean
+
+
+def drawn() -> nn.Module:
+    net = mlp()
+    vars(net)["W"] = torch.randn(2)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(Averaging, "buffer mean must not change"), (drawn, "got the plain attribute W, which seeds 0 and 1")]
+)
+def test_a_population_refuses_what_replicas_or_rows_would_share(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dp_sgd_population(make, F.cross_entropy, data(), optimizer=sgd(0.1), seeds=[0, 1], q=0.5, clip=1.0, sigma=1.0, steps=1)
 
 
 def test_what_a_step_releases_is_as_private_as_its_ledger_says() -> None:

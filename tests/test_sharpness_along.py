@@ -11,10 +11,11 @@ from torch import nn
 from zoo import make
 
 from theorylab.core.problem import Problem
-from theorylab.instruments.curvature import adam_preconditioner, dense_hessian, dense_sharpness
-from theorylab.instruments.sharpness_along import replica_descent, sharpness_along
+from theorylab.instruments.curvature import adam_preconditioner, dense_hessian, dense_sharpness, hessian, sharpness
+from theorylab.instruments.sharpness_along import replica_descent, replica_sharpness, sharpness_along
 from theorylab.learning.optimizers.sgd import sgd
 from theorylab.learning.population import Population
+from theorylab.learning.subspace import RandomSubspace
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -122,6 +123,72 @@ def test_descent_of_replicas_is_that_of_dense_hessians() -> None:
         assert float(run["directional curvature"][-1, k]) == pytest.approx(float(g @ H @ g / (g @ g)), rel=1e-9)
     still = Population(lambda: nn.Linear(3, 1), nn.functional.mse_loss, (0 * x, 0 * x[:, :1]), optimizer=sgd(0.5), seeds=[0])
     assert still.train(200, every=200, measure=replica_descent())["directional curvature"][-1].isfinite().all()
+
+
+class Gated(nn.Module):
+    """A network whose buffer is drawn by the seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: torch.Tensor
+        self.net = net()
+        self.register_buffer("gate", torch.rand(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x * self.gate)
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "the same rows": {},
+    "rows of their own": {"data": (normal(3, 12, 3), normal(3, 12, 2)), "data_per_replica": True},
+    "row weights": {"row_weights": (normal(3, 12) > 0).double()},
+    "frozen layers": {"trainable": lambda name: name.startswith("2.")},
+    "drawn buffers": {"make_model": Gated},
+    "running statistics": {"make_model": lambda: nn.Sequential(*net(), nn.BatchNorm1d(2)).eval()},
+    "batch statistics": {"make_model": lambda: nn.Sequential(*net(), nn.BatchNorm1d(2))},
+    "subspaces": {"make_model": lambda: RandomSubspace(net(), 6, seed=torch.initial_seed())},
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_each_replica_is_measured_with_all_that_is_its_own(kind: str) -> None:
+    settings = {"make_model": net, "loss": nn.functional.mse_loss, "data": (normal(12, 3), normal(12, 2)), **OWN[kind]}
+    population = Population(**settings, optimizer=sgd(0.2), seeds=[0, 1, 2])
+    if kind == "running statistics":
+        population.buffers = {k: b + torch.arange(3)[:, None] if b.ndim == 2 else b for k, b in population.buffers.items()}
+    population.train(5)
+    found, descent = replica_sharpness(tol=1e-6)(population), replica_descent()(population)
+    for k in range(3):
+        problem = population.problem(k)
+        assert float(found["sharpness"][k]) == pytest.approx(sharpness(problem, tol=1e-6).value, rel=1e-9)
+        g = problem.gradient()
+        assert float(descent["directional curvature"][k]) == pytest.approx(float(g @ (hessian(problem) @ g) / (g @ g)), rel=1e-9)
+
+
+def test_where_rows_are_shared_one_network_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    population = Population(net, nn.functional.mse_loss, (normal(12, 3), normal(12, 2)), optimizer=sgd(0.2), seeds=[0, 1, 2])
+    copied, problem = [], population.problem
+    monkeypatch.setattr(population, "problem", lambda k: copied.append(k) or problem(k))
+    replica_sharpness()(population)
+    assert copied == [0]
+
+
+def test_replicas_whose_rows_weigh_differently_have_no_sharpness_of_a_mean() -> None:
+    weights = torch.ones(2, 12)
+    weights[1, 0] = 2
+    population = Population(
+        net, nn.functional.mse_loss, (normal(12, 3), normal(12, 2)), optimizer=sgd(0.2), seeds=[0, 1], row_weights=weights
+    )
+    with pytest.raises(ValueError, match="a problem has no row weights"):
+        replica_sharpness()(population)
 
 
 def test_divergence_is_named() -> None:

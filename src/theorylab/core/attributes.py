@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_OWN = frozenset(vars(nn.Module()))
+OWN = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 _CONTAINERS = (list, dict, set)
 
@@ -36,7 +36,7 @@ def attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
         now = vars(module)
         held.append((now, now.copy()))
         if not type(module).__module__.startswith("torch."):  # PyTorch's own collect nothing
-            contents += [(v, v.copy()) for k, v in now.items() if v.__class__ in _CONTAINERS and k not in _OWN]
+            contents += [(v, v.copy()) for k, v in now.items() if v.__class__ in _CONTAINERS and k not in OWN]
     try:
         yield
     finally:

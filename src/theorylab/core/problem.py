@@ -241,13 +241,21 @@ class Problem:
         Raises:
             ValueError: a name that is not selected, or a value of another shape.
         """
-        for k, p in params.items():
-            if k not in self.params:
-                raise ValueError(f"params holds {k!r}, which is not among the selected: {', '.join(self.params)}.")
-            if p.shape != self.params[k].shape:
-                raise ValueError(f"params[{k!r}] must have shape {tuple(self.params[k].shape)}, got {tuple(p.shape)}.")
+        _check_fit("params", params, self.params, "the selected")
         moved = copy.copy(self)
-        moved.params = {k: params[k].detach().to(v, copy=True) if k in params else v for k, v in self.params.items()}
+        moved.params = _replaced(self.params, params)
+        return moved
+
+    @torch.inference_mode(False)
+    def holding(self, tensors: Mapping[str, Tensor]) -> Problem:
+        """The same problem of a model that holds other parameters, selected or not, and other buffers; those not given stay.
+
+        Raises:
+            ValueError: a name that the model does not hold, or a value of another shape.
+        """
+        _check_fit("tensors", tensors, {**self.params, **self._frozen, **self._buffers}, "what the model holds")
+        moved = copy.copy(self)
+        moved.params, moved._frozen, moved._buffers = (_replaced(held, tensors) for held in (self.params, self._frozen, self._buffers))
         return moved
 
     def only(self, params: str | Sequence[str]) -> Problem:
@@ -365,6 +373,18 @@ def check_problem(measure: str, problem: Any) -> None:
     """
     if not isinstance(problem, Problem):
         raise TypeError(f"{measure} measures a Problem, got {type(problem).__name__}: make one, theorylab.Problem(model, loss, data).")
+
+
+def _check_fit(name: str, new: Mapping[str, Tensor], held: Params, what: str) -> None:
+    for k, t in new.items():
+        if k not in held:
+            raise ValueError(f"{name} holds {k!r}, which is not among {what}: {', '.join(held)}.")
+        if t.shape != held[k].shape:
+            raise ValueError(f"{name}[{k!r}] must have shape {tuple(held[k].shape)}, got {tuple(t.shape)}.")
+
+
+def _replaced(held: Params, new: Mapping[str, Tensor]) -> Params:
+    return {k: new[k].detach().to(v, copy=True) if k in new else v for k, v in held.items()}
 
 
 def _one_device(device: torch.device) -> torch.device:

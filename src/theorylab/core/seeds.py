@@ -1,8 +1,10 @@
-"""Seeds of other streams: what a replica draws beside its first numbers, from the same seed and yet independent of them."""
+"""Seeds of replicas, and of the other streams that a replica draws from its seed, independent of its first numbers."""
 
 from __future__ import annotations
 
 import hashlib
+import operator
+from typing import Any
 
 
 def derived_seed(seed: int, *stream: int | str) -> int:
@@ -31,3 +33,25 @@ def derived_seed(seed: int, *stream: int | str) -> int:
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}.")
     return int.from_bytes(hashlib.sha256(repr((int(seed), *stream)).encode()).digest()[:8], "big") >> 1
+
+
+def several_seeds(seeds: Any) -> tuple[int, ...]:
+    """The seeds of an interval over replicas: so many, counted from 0, or those that are given.
+
+    Raises:
+        TypeError: neither a whole number nor a list of such.
+        ValueError: fewer than two, or the same twice: a seed that is repeated gives the same number again, and an interval too narrow.
+
+    Example:
+        >>> several_seeds(3), several_seeds([7, 4])
+        ((0, 1, 2), (7, 4))
+    """
+    try:
+        found = tuple(range(operator.index(seeds)) if hasattr(seeds, "__index__") else map(operator.index, seeds))
+    except TypeError:
+        raise TypeError(f"seeds must be how many, or a list of whole numbers, as 4 or [0, 1, 2, 3], got {seeds!r}.") from None
+    if len(found) < 2:
+        raise ValueError(f"seeds must be at least 2 to give an interval, got {len(found)}.")
+    if len(set(found)) < len(found):
+        raise ValueError(f"seeds must be different, or an interval over them is too narrow, got {found}.")
+    return found

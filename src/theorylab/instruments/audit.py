@@ -90,23 +90,20 @@ class Audit:
 
 
 def runs_of(population: Population, problem: Problem, gaps: Sequence[float], settings: Sequence[Mapping[str, Hashable]]) -> tuple[Run, ...]:
-    """The replicas of a trained population as runs: ``problem`` at the parameters of each.
+    """The replicas of a trained population as runs: ``problem`` with the parameters, frozen ones too, and the buffers of each.
 
     Args:
-        population: Whose trained parameters have the names of the problem's.
+        population: Of networks whose parameters and buffers have the names of the problem's.
         problem: On the rows that the measures look at, the same for all.
         gaps: One a replica.
         settings: One a replica.
 
     Raises:
-        ValueError: another number of gaps or settings than replicas, or parameters that do not fit the problem.
+        ValueError: another number of gaps or settings than replicas, or parameters or buffers that do not fit the problem.
     """
     if not len(gaps) == len(settings) == population.size:
         raise ValueError(f"gaps and settings must be one a replica, {population.size}, got {len(gaps)} and {len(settings)}.")
-    params = population.params
-    return tuple(
-        Run(problem.at({k: p[i] for k, p in params.items()}), gap, given) for i, (gap, given) in enumerate(zip(gaps, settings, strict=True))
-    )
+    return tuple(Run(own, gap, given) for own, gap, given in zip(population.problems(problem), gaps, settings, strict=True))
 
 
 def standard_measures(problem: Problem) -> dict[str, float]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from theorylab.core.estimate import Estimate
 from theorylab.core.problem import Params, Problem
 from theorylab.core.ranges import whole
 from theorylab.instruments.curvature import adam_diagonal, hessian, sharpness
+from theorylab.learning.torch_optimizers import MakeOptimizer, check_make_optimizer, made_optimizer
 from theorylab.linalg.lanczos import length
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from theorylab.learning.population import Population
 
-MakeOptimizer = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 BLOCKS = 8
 
 
@@ -76,10 +75,9 @@ def replica_sharpness(
     vectors: dict[int, Tensor] = {}
 
     def measure(population: Population) -> dict[str, Tensor]:
-        values, params, one = [], population.params, population.problem(0)
+        values = []
         diagonals = None if precondition is None else precondition(population)
-        for k in range(population.size):
-            problem = one.at({name: p[k] for name, p in params.items()})
+        for k, problem in enumerate(population.problems()):
             diagonal = None if diagonals is None else {name: d[k] for name, d in diagonals.items()}
             found = sharpness(problem, tol=tol, start=vectors.get(k), precondition=diagonal)
             vectors[k] = found.vector
@@ -111,9 +109,8 @@ def replica_descent() -> Callable[[Population], dict[str, Tensor]]:
 
     def measure(population: Population) -> dict[str, Tensor]:
         losses, grads = population.gradients()
-        norms, along, one = [], [], population.problem(0)
-        for k in range(population.size):
-            problem = one.at({name: p[k] for name, p in population.params.items()})
+        norms, along = [], []
+        for k, problem in enumerate(population.problems()):
             g = problem.flatten({name: grads[name][k] for name in problem.params})
             norm = length(g)
             unit = g / norm if norm > 0 else g
@@ -148,22 +145,14 @@ def _plain_edge(optimizer: torch.optim.Optimizer, edge: float | None) -> float:
     )
 
 
-def _check_steps_by_itself(optimizer: torch.optim.Optimizer, leaves: Mapping[str, Tensor]) -> None:
-    """The optimizer must move the copy that is measured, nothing else, and must do so without evaluating the loss itself."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer(parameters) must return a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+def _check_holds(optimizer: torch.optim.Optimizer, leaves: Mapping[str, Tensor]) -> None:
+    """The optimizer must move the copy that is measured, and nothing else."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if {id(p) for p in held} != {id(p) for p in leaves.values()}:
         raise ValueError(
             f"optimizer must hold exactly the {len(leaves)} parameters that it is called with, got {len(held)}, of which "
             f"{sum(any(p is leaf for leaf in leaves.values()) for p in held)} are among them: a copy is trained, never the model. "
             "Write lambda p: torch.optim.SGD(p, lr=...)."
-        )
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(
-            f"optimizer must step from a gradient alone, got {type(optimizer).__name__}, which evaluates the loss at points of its own "
-            "(step(closure)): it has no step size that an edge of stability belongs to."
         )
 
 
@@ -210,11 +199,7 @@ def sharpness_along(
 
     Source: Cohen et al. 2021, arXiv:2103.00065, Section 3; adaptive optimizers: Cohen et al. 2022, arXiv:2207.14484, Section 2.
     """
-    if not callable(optimizer):
-        raise TypeError(
-            f"optimizer must be a function of parameters, as lambda p: torch.optim.SGD(p, lr=0.1), got {type(optimizer).__name__}: a copy "
-            "of the model is trained, whose parameters the optimizer must hold."
-        )
+    check_make_optimizer(optimizer)
     whole(2, steps=steps)
     every = max(1, steps // 40) if every is None else every
     if not (1 <= every <= steps and every == int(every)):
@@ -227,8 +212,8 @@ def sharpness_along(
             f"every and late must leave at least two measurements for an interval, got every={every} and late={late:g} of {steps} steps."
         )
     leaves = {k: torch.nn.Parameter(p.clone()) for k, p in problem.params.items()}
-    chosen = optimizer(list(leaves.values()))
-    _check_steps_by_itself(chosen, leaves)
+    chosen = made_optimizer(optimizer, leaves.values())
+    _check_holds(chosen, leaves)
     threshold = _plain_edge(chosen, edge)
     adaptive = isinstance(chosen, torch.optim.Adam | torch.optim.AdamW)
     at, values, losses, start = [], [], [], None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from theorylab.core.arguments import kind_of
+from theorylab.core.arguments import check_loss_kind, kind_of
 from theorylab.core.batches import as_call, map_tensors, tensors_of
 from theorylab.core.estimate import Estimate
 from theorylab.core.generators import seed_generators, seeded_generators
 from theorylab.core.layers import has_parts, named_layers
-from theorylab.core.seeds import derived_seed
+from theorylab.core.loss_form import reduction_of, without_broadcast
+from theorylab.core.ranges import whole
+from theorylab.core.seeds import derived_seed, several_seeds
 from theorylab.learning.parametrization import check_make_model
+from theorylab.learning.torch_optimizers import MakeOptimizer, check_make_optimizer, made_optimizer
 from theorylab.models.seeded import seeded
 from theorylab.stats.fits import power_law
 
@@ -87,6 +90,12 @@ def _called(model: nn.Module, x: Any) -> Any:
     return model(*args, **kwargs)
 
 
+def _mean_loss(loss: Callable[[Any, Any], Tensor], outputs: Any, y: Any) -> Tensor:
+    value = without_broadcast(loss, outputs, y)
+    reduction_of(value, next((len(t) for t in tensors_of(y) if t.ndim), 1))
+    return value.mean()
+
+
 def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
     """Normal rows and random classes that fit a model which begins with a linear layer."""
     first = next((m for _, m in named_layers(model) if not has_parts(m) and any(True for _ in m.parameters())), None)
@@ -103,13 +112,13 @@ def _random_batch(model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
 @torch.enable_grad()
 def coordinate_check(
     make_model: Callable[[int], nn.Module],
-    widths: Sequence[int],
+    widths: Iterable[int],
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     data: tuple[Any, Tensor] | None = None,
     *,
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-3),
+    optimizer: MakeOptimizer = lambda p: torch.optim.Adam(p, lr=1e-3),
     steps: int = 5,
-    seeds: int | Sequence[int] = 4,
+    seeds: int | Iterable[int] = 4,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -125,20 +134,20 @@ def coordinate_check(
     Args:
         make_model: ``make_model(width)``, any module; its leaf modules' outputs are what is followed.
         widths: At least three, different.
-        loss: ``loss(outputs, targets)``, a scalar.
+        loss: ``loss(outputs, targets)``, the mean over rows or one number a row.
         data: One batch (x, y), of the same ``dtype`` as the models, which are called as a `Problem` calls them: ``model(x)``,
             ``model(*x)`` for a tuple or list, ``model(**x)`` for a dict. By default 256 normal rows, as long as the first linear layer
             takes them, with random classes: enough to check a parametrization.
-        optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths.
+        optimizer: ``optimizer(parameters)`` makes a `torch.optim.Optimizer`; the same settings for all widths, and no closure.
         steps: At least 1. A few: after many the loss is fitted and the slopes say something else.
-        seeds: How many initial networks a width, at least 2; or which.
+        seeds: How many initial networks a width, at least 2; or which, all different.
         seed: Of the batch, and with the number of each network of that network.
         dtype: Of the models.
         device: Where they are trained; the batch is sent there. Initial values are those of the CPU.
 
     Raises:
-        ValueError: an argument out of range, models of one size at two widths or whose modules differ by name, or an activation that is
-            not finite.
+        ValueError: an argument out of range, a seed that is repeated, an optimizer that needs a closure (LBFGS), a loss of another shape,
+            models of one size at two widths or whose modules differ by name, or an activation that is not finite.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -151,17 +160,17 @@ def coordinate_check(
     Source: Yang et al. 2022, arXiv:2203.03466, Section D.1 (the coordinate check); Yang and Hu 2021, arXiv:2011.14522.
     """
     check_make_model(make_model)
-    if not isinstance(widths, Iterable) or not all(isinstance(w, Integral) for w in widths):
+    widths = tuple(widths) if isinstance(widths, Iterable) else widths
+    if not isinstance(widths, tuple) or not all(isinstance(w, Integral) for w in widths):
         raise TypeError(f"widths must be a list of whole numbers, as [64, 128, 256], got {widths!r}.")
     if len(set(widths)) != len(widths) or len(widths) < 3 or min(widths) < 1:
-        raise ValueError(f"widths must be at least three different positive numbers, got {tuple(widths)}.")
+        raise ValueError(f"widths must be at least three different positive numbers, got {widths}.")
     if data is not None and not (isinstance(data, list | tuple) and len(data) == 2):
         raise TypeError(f"data must be one batch (x, y), got {kind_of(data)}.")
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if len(chosen) < 2:
-        raise ValueError(f"seeds must be at least 2 to give an interval, got {len(chosen)}.")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_loss_kind(loss)
+    check_make_optimizer(optimizer)
+    chosen = several_seeds(seeds)
+    whole(1, steps=steps)
     widths = tuple(sorted(widths))
     smallest, next_one = (seeded(lambda width=width: make_model(width), seed, dtype=dtype) for width in widths[:2])
     if [p.shape for p in smallest.parameters()] == [p.shape for p in next_one.parameters()]:
@@ -178,10 +187,10 @@ def coordinate_check(
             noise = derived_seed(seed, "noise", s)
             # the same dropout before and after, or what changed would be its masks
             with seeded_generators(noise, torch.device(device)):
-                before, trained = _activations(model, x), optimizer(list(model.parameters()))
-                for _ in range(steps):
+                before, trained = _activations(model, x), made_optimizer(optimizer, model.parameters())
+                for _ in range(int(steps)):
                     trained.zero_grad(set_to_none=True)
-                    loss(_called(model, x), y).backward()
+                    _mean_loss(loss, _called(model, x), y).backward()
                     trained.step()
                 seed_generators(noise, torch.device(device))
                 after = _activations(model, x)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from theorylab.learning.buffers import BufferSlots
 from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.base import Optimizer, Params
@@ -136,7 +137,7 @@ class Group:
 
         trees = {name: tree_map(cut, getattr(self, name)) for name in ("params", "frozen", "buffers", "state")}
         noise = None if self.noise is None else self.noise[index]
-        module = self.module if device == self.device else copy.deepcopy(self.module).to(device)  # groups of a device share a template
+        module = self.module if device == self.device else BufferSlots.moved(self.module, device)  # groups of a device share a template
         return replace(self, **trees, module=module, optimizer=optimizer, rows=self.rows.part(index, device), noise=noise, stacked=stacked)
 
     def gradient(self) -> StackedGradient | LoopGradient:

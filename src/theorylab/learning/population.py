@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,7 +64,8 @@ class Population:
     Raises:
         ValueError: an argument out of range, with what to do; a model that vmap cannot run, under ``mode="vmap"``. Among these are layers
             that draw random numbers (dropout): one draw for all would tie a replica's noise to the number of replicas, so such models
-            train in a loop, each replica on its own stream, which continues that of its seed after ``make_model()``.
+            train in a loop, each replica on its own stream, which continues that of its seed after ``make_model()``. Networks that
+            keep in a plain attribute what their seed decides, or make a buffer in the forward pass: replicas would share it.
         TypeError: an argument of the wrong kind: a network in place of a function that makes one, an optimizer of torch, arrays.
 
     Example:
@@ -107,7 +108,8 @@ class Population:
         self.device = torch.empty(0, device=device).device  # with its index
         self.step_count = 0
         rows = make_rows(data, self.seeds, batch_size, row_weights, data_per_replica, label_noise, dtype, self.device)
-        module, params, buffers, noise = initialize(make_model, self.seeds, dtype, self.device)
+        template, params, buffers, noise = initialize(make_model, self.seeds, dtype, self.device)
+        module = template.module
         trained = {k: params[k] for k, p in module.named_parameters() if (p.requires_grad if trainable is None else trainable(k))}
         if not trained:
             raise ValueError(f"trainable must accept at least one parameter of {sorted(params)}.")
@@ -115,7 +117,7 @@ class Population:
         for name, p in module.named_parameters():
             p.requires_grad_(name in trained)
         group = Group(module, row_risk(loss), optimizer, trained, frozen, buffers, {}, rows, noise, stacked=mode != "loop")
-        draws, obstacle = check_batch(group, loss, row_weights)
+        draws, obstacle = check_batch(template, group, loss, row_weights)
         if not draws:
             group.noise = None
         if obstacle and mode == "vmap":
@@ -399,6 +401,26 @@ class Population:
             )
         drops = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in live)
         return Problem(model, self.loss, (x, y), params=list(self._groups[0].params), train=model.training and not drops)
+
+    def problems(self, on: Problem | None = None) -> Iterator[Problem]:
+        """Every replica as a `Problem`, in order: that of `problem`, or ``on`` with the parameters and buffers of each.
+
+        Where all train on the same rows, one network is copied and tried, and not one a replica.
+
+        Args:
+            on: The risk to look at, of the same network, on rows and in a mode of its own.
+
+        Raises:
+            ValueError: as `problem`, or parameters or buffers that do not fit ``on``.
+        """
+        rows = self._groups[0].rows
+        if on is None and not (rows.shared and rows.weights is None):
+            yield from map(self.problem, range(self.size))
+            return
+        on = self.problem(0) if on is None else on
+        held = {**self.params, **self.frozen, **self.buffers}
+        for k in range(self.size):
+            yield on.holding({name: t[k] for name, t in held.items()})
 
     def replica(self, k: int) -> tuple[nn.Module, Tensor, Tensor]:
         """A copy of replica ``k``'s network with its parameters and buffers, and the rows (m, ...) it trains on.

@@ -77,7 +77,8 @@ def dp_sgd_population(
         dtype: Of parameters and floating-point data.
 
     Raises:
-        ValueError: an argument out of its range, batch normalization in training mode, or dropout.
+        ValueError: an argument out of its range, batch normalization in training mode, dropout, buffers that change in the forward pass,
+            or plain attributes that differ between seeds, as of `Population`.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -103,12 +104,17 @@ def dp_sgd_population(
     members = torch.ones(size, n, dtype=torch.bool, device="cpu") if members is None else members.bool().cpu()
     if members.shape != (size, n) or not bool(members.any(1).all()):
         raise ValueError(f"members must be boolean ({size}, {n}) with a member in every replica, got shape {tuple(members.shape)}.")
-    module, params, buffers, _ = initialize(make_model, seeds, dtype, device)
-    _refuse_coupled(module)
-    replicas = StackedGradient(module, row_risk(loss))
+    template, params, buffers, _ = initialize(make_model, seeds, dtype, device)
+    _refuse_coupled(template.module)
+    with torch.no_grad():
+        template(x[:1])
+    replicas = StackedGradient(template.module, row_risk(loss))
 
     def row_loss(p: Params, b: Params, x: Tensor, y: Tensor) -> Tensor:
-        return replicas.one(p, b, x[None], y[None], None)
+        value, new = replicas.one(p, b, x[None], y[None], None)
+        if new:
+            raise ValueError(f"buffer {next(iter(new))} must not change while a model is trained privately: it would tell of rows.")
+        return value
 
     rows_of_all = vmap(vmap(grad(row_loss), (None, None, 0, 0)), (0, 0, 0, 0))
     batches, noises = [poisson_batches(n, q, seed) for seed in seeds], [noise_generator(seed) for seed in seeds]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -17,6 +18,7 @@ from theorylab.learning.label_noise import LabelNoise
 from theorylab.learning.minibatches import DataOrder
 from theorylab.learning.optimizers.base import Hyper, Optimizer, Params
 from theorylab.learning.risk import LoopGradient, Loss, StackedGradient, check_loss
+from theorylab.learning.unregistered import plain_values, refuse_unlike, unlike
 
 
 def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds: Any, dtype: Any) -> tuple[int, ...]:
@@ -52,9 +54,38 @@ def check_arguments(make_model: Any, loss: Any, data: Any, optimizer: Any, seeds
     return found
 
 
+@dataclass
+class Template:
+    """The network of the first seed, whose structure all replicas share, and where others hold plain attributes unlike its own."""
+
+    module: nn.Module
+    unlike: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor) -> Any:
+        """Its outputs; call it once, before training.
+
+        Raises:
+            ValueError: it holds something that replicas would share and must not, or makes a buffer that was not there before.
+        """
+        plain, buffers = plain_values(self.module) if self.unlike else {}, _buffer_names(self.module)
+        outputs = self.module(x)
+        refuse_unlike(plain, plain_values(self.module) if self.unlike else {}, self.unlike)
+        made = sorted(_buffer_names(self.module) - buffers)
+        if made:
+            raise ValueError(
+                f"buffers must be there before the forward pass, which makes {made[0]}, one for all replicas: register it "
+                "with its values at the start, in place of None."
+            )
+        return outputs
+
+
+def _buffer_names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_buffers(remove_duplicate=False)}
+
+
 def initialize(
     make_model: Callable[[], nn.Module], seeds: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> tuple[nn.Module, Params, Params, list[Tensor]]:
+) -> tuple[Template, Params, Params, list[Tensor]]:
     """One network a seed: a template, parameters and buffers stacked (replica, ...), and each seed's random stream after the making.
 
     The global generators are left as they were.
@@ -63,9 +94,10 @@ def initialize(
         TypeError: ``make_model()`` is not a module.
         ValueError: the networks of two seeds differ in names or shapes.
     """
-    template: nn.Module | None = None
+    template: Template | None = None
     params: dict[str, list[Tensor]] = {}
     buffers: dict[str, list[Tensor]] = {}
+    plain: dict[str, Any] = {}
     noise = []
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices), seeded_others(0):
@@ -80,9 +112,15 @@ def initialize(
             named = {k: p.detach() for k, p in module.named_parameters()}
             held = dict(module.named_buffers())
             if template is None:
-                template, params, buffers = module, {k: [] for k in named}, {k: [] for k in held}
-            elif named.keys() != params.keys() or any(p.shape != params[k][0].shape for k, p in named.items()):
+                template, params, buffers, plain = Template(module), {k: [] for k in named}, {k: [] for k in held}, plain_values(module)
+            elif any(
+                new.keys() != old.keys() or any(t.shape != old[k][0].shape for k, t in new.items())
+                for new, old in ((named, params), (held, buffers))
+            ):
                 raise ValueError(f"make_model must build the same shapes for every seed; seed {seed} differs from seed {seeds[0]}.")
+            elif seed != seeds[0]:
+                for path in unlike(plain, plain_values(module)):
+                    template.unlike.setdefault(path, (seeds[0], seed))
             for k, p in named.items():
                 params[k].append(p)
             for k, b in held.items():
@@ -149,7 +187,7 @@ def _label_noise(scale: Hyper, y: Tensor, seeds: Sequence[int]) -> LabelNoise | 
     return LabelNoise(each.expand(len(seeds)), seeds)
 
 
-def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[bool, str]:
+def check_batch(template: Template, group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[bool, str]:
     """Run the forward pass of the first replica: check the loss, say whether the model draws random numbers, and why vmap cannot run it.
 
     Returns:
@@ -157,7 +195,8 @@ def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[b
 
     Raises:
         TypeError: the loss is not a tensor.
-        ValueError: the loss has a wrong shape, or batch norm would mix rows of weight zero into its statistics.
+        ValueError: the loss has a wrong shape, batch norm would mix rows of weight zero into its statistics, or the model keeps or writes
+            what replicas could not have each as their own.
     """
     norms = [
         m for m in group.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or not m.track_running_stats)
@@ -168,11 +207,12 @@ def check_batch(group: Group, loss: Loss, row_weights: Tensor | None) -> tuple[b
     few = slice(0, group.rows.orders[0].batch_size if group.rows.orders else len(x))
     one = group.part(slice(0, 1), group.optimizer, False, group.device)
     loop = LoopGradient(one.module, one.risk)
-    loop._load(one.params, one.frozen, tree_map(torch.clone, one.buffers), 0)
+    own = loop._load(one.params, one.frozen, tree_map(torch.clone, one.buffers), 0)
     streams = [s.clone() for s in one.noise or []]
     before = streams[0].clone()
     with torch.no_grad(), random_stream(streams, 0, one.device):
-        outputs = one.module(x[few])
+        outputs = template(x[few])
+    loop.buffer_slots.reassigned(own)
     draws = not torch.equal(before, streams[0])
     check_loss(loss, outputs, y[few], row_weights is not None)
     if draws:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from theorylab.core.batches import Batch
+from theorylab.core.loss_form import reduction_of, refuse_sum, without_broadcast
 from theorylab.core.safe import math_attention
 from theorylab.core.substitution import places_of, substituted
+from theorylab.learning.buffers import BufferSlots, write
 from theorylab.learning.optimizers.base import Params
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -49,14 +52,12 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor, weighted: bool) -> 
 
     Raises:
         TypeError: it is not a tensor.
-        ValueError: it has another shape, or row weights are asked of a scalar that is not a mean over rows.
+        ValueError: it has another shape, is a sum over rows, or broadcasts outputs and targets of different shapes; or row weights are
+            asked of a scalar that is not a mean over rows.
     """
-    value = loss(outputs, targets)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"loss must return a tensor, got {type(value).__name__}.")
-    rows = len(targets)
-    if value.shape not in ((), (rows,)):
-        raise ValueError(f"loss must be a scalar (the mean over rows) or one number a row ({rows},), got shape {tuple(value.shape)}.")
+    value = without_broadcast(loss, outputs, targets)
+    refuse_sum(loss, outputs, Batch((None, targets), len(targets)), value)
+    reduction_of(value, len(targets))
     if weighted and value.ndim == 0:
         single = vmap(lambda o, t: loss(o[None], t[None]))(outputs, targets).mean()
         if not torch.allclose(value, single, rtol=1e-4, atol=1e-6):
@@ -66,7 +67,7 @@ def check_loss(loss: Loss, outputs: Tensor, targets: Tensor, weighted: bool) -> 
 class StackedGradient:
     """Losses (replica,) and gradients of stacked parameters: the forward pass under vmap, the losses summed, one backward.
 
-    Buffers are updated in place by modules that do so (batch norm in training).
+    Buffers are updated by modules that do so (batch norm in training).
 
     Args:
         module: Whose forward pass it is; only its structure is used.
@@ -74,24 +75,31 @@ class StackedGradient:
     """
 
     def __init__(self, module: nn.Module, risk: Risk):
-        places = places_of(module)
+        places, slots = places_of(module), BufferSlots(module)
 
-        def one(params: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-            return risk(forward(params, buffers, x), y, weights)
+        def one(params: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> tuple[Tensor, Params]:
+            outputs, new = forward(params, buffers, x)
+            return risk(outputs, y, weights), new
 
-        def forward(params: Params, buffers: Params, x: Tensor) -> Tensor:
+        def forward(params: Params, buffers: Params, x: Tensor) -> tuple[Tensor, Params]:
             with substituted(module, {**params, **buffers}, places):
-                return module(x)
+                return module(x), slots.reassigned(buffers)
 
         self.one, self.forward = one, forward
 
     def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor, shared: bool) -> Tensor:
         """Outputs (replica, n, ...); ``x`` has a leading replica axis unless ``shared``."""
         with math_attention():
-            return vmap(self.forward, in_dims=(0, 0, None if shared else 0), randomness="error")({**params, **frozen}, buffers, x)
+            return vmap(self.forward, in_dims=(0, 0, None if shared else 0), randomness="error")({**params, **frozen}, buffers, x)[0]
 
     def losses(self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool) -> Tensor:
         """Losses (replica,); ``x``, ``y`` have a leading replica axis unless ``shared``."""
+        return self._losses(params, frozen, buffers, x, y, weights, shared)[0]
+
+    def _losses(
+        self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool
+    ) -> tuple[Tensor, Params]:
+        """Losses, and buffers put in place of others, (replica, ...)."""
         axis = None if shared else 0
         batched = vmap(self.one, in_dims=(0, 0, axis, axis, None if weights is None else 0), randomness="error")
         with math_attention():  # vmap has no rule for the fused attention kernels
@@ -102,9 +110,10 @@ class StackedGradient:
     ) -> tuple[Tensor, Params]:
         """Losses (replica,) and the gradients of ``params``."""
         leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
-        losses = self.losses(leaves, frozen, buffers, x, y, weights, shared)
+        losses, new = self._losses(leaves, frozen, buffers, x, y, weights, shared)
         # of the sum, not with a vector of ones: checking the shape of that would import sympy, a second in every process
         grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        write(buffers, new)
         return losses.detach(), dict(zip(leaves, grads, strict=True))
 
 
@@ -119,20 +128,16 @@ class LoopGradient:
     def __init__(self, module: nn.Module, risk: Risk):
         self.module, self.risk = module, risk
         self.slots = dict(module.named_parameters())
-        self.buffer_slots = [
-            (f"{prefix}.{key}" if prefix else key, owner._buffers, key)
-            for prefix, owner in module.named_modules()
-            for key, value in owner._buffers.items()
-            if value is not None
-        ]
+        self.buffer_slots = BufferSlots(module)
 
-    def _load(self, params: Params, frozen: Params, buffers: Params, k: int) -> None:
+    def _load(self, params: Params, frozen: Params, buffers: Params, k: int) -> Params:
+        """Let the module be replica ``k``; returns its buffers, which are views."""
         for source in (params, frozen):
             for name, value in source.items():
                 self.slots[name].data = value[k]
-        for name, owner, key in self.buffer_slots:
-            if name in buffers:
-                owner[key] = buffers[name][k]
+        own = {name: b[k] for name, b in buffers.items()}
+        self.buffer_slots.put(own)
+        return own
 
     def outputs(self, params: Params, frozen: Params, buffers: Params, x: Tensor, shared: bool) -> Tensor:
         """Outputs (replica, n, ...); ``x`` has a leading replica axis unless ``shared``."""
@@ -154,9 +159,12 @@ class LoopGradient:
         self, params: Params, frozen: Params, buffers: Params, k: int, x: Tensor, y: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss and gradients of replica ``k`` on its own rows ``x``, ``y``."""
-        self._load(params, frozen, buffers, k)
+        own = self._load(params, frozen, buffers, k)
         loss = self.risk(self.module(x), y, weights)
-        return loss.detach(), torch.autograd.grad(loss, [self.slots[name] for name in params], materialize_grads=True)
+        new = self.buffer_slots.reassigned(own)
+        grads = torch.autograd.grad(loss, [self.slots[name] for name in params], materialize_grads=True)
+        write(own, new)
+        return loss.detach(), grads
 
     def __call__(
         self, params: Params, frozen: Params, buffers: Params, x: Tensor, y: Tensor, weights: Tensor | None, shared: bool

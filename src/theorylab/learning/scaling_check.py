@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from theorylab.core.arguments import kind_of
 from theorylab.core.claim import Verdict
 from theorylab.core.estimate import LEVEL, mean_interval
+from theorylab.core.seeds import several_seeds
 from theorylab.learning.optimizers.base import Optimizer
 from theorylab.learning.population import Population
 from theorylab.learning.risk import Loss
@@ -153,9 +155,9 @@ def scaling_plan(
     *,
     optimizer: Callable[[Recipe], Optimizer],
     base: Recipe,
-    ks: Sequence[int],
+    ks: Iterable[int],
     rule: str | Rule,
-    seeds: Sequence[int] = tuple(range(16)),
+    seeds: int | Iterable[int] = 16,
     margin: float = 0.15,
     level: float = LEVEL,
     dtype: torch.dtype = torch.float64,
@@ -181,15 +183,16 @@ def scaling_plan(
         raise TypeError(f"optimizer must be a function of a Recipe, as lambda recipe: sgd(recipe.lr), got {kind_of(optimizer)}.")
     if not isinstance(base, Recipe):
         raise TypeError(f"base must be a Recipe(lr=..., batch_size=..., steps=...), got {kind_of(base)}.")
-    if not isinstance(ks, Iterable):
-        raise TypeError(f"ks must be a list of factors of the batch size, as [2, 4], got {ks!r}.")
-    if not ks:
+    try:
+        factors = tuple(map(operator.index, ks))
+    except TypeError:
+        raise TypeError(f"ks must be a list of factors of the batch size, whole numbers, as [2, 4], got {ks!r}.") from None
+    if not factors:
         raise ValueError("ks must name at least one factor of the batch size, got none.")
-    if len(seeds) < 2:
-        raise ValueError(f"seeds must hold at least 2 to give an interval, got {len(seeds)}.")
+    chosen = several_seeds(seeds)
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}.")
-    scaled, unscaled = (tuple(f(base, k) for k in ks) for f in (rescale, same_settings))
+    scaled, unscaled = (tuple(f(base, k) for k in factors) for f in (rescale, same_settings))
 
     def make(recipe: Recipe) -> Population:
         return Population(
@@ -197,16 +200,16 @@ def scaling_plan(
             loss,
             data,
             optimizer=optimizer(recipe),
-            seeds=seeds,
+            seeds=chosen,
             batch_size=recipe.batch_size,
             dtype=dtype,
             device=device,
         )
 
     runs = (base, *scaled, *unscaled)
-    rows = len(seeds) * sum(r.batch_size * r.steps for r in runs)
+    rows = len(chosen) * sum(r.batch_size * r.steps for r in runs)
     seconds = sum(_seconds(make(r), r) for r in runs)
-    return ScalingPlan(base, tuple(ks), scaled, unscaled, tuple(seeds), rows, seconds, margin, level, make)
+    return ScalingPlan(base, factors, scaled, unscaled, chosen, rows, seconds, margin, level, make)
 
 
 def _seconds(population: Population, recipe: Recipe) -> float:
@@ -225,9 +228,9 @@ def scaling_check(
     *,
     optimizer: Callable[[Recipe], Optimizer],
     base: Recipe,
-    ks: Sequence[int],
+    ks: Iterable[int],
     rule: str | Rule,
-    seeds: Sequence[int] = tuple(range(16)),
+    seeds: int | Iterable[int] = 16,
     margin: float = 0.15,
     level: float = LEVEL,
     dtype: torch.dtype = torch.float64,
@@ -250,7 +253,7 @@ def scaling_check(
         base: Settings at k = 1.
         ks: By what the batch grows; each divides the number of steps, and k·B is at most n.
         rule: "linear" (of SGD), "square_root" (of Adam and RMSProp), or a function of recipe and k.
-        seeds: Of initial networks and minibatches, at least 2; fix them before looking.
+        seeds: Of initial networks and minibatches: how many, at least 2, or which; fix them before looking.
         margin: By what a final loss may change, as a share of the mean at k = 1.
         level: Confidence of the intervals.
         dtype: Of parameters and data.
@@ -261,7 +264,9 @@ def scaling_check(
         Verdicts and losses for each k, with the rule and without. Where all of the latter hold as well, the check says nothing.
 
     Raises:
-        ValueError: an argument out of its range; k(1 − β) ≥ 1 under the square-root rule, which leaves no memory to scale.
+        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range, a seed that is repeated; k(1 − β) ≥ 1 under the square-root rule, which leaves no memory
+            to scale.
         FloatingPointError: training at k = 1 diverged.
 
     Cost: (1 + 2·len(ks))·len(seeds)·B·T gradients of rows; a population trains its seeds together.

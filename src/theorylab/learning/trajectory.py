@@ -27,13 +27,13 @@ class Trajectory:
         return self.values[name]
 
     def late(self, values: Tensor) -> Tensor:
-        """Mean over the second half of the steps, (replica,), of a quantity (t, replica).
+        """Mean over the second half of the steps from the first measurement to the last, (replica,), of a quantity (t, replica).
 
         A measurement stands for the steps since the one before it: the last may follow sooner than the others, and counts for less then.
         """
         gaps = self.steps.diff()
         weights = torch.cat([gaps[:1], gaps]) if len(gaps) else torch.ones(1, device="cpu")  # the first stands for as many as the second
-        weights = weights * (self.steps >= self.steps[-1] / 2)
+        weights = weights * (self.steps >= (self.steps[0] + self.steps[-1]) / 2)
         return torch.einsum("t,t...->...", (weights / weights.sum()).to(values), values)
 
 
