@@ -387,7 +387,8 @@ def test_config_lists_a_study_s_settings(capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr().out
     assert "decades" in printed
     assert "a whole number, 4 … 15" in printed
-    assert main(["config", "optimization"]) in (0, 2)  # 2 where the topic has several studies
+    assert main(["config", "optimization"]) == 2
+    assert "config takes one study, 'optimization' names" in capsys.readouterr().err
 
 
 def test_show_opens_the_report_and_prints_its_path(

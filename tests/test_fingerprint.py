@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import threading
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -204,6 +205,24 @@ def late(x: int, by: int = 2) -> int:
     return x + by
 
 
+def keyword_order(*, a: int, b: int) -> int:
+    return a - b
+
+
+def keyword_disorder(*, b: int, a: int) -> int:
+    return b - a
+
+
+def any_name(a: int = 0, **more: int) -> dict[str, int]:
+    return {"first": a, **more}
+
+
+def any_place(a: int = 0, /, **more: int) -> dict[str, int]:
+    return {"first": a, **more}
+
+
+TANH, RELU = nn.Tanh(), nn.ReLU()
+
 PAIRS: dict[str, tuple[Any, Any]] = {
     "numbers": (torch.arange(3), torch.tensor([0, 1, 3])),
     "precision": (torch.arange(3.0), torch.arange(3.0, dtype=torch.float64)),
@@ -211,6 +230,14 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "array": (np.arange(3), np.arange(4)),
     "1 and 1.0": (1, 1.0),
     "nesting": ([1, [2]], [[1], 2]),
+    "order of a dict": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    "order of layers": (
+        nn.Sequential(OrderedDict(tanh=TANH, relu=RELU)),
+        nn.Sequential(OrderedDict(relu=RELU, tanh=TANH)),
+    ),
+    "arguments by place or by name": (lambda *a: len(a), lambda **a: len(a)),
+    "arguments by name alone": (keyword_order, keyword_disorder),
+    "arguments by place alone": (any_name, any_place),
     "closure": (add(1), add(2)),
     "defaults": (early, late),
     "partial": (partial(add, 1), partial(add, 2)),
@@ -232,6 +259,10 @@ def test_other_content_has_another_digest(name: str) -> None:
     one, other = PAIRS[name]
     assert fingerprint(one) == fingerprint(one)
     assert fingerprint(one) != fingerprint(other)
+
+
+def test_the_order_in_which_an_optimizer_is_given_its_options_does_not_count() -> None:
+    assert fingerprint(adam(lr=0.1, eps=1e-4)) == fingerprint(adam(eps=1e-4, lr=0.1))
 
 
 def test_it_is_the_same_in_another_process(tmp_path: Path) -> None:

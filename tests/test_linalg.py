@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -50,6 +51,26 @@ def quadrature_error(m: int, k: int = 8) -> float:
     nodes, vectors = torch.linalg.eigh(lanczos(operator(matrix), v, k).matrix())
     exact = v @ torch.linalg.matrix_power(matrix, m) @ v
     return float((vectors[0].square() @ nodes**m - exact).abs() / max(1.0, float(exact.abs())))
+
+
+DERIVED: dict[str, Callable[[Operator, Operator], Operator]] = {
+    "sum": lambda A, B: A + B,
+    "multiple": lambda A, B: -2.5 * A,
+    "shift": lambda A, B: A.shift(0.7),
+    "block": lambda A, B: A.block(["c", "a"]),
+}
+
+
+@pytest.mark.parametrize(("name", "rows"), [(name, rows) for name in DERIVED for rows in (5, 7) if (name, rows) != ("shift", 7)])
+def test_the_transpose_of_a_derived_operator_is_that_of_its_matrix(name: str, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layout = {"a": slice(0, 2), "b": slice(2, 3), "c": slice(3, 5)}
+    matrices = (torch.randn(rows, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    derived = DERIVED[name](*(Operator.from_matrix(m, layout=layout) for m in matrices))
+    dense = derived.to_dense()
+    assert not torch.equal(dense, dense.T)
+    assert torch.equal(derived.T.to_dense(), dense.T)  # products with unit vectors do not round
+    assert torch.equal(derived.T.T.to_dense(), dense)
 
 
 @pytest.mark.parametrize("m", range(16))

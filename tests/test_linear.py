@@ -190,6 +190,29 @@ def test_ridge_without_a_penalty_says_which_member_is_singular() -> None:
         ridge(torch.cat([x[:, :3], x[:, :1]], 1), y, c[:1], l2=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("n", "intercept"), [(12, True), (12, False), (2000, True)])
+def test_ridge_without_a_penalty_refuses_inputs_that_depend_on_each_other_but_for_rounding(
+    n: int, intercept: bool, dtype: torch.dtype
+) -> None:
+    """Rounding leaves the last pivot positive in about half of the draws."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        x = torch.randn(n, 4, generator=generator, dtype=torch.float64).to(dtype)
+        dependent = torch.cat([x, x @ torch.randn(4, 1, generator=generator, dtype=torch.float64).to(dtype)], 1)
+        with pytest.raises(ValueError, match="member 0 are singular"):
+            ridge(dependent, x[:, 0], torch.ones(1, n), l2=0.0, intercept=intercept)
+        assert ridge(dependent, x[:, 0], torch.ones(1, n), l2=1.0, intercept=intercept).weights.isfinite().all()
+
+
+def test_ridge_without_a_penalty_takes_inputs_in_any_units() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    units = torch.tensor([1e-12, 1.0, 1e9], dtype=torch.float64)
+    y, ones = x.sum(1), torch.ones(1, 50)
+    found = ridge(x * units, y, ones, l2=0.0).weights[0, :, 0] * units
+    torch.testing.assert_close(found, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
 def test_no_convergence_is_said() -> None:
     x, y = breast_cancer(40)
     with pytest.raises(ArithmeticError, match="max_steps"):

@@ -91,6 +91,14 @@ def test_a_code_refuses_what_it_has_no_words_for(symbols: list[int], levels: int
         adaptive_code_bits(torch.tensor(symbols), levels)
 
 
+def test_symbols_of_few_bits_cost_what_others_cost() -> None:
+    """100 + 127, the word of the code, is beyond int8."""
+    symbols = torch.tensor([100, -3, 0])
+    assert adaptive_code_bits(symbols.to(torch.int8), 255) == adaptive_code_bits(symbols, 255)
+    with pytest.raises(TypeError, match=r"symbols must be integers, got torch\.float32"):
+        adaptive_code_bits(symbols.float(), 255)
+
+
 def linear_problem() -> Problem:
     """Rows of two classes of digits: enough of them for so small a network."""
     x, y = digits(dtype=torch.float32)

@@ -416,6 +416,33 @@ def test_sam_in_a_population_equals_the_published_algorithm(mode: Literal["vmap"
             torch.testing.assert_close(population.params[name][k], p.detach(), rtol=1e-8, atol=1e-10)
 
 
+def test_both_passes_of_sam_see_the_same_dropout() -> None:
+    """Drawn once a step from the replica's own stream, which goes on from its ``make_model()``."""
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = x.sin().sum(1, keepdim=True)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 1))
+
+    population = Population(net, nn.functional.mse_loss, (x, y), optimizer=sam(sgd(0.1), 0.3), seeds=range(2))
+    population.train(5)
+    for k in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(k)
+            model = net().double()
+            for _ in range(5):
+                before = torch.get_rng_state()
+
+                def closure(model: nn.Module, before: torch.Tensor) -> torch.Tensor:
+                    torch.set_rng_state(before)
+                    return nn.functional.mse_loss(model(x), y)
+
+                step = torch.optim.SGD(model.parameters(), lr=0.1)
+                published_sam(list(model.parameters()), step, 0.3, functools.partial(closure, model, before))
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(population.params[name][k], p.detach(), rtol=1e-8, atol=1e-10)
+
+
 def test_sam_leaves_running_statistics_to_the_first_pass() -> None:
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -92,6 +92,39 @@ def test_a_population_trains_as_each_replica_alone() -> None:
             assert torch.allclose(found.outputs(data()[0])[k], run.load_into(seeded(mlp, 0))(data()[0]), atol=1e-10)
 
 
+def frozen_first(seed: int | None = None) -> nn.Module:
+    model = mlp() if seed is None else seeded(mlp, seed)
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+def test_a_population_leaves_frozen_parameters_alone_and_out_of_the_norm() -> None:
+    options = {"optimizer": sgd(0.5), "clip": 0.5, "sigma": 0.5, "steps": 6}
+    found = dp_sgd_population(frozen_first, F.cross_entropy, data(), seeds=[4, 9], q=0.3, **options)
+    for k, seed in enumerate([4, 9]):
+        start = Problem(frozen_first(seed), F.cross_entropy, data())
+        trained = dp_sgd(start, poisson_batches(N, 0.3, seed), seed=seed, **options).load_into(frozen_first(seed))
+        for name, p in trained.named_parameters():
+            assert torch.allclose(found.params[name][k], p, rtol=0, atol=1e-11)
+        with torch.no_grad():
+            assert torch.allclose(found.outputs(data()[0])[k], trained(data()[0]), atol=1e-10)
+
+
+def test_a_population_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="are frozen"):
+        dp_sgd_population(
+            lambda: mlp().requires_grad_(False), F.cross_entropy, data(), optimizer=sgd(0.5), seeds=[0], q=0.3, clip=1.0, sigma=1.0, steps=1
+        )
+
+
+def test_a_population_takes_tokens() -> None:
+    tokens, y = torch.arange(N) % 7, torch.arange(N) % 3
+    found = dp_sgd_population(
+        lambda: nn.Embedding(7, 3), F.cross_entropy, (tokens, y), optimizer=sgd(0.5), seeds=[0, 1], q=0.3, clip=1.0, sigma=0.0, steps=2
+    )
+    assert torch.equal(found.outputs(tokens), found.params["weight"][:, tokens])
+
+
 def test_a_population_trains_on_its_members_only() -> None:
     x, y = data()
     members = torch.zeros(2, N, dtype=torch.bool)

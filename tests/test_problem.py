@@ -252,6 +252,13 @@ def test_loss_is_differentiable_in_given_parameters() -> None:
     assert not make("differential equation").loss().requires_grad  # though its loss differentiates in the data
 
 
+def test_gradient_keeps_the_order_of_the_problem_whatever_that_of_the_parameters_given() -> None:
+    problem = make("mlp")
+    reordered = dict(reversed(problem.params.items()))
+    assert list(reordered) != list(problem.params)
+    assert torch.equal(problem.gradient(reordered), problem.gradient())
+
+
 def test_gradient_works_under_no_grad_and_autocast() -> None:
     problem = make("mlp", dtype=torch.float32)
     expected = problem.gradient()

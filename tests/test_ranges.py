@@ -38,6 +38,17 @@ def test_a_range_takes_what_lies_in_it_and_names_what_does_not(check, good, bad)
             check(size=empty)
 
 
+@pytest.mark.parametrize("values", [[1.0, 2.5, 3.0], [[1.0, 2.0], [2.5, 3.0]]])
+def test_every_number_of_an_array_must_be_whole(values: list) -> None:
+    for array in (torch.tensor(values), np.array(values)):
+        with pytest.raises(ValueError, match=r"^size must be at least 1 and whole, got 2\.5\.$"):
+            ranges.whole(1, size=array)
+        with ranges.unchecked():
+            ranges.whole(1, size=array)
+        ranges.whole(1, size=array * 2)
+    ranges.whole(1, size=torch.tensor([1, 2, 3], dtype=torch.int8))
+
+
 def test_an_optimizer_names_what_is_no_number() -> None:
     with pytest.raises(TypeError, match=r"^betas\[0\] must be a number"):
         adam(lr=0.1, betas=("x", 0.9))  # pyright: ignore[reportArgumentType]

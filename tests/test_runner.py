@@ -446,8 +446,38 @@ def test_a_cost_table_of_records_answers_for_them(lab: FakeLab, tmp_path: Path) 
     assert expect(job, tmp_path, table) == Cost(2.5, None, "extrapolated from a part of it")
 
 
-def test_cores_are_those_that_this_process_may_use() -> None:
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cores"),
+    [
+        (6, "max 100000", 6),
+        (6, "300000 100000", 3),
+        (6, "350000 100000", 3),
+        (6, "50000 100000", 1),
+        (2, "300000 100000", 2),
+        (6, None, 6),
+        (None, "max 100000", 9),
+        (None, "400000 100000", 4),
+    ],
+)
+def test_cores_are_those_that_this_process_may_use(
+    affinity: int | None, quota: str | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a machine of nine: those of its affinity, which not every system has, and of a container's quota."""
+
+    def read_text(path: Path) -> str:
+        assert path == Path("/sys/fs/cgroup/cpu.max")
+        if quota is None:
+            raise FileNotFoundError
+        return quota + "\n"
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    if affinity is None:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)), raising=False)
+    with monkeypatch.context() as files:
+        files.setattr(Path, "read_text", read_text)
+        assert available_cores() == cores
 
 
 # --- progress

@@ -31,6 +31,17 @@ def test_a_stream_is_the_same_on_every_machine_and_in_every_version() -> None:
     assert derived_seed(0, "data") == 7429019527356134817  # records of a run are to be had again
 
 
+@pytest.mark.parametrize("count", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_a_stream_does_not_depend_on_the_type_of_its_number(count: Any) -> None:
+    assert derived_seed(0, "network", count) == derived_seed(0, "network", 3)
+    assert derived_seed(0, np.str_("network"), 3) == derived_seed(0, "network", 3)
+
+
+def test_a_part_that_is_no_word_and_no_whole_number_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"stream must hold words and whole numbers, got 0\.5"):
+        derived_seed(0, "share", 0.5)  # type: ignore[arg-type]
+
+
 def test_no_two_streams_of_small_seeds_share_a_number() -> None:
     seeds = [derived_seed(s, *label) for s in range(200) for label in LABELS]
     assert len({*seeds, *range(10_000)}) == len(seeds) + 10_000

@@ -28,11 +28,11 @@ UNTOLD = {"__dict__", "__weakref__", "__module__", "__doc__", "__annotations__",
 def fingerprint(*things: Any) -> str:
     """Sixteen hex digits that are the same, also in another process, where the things hold the same and do the same.
 
-    Tensors and arrays count by their numbers, containers and objects by what they hold. A function counts by its code, its defaults, what
-    it closes over, and the functions, classes and values of its module that it names, however deep, and so does a class by its methods. Of
-    installed packages names and versions count; of theorylab, and of modules that a function reaches into or imports when it runs, their
-    source. Names of functions, comments and line numbers do not count. What differs may do the same all the same: the digest errs on that
-    side alone, but for what a function looks up at run time (files, attributes by name).
+    Tensors and arrays count by their numbers, containers and objects by what they hold, in its order but for sets. A function counts by its
+    code, its defaults, what it closes over, and the functions, classes and values of its module that it names, however deep, and so does a
+    class by its methods. Of installed packages names and versions count; of theorylab, and of modules that a function reaches into or
+    imports when it runs, their source. Names of functions, comments and line numbers do not count. What differs may do the same all the
+    same: the digest errs on that side alone, but for what a function looks up at run time (files, attributes by name).
 
     Raises:
         TypeError: something that cannot be described, such as an open file or a generator; the message names it.
@@ -80,7 +80,7 @@ class _Digests:
             else:
                 yield from self._numbers(np.ascontiguousarray(array).reshape(-1).view(np.uint8), array.dtype, array.shape)
         elif isinstance(thing, dict | types.MappingProxyType):
-            yield from sorted(self.of(k) + self.of(v) for k, v in thing.items())
+            yield from (self.of(k) + self.of(v) for k, v in thing.items())  # in their order, as of the layers of a network
         elif isinstance(thing, set | frozenset):
             yield from sorted(map(self.of, thing))
         elif isinstance(thing, list | tuple):
@@ -88,8 +88,10 @@ class _Digests:
         elif isinstance(thing, types.ModuleType):
             yield _of_module(thing.__name__)
         elif isinstance(thing, types.CodeType):
-            # a docstring is a constant like others
-            yield from (thing.co_code.hex(), *thing.co_names, *thing.co_varnames[: thing.co_argcount], *map(self.of, thing.co_consts))
+            # a docstring is a constant like others; whether there are *args and **kwargs is among the flags
+            counts = thing.co_posonlyargcount, thing.co_argcount, thing.co_kwonlyargcount, thing.co_flags
+            arguments = thing.co_varnames[: thing.co_argcount + thing.co_kwonlyargcount]
+            yield from (str(counts), thing.co_code.hex(), *thing.co_names, *arguments, *map(self.of, thing.co_consts))
         elif isinstance(thing, types.FunctionType):
             yield from self._function(thing)
         elif isinstance(thing, types.MethodType):

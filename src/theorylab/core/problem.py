@@ -223,9 +223,10 @@ class Problem:
         total: Tensor | None = None
         with self.safe():
             leaves = self.leaves(params)
+            ordered = [leaves[k] for k in self.params]
             for k, w in enumerate(self.weights):
-                loss = finite(self.batch_loss(k, leaves))
-                part = w * self.flatten(_grads(loss, leaves))
+                loss = dependent(finite(self.batch_loss(k, leaves)))
+                part = w * flat_gradient(torch.autograd.grad(loss, ordered, allow_unused=True), ordered)
                 total = part if total is None else total + part
         assert total is not None
         return total
@@ -415,8 +416,3 @@ def dependent(loss: Tensor) -> Tensor:
 def flat_gradient(grads: Iterable[Tensor | None], leaves: Iterable[Tensor]) -> Tensor:
     """What `torch.autograd.grad` gives for leaves that may be unused, as one vector (p,): None is zero."""
     return torch.cat([p.new_zeros(p.numel()) if g is None else g.reshape(-1) for p, g in zip(leaves, grads, strict=True)])
-
-
-def _grads(value: Tensor, leaves: Params) -> Params:
-    grads = torch.autograd.grad(dependent(value), list(leaves.values()), allow_unused=True)
-    return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(leaves.items(), grads, strict=True)}

@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Number = float | Tensor | np.ndarray
@@ -74,7 +75,16 @@ def whole(least: int, /, **values: Number) -> None:
         Traceback (most recent call last):
         ValueError: steps must be at least 1 and whole, got 2.5.
     """
-    _check(values, f"be at least {least} and whole", lambda v: least <= v < math.inf and v == int(v))
+    what = f"be at least {least} and whole"
+    _check(values, what, lambda v: least <= v < math.inf and v == int(v))
+    if not _checked.get():
+        return
+    for name, value in values.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            continue
+        array = torch.as_tensor(value)  # between the least and the largest
+        if array.is_floating_point() and len(broken := array[array != array.trunc()]):
+            raise ValueError(f"{name} must {what}, got {float(broken[0]):g}.")
 
 
 def _check(values: dict[str, Number], what: str, holds: Callable[[float], bool]) -> None:

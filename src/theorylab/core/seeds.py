@@ -23,6 +23,7 @@ def derived_seed(seed: int, *stream: int | str) -> int:
 
     Raises:
         ValueError: no name, which would be the stream of ``seed`` itself; or a negative seed.
+        TypeError: a part that is neither a word nor a whole number.
 
     Example:
         >>> derived_seed(0, "data") == derived_seed(0, "data"), derived_seed(0, "data") == derived_seed(1, "data")
@@ -32,7 +33,18 @@ def derived_seed(seed: int, *stream: int | str) -> int:
         raise ValueError("stream must name what is drawn, got nothing: without a name the stream is that of the seed itself.")
     if seed < 0:
         raise ValueError(f"seed must be at least 0, got {seed}.")
-    return int.from_bytes(hashlib.sha256(repr((int(seed), *stream)).encode()).digest()[:8], "big") >> 1
+    name = repr((int(seed), *map(_plain, stream)))
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _plain(part: int | str) -> int | str:
+    """Python's own number or string: those of NumPy and torch print otherwise, in some versions."""
+    if isinstance(part, str):
+        return str(part)
+    try:
+        return operator.index(part)
+    except TypeError:
+        raise TypeError(f"stream must hold words and whole numbers, got {part!r}.") from None
 
 
 def several_seeds(seeds: Any) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ def adaptive_code_bits(symbols: Tensor, levels: int) -> float:
 
     Raises:
         ValueError: an even number of levels or fewer than 3, or a symbol beyond ±m, for which the code has no word.
+        TypeError: symbols that are no integers.
 
     Example:
         >>> round(adaptive_code_bits(torch.zeros(100, dtype=torch.int64), levels=3), 1)  # hardly more than nothing
@@ -70,13 +71,15 @@ def adaptive_code_bits(symbols: Tensor, levels: int) -> float:
     Source: Krichevsky and Trofimov 1981, doi:10.1109/TIT.1981.1056331.
     """
     _check_levels(levels)
+    if symbols.is_floating_point() or symbols.is_complex():
+        raise TypeError(f"symbols must be integers, got {symbols.dtype}: round the weights by quantize.")
     m = (levels - 1) // 2
     if symbols.numel() and not -m <= int(symbols.min()) <= int(symbols.max()) <= m:
         raise ValueError(
             f"symbols must lie in {-m}..{m}, of which levels={levels} are made, got {int(symbols.min())}..{int(symbols.max())}: "
             f"give the levels that they were rounded to."
         )
-    counts = torch.bincount(symbols.reshape(-1) + m, minlength=levels).double()
+    counts = torch.bincount(symbols.reshape(-1).long() + m, minlength=levels).double()
     half = torch.tensor(0.5, dtype=torch.float64, device="cpu")
     log = torch.lgamma(counts + 0.5).sum() - levels * torch.lgamma(half)
     log += torch.lgamma(levels * half) - torch.lgamma(counts.sum() + levels * half)

@@ -76,11 +76,17 @@ class _Moments:
         return torch.cat([(self.x.T * part[:, None, :]) @ self.x for part in coefficients.split(chunk)])
 
 
-def _cholesky(matrices: Tensor, advice: str) -> Tensor:
-    """Cholesky factors; batched LU is avoided everywhere, for it is wrong in some versions of torch at sizes from 150."""
+def _cholesky(matrices: Tensor, advice: str, rounding: float = 0.0) -> Tensor:
+    """Cholesky factors; batched LU is avoided everywhere, for it is wrong in some versions of torch at sizes from 150.
+
+    A pivot over its diagonal entry is the share of an input that those before it do not explain, whatever its unit; one of ``rounding`` or
+    less is none, positive as rounding may leave it.
+    """
     factors, info = torch.linalg.cholesky_ex(matrices)
-    if bool(info.any()):
-        raise ValueError(f"the normal equations of member {int(info.nonzero()[0])} are singular: {advice}")
+    shares = factors.diagonal(dim1=-2, dim2=-1).square() / matrices.diagonal(dim1=-2, dim2=-1)
+    singular = (info > 0) | (shares <= rounding).any(-1)
+    if bool(singular.any()):
+        raise ValueError(f"the normal equations of member {int(singular.nonzero()[0])} are singular: {advice}")
     return factors
 
 
@@ -112,7 +118,8 @@ def ridge(x: Tensor, y: Tensor, row_weights: Tensor, *, l2: float, intercept: bo
         intercept: Whether b is fitted.
 
     Raises:
-        ValueError: wrong shapes, a member of weight zero, numbers that are not finite, or singular normal equations.
+        ValueError: wrong shapes, a member of weight zero, numbers that are not finite, or normal equations that are singular, without a
+            penalty also those that are so but for rounding.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
@@ -134,9 +141,11 @@ def ridge(x: Tensor, y: Tensor, row_weights: Tensor, *, l2: float, intercept: bo
     penalty[d:] = 0.0
     moments = _Moments(design)
     products = (design[:, :, None] * targets[:, None, :]).reshape(len(x), -1)
+    # of sums over n rows and d pivots; in dependent inputs, of 10 to 20000 rows, the largest share seen is below a quarter of it
+    rounding = 4 * (len(x) ** 0.5 + design.shape[1]) * torch.finfo(x.dtype).eps if l2 == 0 else 0.0
     found = []
     for part in row_weights.to(x).split(max(1, WORKING // (len(x) + design.shape[1] ** 2))):
-        factors = _cholesky(moments(part) + penalty.diag(), "raise l2, or give each member rows that span the inputs.")
+        factors = _cholesky(moments(part) + penalty.diag(), "raise l2, or give each member rows that span the inputs.", rounding)
         found.append(torch.cholesky_solve((part @ products).view(len(part), -1, k), factors))
     solution = torch.cat(found)
     weights = solution[:, :d]

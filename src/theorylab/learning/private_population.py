@@ -27,7 +27,7 @@ class PrivateReplicas:
     """Networks that `dp_sgd_population` trained.
 
     Attributes:
-        params: By name, (replica, ...).
+        params: By name, (replica, ...); those that require no gradient are as they were made.
         ledgers: One a replica.
         outputs: Inputs (n, ...) → outputs of every replica (replica, n, ...).
     """
@@ -77,8 +77,8 @@ def dp_sgd_population(
         dtype: Of parameters and floating-point data.
 
     Raises:
-        ValueError: an argument out of its range, batch normalization in training mode, dropout, buffers that change in the forward pass,
-            or plain attributes that differ between seeds, as of `Population`.
+        ValueError: an argument out of its range, batch normalization in training mode, dropout, a network with nothing to train, buffers
+            that change in the forward pass, or plain attributes that differ between seeds, as of `Population`.
 
     Example:
         >>> from theorylab.learning.optimizers.sgd import sgd
@@ -104,19 +104,24 @@ def dp_sgd_population(
     members = torch.ones(size, n, dtype=torch.bool, device="cpu") if members is None else members.bool().cpu()
     if members.shape != (size, n) or not bool(members.any(1).all()):
         raise ValueError(f"members must be boolean ({size}, {n}) with a member in every replica, got shape {tuple(members.shape)}.")
-    template, params, buffers, _ = initialize(make_model, seeds, dtype, device)
-    _refuse_coupled(template.module)
+    template, every, buffers, _ = initialize(make_model, seeds, dtype, device)
+    module = template.module
+    _refuse_coupled(module)
+    params = {k: every[k] for k, p in module.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError(f"make_model must leave a parameter that requires a gradient, all of {sorted(every)} are frozen.")
+    frozen = {k: p for k, p in every.items() if k not in params}  # neither trained nor in a row's norm
     with torch.no_grad():
         template(x[:1])
-    replicas = StackedGradient(template.module, row_risk(loss))
+    replicas = StackedGradient(module, row_risk(loss))
 
-    def row_loss(p: Params, b: Params, x: Tensor, y: Tensor) -> Tensor:
-        value, new = replicas.one(p, b, x[None], y[None], None)
+    def row_loss(p: Params, f: Params, b: Params, x: Tensor, y: Tensor) -> Tensor:
+        value, new = replicas.one({**p, **f}, b, x[None], y[None], None)
         if new:
             raise ValueError(f"buffer {next(iter(new))} must not change while a model is trained privately: it would tell of rows.")
         return value
 
-    rows_of_all = vmap(vmap(grad(row_loss), (None, None, 0, 0)), (0, 0, 0, 0))
+    rows_of_all = vmap(vmap(grad(row_loss), (None, None, None, 0, 0)), (0, 0, 0, 0, 0))
     batches, noises = [poisson_batches(n, q, seed) for seed in seeds], [noise_generator(seed) for seed in seeds]
     expected = q * float(members.double().sum(1).mean())
     lengths = [p[0].numel() for p in params.values()]
@@ -134,8 +139,8 @@ def dp_sgd_population(
         total, chunk = [], max(1, AT_ONCE // (longest * sum(lengths)))
         for low in range(0, size, chunk):
             cut = slice(low, low + chunk)
-            own = {k: p[cut] for k, p in params.items()}, {k: b[cut] for k, b in buffers.items()}
-            g = rows_of_all(*own, x[index[cut]], y[index[cut]])
+            p, f, b = ({k: t[cut] for k, t in tree.items()} for tree in (params, frozen, buffers))
+            g = rows_of_all(p, f, b, x[index[cut]], y[index[cut]])
             flat = torch.cat([g[k].flatten(2) for k in params], 2)  # (replica, row, p)
             lengths_of_rows = torch.linalg.vector_norm(flat, dim=2)
             factor = (norm[cut, None] / lengths_of_rows.clamp(min=torch.finfo(dtype).tiny)).clamp(max=1.0) * weight[cut]
@@ -148,10 +153,11 @@ def dp_sgd_population(
 
     def outputs(inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            return replicas.outputs(params, {}, buffers, inputs.to(dtype), shared=True)
+            inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+            return replicas.outputs(params, frozen, buffers, inputs, shared=True)
 
     ledgers = tuple(b.ledger(s, steps) for b, s in zip(batches, sigmas, strict=True))
-    return PrivateReplicas(params, ledgers, outputs)
+    return PrivateReplicas({k: params.get(k, p) for k, p in every.items()}, ledgers, outputs)
 
 
 def _refuse_coupled(module: nn.Module) -> None:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
-class Square(nn.Module):
-    """The square as an activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Entry by entry."""
-        return x.square()
+from theorylab.models.mlp import Square
 
 
 class HalfMeans(nn.Module):

@@ -54,8 +54,6 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._lock = threading.Lock()
-        self._started: dict[str, float] = {}
 
     def planned(self, decisions: Sequence[Decision]) -> None:
         """Say what will be done to each study."""
@@ -64,8 +62,6 @@ class Lines:
 
     def stage(self, study: str, name: str) -> None:
         """Say that a study begins a stage."""
-        with self._lock:
-            self._started.setdefault(study, time.monotonic())
         self._say(study, name)
 
     def finished(self, study: str, record: Record) -> None:

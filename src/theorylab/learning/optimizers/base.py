@@ -53,8 +53,10 @@ def selectable(factory: Callable[Arguments, Optimizer]) -> Callable[Arguments, O
 
     @wraps(factory)
     def make(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Optimizer:
+        named = sorted(kwargs.items())  # written in another order they make the same optimizer, and one fingerprint
+
         def select(index: slice) -> Optimizer:
-            return make(*(pick(a, index) for a in args), **{k: pick(v, index) for k, v in kwargs.items()})  # type: ignore[arg-type]
+            return make(*(pick(a, index) for a in args), **{k: pick(v, index) for k, v in named})  # type: ignore[arg-type]
 
         parts = [a for a in (*args, *kwargs.values()) if isinstance(a, Optimizer)]
         return replace(factory(*args, **kwargs), select=None if any(a.select is None for a in parts) else select)
