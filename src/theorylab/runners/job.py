@@ -53,14 +53,14 @@ def _provenance(card: StudyCard, settings: dict[str, Any]) -> Provenance:
     return Provenance(card.key, json.loads(json.dumps(settings)), source, versions())
 
 
-def empty_record(job: Job, error: str = "") -> Record:
+def empty_record(job: Job, error: str = "", *, threads: int = 1) -> Record:
     """A record of the job without results: of a run that begins, or that could not."""
     parts = job.card.module.split(".")
     path = job.card.path.parts[-len(parts) - (job.card.path.name == "__init__.py") :]
     claims = [claim_dict(claim) for claim in job.card.claims]
     started = datetime.now(UTC).isoformat(timespec="seconds")
     record = Record(job.provenance, str(job.scale), job.card.title, job.card.text, job.card.module, "/".join(path), claims)
-    return replace(record, error=error, started=started, machine=machine())
+    return replace(record, error=error, started=started, machine=machine(threads))
 
 
 class Stages:
@@ -104,7 +104,7 @@ def run_job(job: Job, on_stage: Callable[[str], None], runs: Path | None = None,
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)  # more in all than there are cores make a machine several times slower
     reset_peak()
-    record, stages, result = replace(empty_record(job), machine=machine(threads)), Stages(on_stage), Result()
+    record, stages, result = empty_record(job, threads=threads), Stages(on_stage), Result()
     with nullcontext(Clock()) if runs is None else checkpoints(training_folder(runs, job.provenance), tell=stages.within) as clock:
         try:
             study.execute(config, stages.begin, into=result)

@@ -229,7 +229,7 @@ def worst_case(
         raise ValueError(f"functions**steps must be at most {MOST_ENDS}, got {functions} functions and {steps} steps.")
     if lr is not None and not (0 < lr < math.inf and method in ("gradient_descent", "subgradient", "sgd")):
         raise ValueError(f"lr must be positive, and left out for methods that have their own; got {lr} for {method!r}.")
-    if closed_form or closed_form is None:
+    if closed_form is not False:
         value = _formula(method, function_class, steps, lr, smoothness, curvature, lipschitz, radius, gap, noise)
         if value is not None:
             return WorstCase(value, "closed form")
